@@ -1,0 +1,41 @@
+# Few verbs; `make help` lists them. Everything lives in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | sort
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+setup: $(STAMP)  ## make .venv with everything that is needed
+
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
+	  echo "no chromium: the browser tests will be skipped (install chromium and chromium-driver)"
+
+demo: $(STAMP)  ## serve the example game room on http://127.0.0.1:8787
+	$(BIN)/roost serve examples/game
+
+lint: $(STAMP)  ## ruff, mypy, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP) browser lint  ## the whole suite
+	$(BIN)/python -m pytest -q
+
+bench: $(STAMP)  ## Roost and its peers, side by side
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove what the other verbs made
+	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup browser demo lint test bench clean

@@ -1,0 +1,102 @@
+"""The classes that workers extend, and the module-level names of `workers`. Source: reference 1.1, 1.2."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from roost.api.http import Request, Response
+from roost.api.runtime import require_context
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class WorkerEntrypoint:
+    """A stateless worker: one instance a request. The class named `Default` answers HTTP."""
+
+    def __init__(self, ctx: Any, env: Any) -> None:
+        self.ctx = ctx
+        self.env = env
+
+
+class DurableObject:
+    """A class of objects: one instance an object while it is awake."""
+
+    def __init__(self, ctx: Any, env: Any) -> None:
+        self.ctx = ctx
+        self.env = env
+
+
+class WorkflowEntrypoint:
+    """Importable, so that sources which mention workflows load; running one is not supported."""
+
+    def __init__(self, ctx: Any, env: Any) -> None:
+        raise NotImplementedError("Workflows are not supported by Roost.")
+
+
+class Env:
+    """`env`: vars and bindings as attributes (and items)."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        known = ", ".join(sorted(self.__dict__)) or "none"
+        raise AttributeError(f"env has no binding or var {name!r}; the configuration defines: {known}.")
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.__dict__
+
+    def __repr__(self) -> str:
+        return f"Env({', '.join(sorted(self.__dict__))})"  # names only: values may be secrets
+
+
+class LazyEnv:
+    """`from workers import env`: the worker's `env`, importable before it is loaded."""
+
+    target: ClassVar[Env | None] = None
+
+    def __getattr__(self, name: str) -> Any:
+        if LazyEnv.target is None:
+            raise RuntimeError("env is not available before the worker is loaded.")
+        return getattr(LazyEnv.target, name)
+
+    def __repr__(self) -> str:
+        return repr(LazyEnv.target)
+
+
+env = LazyEnv()
+
+
+def wait_until(awaitable: Awaitable[Any]) -> None:
+    """`ctx.waitUntil` of whatever is being served now."""
+    require_context("wait_until()").wait_until(awaitable)
+
+
+def handler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Legacy: marks a module-level handler such as `on_fetch(request, env, ctx)`."""
+
+    @functools.wraps(function)
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    return wrapped
+
+
+async def fetch(resource: Any, options: Any = None, **opts: Any) -> Response:
+    """An outbound HTTP request, or with the header `Upgrade: websocket` an outbound WebSocket (`.web_socket`)."""
+    opts = {**(options if isinstance(options, dict) else {}), **opts}
+    fetcher = opts.pop("fetcher", None)
+    request = resource if isinstance(resource, Request) and not opts else Request(resource, **opts)
+    if fetcher is not None:
+        answer: Response = await fetcher(request)
+        return answer
+    return await require_context("fetch()").fetch(request)

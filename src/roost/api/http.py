@@ -1,0 +1,306 @@
+"""`Request` and `Response` as Python Workers write them. Source: reference 1.3; Fetch standard §2.2, §5.
+
+Bodies are bytes, or a stream of bytes that is consumed once. No I/O: a stream is fed by whoever made it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from http import HTTPMethod
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qsl
+
+from roost.api.buffers import ArrayBuffer, Blob, to_bytes
+from roost.api.headers import Headers
+from roost.errors import JsRangeError, JsTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from roost.api.websocket import WebSocket
+
+_TEXT = "text/plain;charset=UTF-8"
+
+
+class Body:
+    """What requests and responses share: a body that is read once."""
+
+    headers: Headers
+
+    def __init__(self, body: bytes | AsyncIterator[bytes] | None) -> None:
+        self._body = body
+        self.body_used = False
+
+    @property
+    def bodyUsed(self) -> bool:
+        return self.body_used
+
+    @property
+    def body(self) -> Any:
+        """The body as an async iterable of bytes; None if there is none."""
+        return None if self._body is None else _Stream(self)
+
+    def take_body(self) -> bytes | AsyncIterator[bytes]:
+        """The body itself, which is used up by this. Raises OSError if it was used before."""
+        if self.body_used:
+            raise OSError("Body already used")
+        self.body_used = self._body is not None
+        return self._body if self._body is not None else b""
+
+    async def bytes(self) -> Any:
+        body = self.take_body()
+        if isinstance(body, bytes):
+            return body
+        return b"".join([piece async for piece in body])
+
+    async def buffer(self) -> ArrayBuffer:
+        return ArrayBuffer(await self.bytes())
+
+    arrayBuffer = array_buffer = buffer
+
+    async def text(self) -> str:
+        return str((await self.bytes()).decode("utf-8", "replace"))
+
+    string = text
+
+    async def json(self, **options: Any) -> Any:
+        return json.loads(await self.bytes(), **options)
+
+    async def blob(self) -> Blob:
+        return Blob([await self.bytes()], self.headers.get("content-type", ""))
+
+    async def form_data(self) -> dict[str, str]:
+        """An URL-encoded form as a dict. Multipart forms are not supported yet."""
+        kind = str(self.headers.get("content-type", ""))
+        if not kind.startswith("application/x-www-form-urlencoded"):
+            raise JsTypeError(f"form_data() reads application/x-www-form-urlencoded; the body is {kind or 'untyped'}.")
+        return dict(parse_qsl(await self.text(), keep_blank_values=True))
+
+    formData = form_data
+
+
+class _Stream:
+    """`request.body`: iterate it once."""
+
+    def __init__(self, owner: Body) -> None:
+        self._owner = owner
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body = self._owner.take_body()
+        if isinstance(body, bytes):
+            if body:
+                yield body
+            return
+        async for piece in body:
+            yield piece
+
+
+def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[bytes] | None:
+    """Body bytes or stream of what user code gave, with the default content type set."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if "content-type" not in headers:
+            headers.append("Content-Type", _TEXT)
+        return value.encode("utf-8", "replace")
+    if isinstance(value, Blob) and value.content_type and "content-type" not in headers:
+        headers.append("Content-Type", value.content_type)
+    raw = to_bytes(value)
+    if raw is not None:
+        return raw
+    if isinstance(value, Body):
+        return value.take_body()
+    if hasattr(value, "__aiter__"):
+        return _encoded(value)
+    raise TypeError(
+        f"Unsupported type in {what}: {type(value).__name__}. Use None, str, bytes, Blob or an async iterator of bytes; "
+        "for objects, Response.json(value)."
+    )
+
+
+async def _encoded(pieces: Any) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        yield piece.encode() if isinstance(piece, str) else bytes(piece)
+
+
+class Request(Body):
+    """An HTTP request. `Request(url_or_request, method=, headers=, body=)`."""
+
+    def __init__(self, input: Any, options: Any = None, **opts: Any) -> None:
+        opts = {**(options if isinstance(options, dict) else {}), **opts}
+        source = input if isinstance(input, Request) else None
+        self.url: str = source.url if source else str(getattr(input, "href", input))
+        self.method: str = _method(opts.get("method") or (source.method if source else "GET"))
+        headers = opts.get("headers")
+        self.headers = Headers(headers if headers is not None else (source.headers if source else None))
+        body = opts.get("body")
+        if body is not None and self.method in ("GET", "HEAD"):
+            raise JsTypeError("Request with a GET or HEAD method cannot have a body.")
+        if body is None and source is not None and source._body is not None:
+            body = source
+        super().__init__(_to_body(body, self.headers, "Request"))
+        self.redirect: str = opts.get("redirect", "follow")
+        self.cf: Any = opts.get("cf")
+
+    @classmethod
+    def new(cls, input: Any, options: Any = None, **opts: Any) -> Self:
+        return cls(input, options, **opts)
+
+    @classmethod
+    def incoming(
+        cls, method: str, url: str, headers: list[tuple[str, str]], body: bytes | AsyncIterator[bytes] | None
+    ) -> Self:
+        """A request from the network: for the host, which has checked it already."""
+        request = cls.__new__(cls)
+        request.url = url
+        request.method = _method(method)
+        request.headers = Headers.of(headers)
+        Body.__init__(request, body)
+        request.redirect = "manual"
+        request.cf = None
+        return request
+
+    @property
+    def js_object(self) -> Self:
+        return self
+
+    _js_request = js_object
+
+    def clone(self) -> Request:
+        """A copy; only before the body is used, and only if it is not a stream."""
+        if self.body_used or not isinstance(self._body, bytes | None):
+            raise JsTypeError("This request's body is used or a stream and cannot be cloned; read it with bytes() first.")
+        return Request.incoming(self.method, self.url, list(self.headers.pairs), self._body)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.url}>"
+
+
+def _method(name: str) -> str:
+    try:
+        return HTTPMethod(name.upper())
+    except ValueError:
+        return name
+
+
+class _JsonBoth:
+    """`Response.json(data)` makes a response; `await response.json()` reads one."""
+
+    def __get__(self, instance: Any, owner: type[Response]) -> Any:
+        if instance is None:
+            return owner.from_json
+        return lambda **options: Body.json(instance, **options)
+
+
+class FetchResponse(Body):
+    """The base of `Response`, as the SDK has it; also what `fetch()` returns."""
+
+
+class Response(FetchResponse):
+    """An HTTP response. `Response(body=None, status=None, status_text="", headers=None, web_socket=None)`."""
+
+    def __init__(
+        self,
+        body: Any = None,
+        status: int | None = None,
+        status_text: str = "",
+        headers: Any = None,
+        web_socket: WebSocket | None = None,
+    ) -> None:
+        self.status: int
+        self.status_text: str
+        self.web_socket: WebSocket | None
+        if isinstance(body, Response):
+            if status is not None or status_text or headers is not None or web_socket is not None:
+                raise ValueError("Response(response) takes no further options; build a new one from its body.")
+            status, status_text, headers, web_socket = body.status, body.status_text, body.headers, body.web_socket
+        self.status = 200 if status is None else int(status)
+        if web_socket is not None and self.status != 101:
+            raise JsRangeError("Responses with a WebSocket must have status code 101.")
+        if self.status == 101 and web_socket is None:
+            raise JsRangeError("Responses with status 101 must carry a WebSocket: Response(None, status=101, "
+                               "web_socket=client).")  # fmt: skip
+        if self.status != 101 and not 200 <= self.status <= 599:
+            raise JsRangeError(f"Responses may only be constructed with status codes 200 to 599, not {self.status}.")
+        self.status_text = status_text
+        self.headers = Headers(headers)
+        self.web_socket = web_socket
+        self.url = ""
+        self.redirected = False
+        self.type = "default"
+        super().__init__(_to_body(body, self.headers, "Response"))
+        if self._body and self.status in (101, 204, 205, 304):
+            raise JsTypeError(f"Response with null body status ({self.status}) cannot have a body.")
+
+    @classmethod
+    def new(cls, body: Any = None, options: Any = None, **opts: Any) -> Self:
+        """`Response.new(body, status=, statusText=, headers=, webSocket=)`, as proxied JavaScript is called."""
+        opts = {**(options if isinstance(options, dict) else {}), **opts}
+        return cls(
+            body,
+            opts.get("status"),
+            opts.get("statusText") or opts.get("status_text") or "",
+            opts.get("headers"),
+            opts.get("webSocket") or opts.get("web_socket"),
+        )
+
+    json = _JsonBoth()
+
+    @classmethod
+    def from_json(cls, data: Any, status: int = 200, status_text: str = "", headers: Any = None) -> Self:
+        """A JSON response; raises TypeError for what JSON cannot carry."""
+        fields = Headers(headers)
+        if "content-type" not in fields:
+            fields.append("Content-Type", "application/json")
+        return cls(json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode(), status, status_text, fields)
+
+    @classmethod
+    def redirect(cls, url: Any, status: int = 302) -> Self:
+        if status not in (301, 302, 303, 307, 308):
+            raise ValueError(f"{status} is not a redirect status code.")
+        return cls(None, status, headers={"Location": str(getattr(url, "href", url))})
+
+    @classmethod
+    def error(cls) -> Self:
+        raise JsTypeError("Response.error() has no meaning on a server.")
+
+    @property
+    def webSocket(self) -> WebSocket | None:
+        return self.web_socket
+
+    @property
+    def statusText(self) -> str:
+        return self.status_text
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status <= 299
+
+    @property
+    def js_object(self) -> Self:
+        return self
+
+    js_response = js_object
+
+    def replace_body(self, body: Any) -> Response:
+        copy = Response(body, self.status, self.status_text, self.headers)
+        copy.url = self.url
+        return copy
+
+    def clone(self) -> Response:
+        if self.web_socket is not None:
+            raise JsTypeError("Cannot clone a response to a WebSocket handshake.")
+        if self.body_used or not isinstance(self._body, bytes | None):
+            raise JsTypeError("This response's body is used or a stream and cannot be cloned; read it with bytes() first.")
+        copy = Response(self._body, self.status, self.status_text, self.headers)
+        copy.url = self.url
+        return copy
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status}>"
+
+
+def is_response(value: Any) -> bool:
+    """Whether a handler's result can be answered with."""
+    return isinstance(value, Response) and not inspect.iscoroutine(value)

@@ -1,0 +1,77 @@
+"""What the values in worker code need from the host around them: ports, and the context that is current.
+
+The api does no I/O. Whatever sends, waits or dials goes through `IoContext`, which `host/io_context.py` fills in. One is
+current (by context variable) while any worker code runs: an object's, or a request's.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from roost.errors import JsException
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from roost.api.http import Request, Response
+    from roost.api.websocket import Item, WebSocket
+
+
+class Compat(msgspec.Struct, frozen=True):
+    """What the worker's compatibility date and flags choose. Source: reference 2.1, 2.3."""
+
+    binary_type: str = "blob"  # from 2026-03-17; before: "arraybuffer"
+
+
+class SocketPort(Protocol):
+    """The network's side of a socket: a link to the gateway that holds it."""
+
+    def send_message(self, number: int, payload: bytes, text: bool) -> None: ...
+
+    def close_socket(self, number: int, code: int, reason: str) -> None: ...
+
+    def attach(self, number: int, attachment: bytes | None) -> None: ...
+
+
+class IoContext(Protocol):
+    """Where worker code runs: an object, or one request of a stateless worker."""
+
+    compat: Compat
+
+    def wait_until(self, awaitable: Awaitable[Any]) -> None:
+        """Keep the context alive until `awaitable` ends; its failure is logged."""
+        ...
+
+    def run_callback(self, function: Callable[..., Any], *args: Any, what: str) -> None:
+        """Call user code (sync or async) in this context; failures are logged as `what`."""
+        ...
+
+    def deliver(self, socket: WebSocket, item: Item) -> None:
+        """An event for an accepted socket that did not come over the network: hand it over in a later turn."""
+        ...
+
+    def set_timer(self, function: Callable[..., Any], args: tuple[Any, ...], delay_ms: float, *, repeat: bool) -> int: ...
+
+    def clear_timer(self, timer: int) -> None: ...
+
+    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+        """Open `new WebSocket(url)`; the socket hears of the outcome."""
+        ...
+
+    async def fetch(self, request: Request) -> Response: ...
+
+
+current_context: ContextVar[IoContext] = ContextVar("roost_io_context")
+
+
+def require_context(what: str) -> IoContext:
+    """The current context. Raises JsException if worker code runs at module level, where no request is being served."""
+    context = current_context.get(None)
+    if context is None:
+        raise JsException(
+            f"{what} cannot be used at module level: do it inside a handler (fetch, webSocketMessage, …).", "Error"
+        )
+    return context

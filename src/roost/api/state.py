@@ -1,0 +1,148 @@
+"""`ctx`: what an object or a stateless worker may do besides answering. Source: reference 4.2 (all members).
+
+Values only: each call goes to the host through `ObjectHost` or the current `IoContext`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+from roost.api.aliases import with_snake_case
+from roost.api.websocket import Accept, WebSocket, WebSocketRequestResponsePair
+from roost.errors import JsException, JsRangeError, JsTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
+    from roost.api.namespace import DurableObjectId
+    from roost.api.runtime import IoContext
+
+MAX_TAGS: Final = 10
+MAX_TAG_BYTES: Final = 256
+MAX_SOCKETS: Final = 32_768
+MAX_AUTO_RESPONSE_BYTES: Final = 2_048
+MAX_EVENT_TIMEOUT_MS: Final = 604_800_000
+
+
+class ObjectHost(Protocol):
+    """What an object's state asks of the actor around it."""
+
+    def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None: ...
+
+    def hibernatable(self) -> Iterable[WebSocket]:
+        """All of the object's hibernatable sockets, oldest first."""
+        ...
+
+    def set_auto_response(self, pair: WebSocketRequestResponsePair | None) -> None: ...
+
+    def get_auto_response(self) -> WebSocketRequestResponsePair | None: ...
+
+
+class ExecutionContext:
+    """`ctx` of a stateless worker."""
+
+    def __init__(self, context: IoContext) -> None:
+        self._context = context
+        self.props: dict[str, Any] = {}
+
+    def waitUntil(self, awaitable: Awaitable[Any]) -> None:
+        """Go on with `awaitable` after the response; its failure is logged."""
+        self._context.wait_until(awaitable)
+
+    wait_until = waitUntil
+
+    def passThroughOnException(self) -> None:
+        """Accepted for compatibility; there is no origin to pass through to."""
+
+    pass_through_on_exception = passThroughOnException
+
+
+@with_snake_case
+class DurableObjectState:
+    """`ctx` of a Durable Object."""
+
+    def __init__(self, object_id: DurableObjectId, context: IoContext, host: ObjectHost) -> None:
+        self.id = object_id
+        self.props: dict[str, Any] = {}
+        self._context = context
+        self._host = host
+        self._event_timeout_ms: int | None = None
+
+    @property
+    def storage(self) -> NoReturn:
+        raise NotImplementedError(
+            "ctx.storage is not in this version of Roost; keep per-socket state with ws.serializeAttachment(value)."
+        )
+
+    def waitUntil(self, awaitable: Awaitable[Any]) -> None:
+        """Keep the object awake until `awaitable` ends; its failure is logged."""
+        self._context.wait_until(awaitable)
+
+    def acceptWebSocket(self, socket: WebSocket, tags: Any = None) -> None:
+        """Make a pair's end hibernatable: its events come to the object's webSocket* handlers, also after a sleep.
+
+        At most 10 distinct tags of at most 256 bytes of UTF-8. Call it before the other end is returned.
+        """
+        if not isinstance(socket, WebSocket):
+            raise JsTypeError(f"acceptWebSocket() needs a WebSocket, not {type(socket).__name__}.")
+        if socket._accept == Accept.STANDARD:
+            raise JsException("Tried to acceptWebSocket() a socket that was already accepted with accept().")
+        if socket._accept == Accept.HIBERNATABLE:
+            raise JsException("Tried to acceptWebSocket() a socket that is hibernatable already.")
+        if socket._used or socket._peer is None or socket._port is not None:
+            raise JsException(
+                "The WebSocket's pair was already used: call acceptWebSocket(server) before returning the client end."
+            )
+        if socket._peer._accept != Accept.NONE:
+            raise JsException("The other end of this WebSocket's pair was already accepted.")
+        self._host.accept_hibernatable(socket, check_tags(tags))
+
+    def getWebSockets(self, tag: str | None = None) -> list[WebSocket]:
+        """The object's hibernatable sockets: all of them newest first, those with `tag` oldest first."""
+        if tag is None:
+            return list(self._host.hibernatable())[::-1]
+        return [socket for socket in self._host.hibernatable() if tag in socket._tags]
+
+    def getTags(self, socket: WebSocket) -> list[str]:
+        if socket._accept != Accept.HIBERNATABLE:
+            raise JsException("getTags() works only on a socket that acceptWebSocket() has accepted.")
+        return list(socket._tags)
+
+    def setWebSocketAutoResponse(self, pair: WebSocketRequestResponsePair | None = None) -> None:
+        """Have the gateway answer a text by itself, without waking the object; no argument turns it off."""
+        if pair is not None:
+            for name, text in (("request", pair.request), ("response", pair.response)):
+                if (size := len(text.encode("utf-8", "replace"))) > MAX_AUTO_RESPONSE_BYTES:
+                    raise JsRangeError(
+                        f"An auto-response's {name} is {size} bytes; at most {MAX_AUTO_RESPONSE_BYTES} are allowed."
+                    )
+        self._host.set_auto_response(pair)
+
+    def getWebSocketAutoResponse(self) -> WebSocketRequestResponsePair | None:
+        return self._host.get_auto_response()
+
+    def getWebSocketAutoResponseTimestamp(self, socket: WebSocket) -> datetime | None:
+        """When this socket was last auto-answered, as the object knew it when it woke; None if never."""
+        if socket._auto_at_ms == 0:
+            return None
+        return datetime.fromtimestamp(socket._auto_at_ms / 1000, UTC)
+
+    def setHibernatableWebSocketEventTimeout(self, timeout_ms: int | None = None) -> None:
+        if timeout_ms is not None and timeout_ms > MAX_EVENT_TIMEOUT_MS:
+            raise JsException(f"The event timeout must not exceed {MAX_EVENT_TIMEOUT_MS} ms (7 days).")
+        self._event_timeout_ms = timeout_ms or None
+
+    def getHibernatableWebSocketEventTimeout(self) -> int | None:
+        return self._event_timeout_ms
+
+
+def check_tags(tags: Any) -> tuple[str, ...]:
+    """Distinct tags in their order. Raises Error (as JsException) for too many or too long ones."""
+    distinct = tuple(dict.fromkeys(str(tag) for tag in tags or ()))
+    if len(distinct) > MAX_TAGS:
+        raise JsException(f"A WebSocket can have at most {MAX_TAGS} tags; {len(distinct)} were given.")
+    for tag in distinct:
+        if len(tag.encode("utf-8", "replace")) > MAX_TAG_BYTES:
+            raise JsException(f"A WebSocket's tag can have at most {MAX_TAG_BYTES} bytes of UTF-8: {tag[:40]!r}….")
+    return distinct

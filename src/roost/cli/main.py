@@ -1,0 +1,152 @@
+"""The `roost` command. Exit codes: 0 drained, 1 failure, 2 usage or configuration.
+
+Only argparse is imported before the command line is understood, so that `roost --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roost import __version__
+from roost.errors import ConfigError, RoostError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_IP = "127.0.0.1"
+DEFAULT_PORT = 8787
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="roost", description="A self-hosted Workers runtime in Python.")
+    parser.add_argument("--version", action="version", version=f"roost {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in (("serve", "run an app"), ("dev", "run an app and reload it when its files change")):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
+        command.add_argument("--ip", help=f"address to listen on (default: {DEFAULT_IP})")
+        command.add_argument("--port", type=int, help=f"port to listen on, 0 for a free one (default: {DEFAULT_PORT})")
+        command.add_argument("--data", metavar="DIR", help="where state is kept (default: DIR/.roost/data)")
+        command.add_argument("--hosts", type=int, help="processes that run the worker (default: cores - 1)")
+        command.add_argument("--gateways", type=int, default=1, help="processes that hold the sockets (default: 1)")
+        command.add_argument("--inline", action="store_true", help="one process for everything")
+        command.add_argument(
+            "--config", metavar="FILE", help="the configuration (default: DIR/wrangler.toml, .jsonc, .json)"
+        )
+        command.add_argument("--env", metavar="NAME", help="environment of the configuration")
+        command.add_argument("--var", action="append", default=[], metavar="K:V", help="set a variable; may be repeated")
+        command.add_argument(
+            "--ca-file", metavar="FILE", help="certificates to trust for outbound wss:// (default: the system's)"
+        )
+        command.add_argument("--log-format", choices=("text", "json"), default="text")
+        command.add_argument("--debug", action="store_true", help="debug log lines, and tracebacks of Roost's own errors")
+    objects = commands.add_parser("objects", help="list the objects that are awake, and why")
+    objects.add_argument("--data", metavar="DIR", default=".roost/data", help="the running node's data folder")
+    objects.add_argument("--json", action="store_true", help="everything, as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        if parsed.command == "objects":
+            return _objects(parsed)
+        return _serve(parsed)
+    except ConfigError as error:
+        return _complain(error, 2, parsed)
+    except RoostError as error:
+        return _complain(error, 1, parsed)
+    except OSError as error:
+        return _complain(error, 1, parsed)
+
+
+def _complain(error: Exception, code: int, parsed: Any) -> int:
+    print(f"roost: {error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", []):
+        print(note, file=sys.stderr)
+    if getattr(parsed, "debug", False):
+        raise error
+    return code
+
+
+def _serve(parsed: Any) -> int:
+    import asyncio
+
+    from roost.node.config import data_folder, read_app
+    from roost.node.settings import read_settings
+    from roost.node.supervisor import Node, Options
+    from roost.observe import logs
+
+    logs.set_up(parsed.log_format, debug=parsed.debug)
+    folder = Path(parsed.dir)
+    config = Path(parsed.config) if parsed.config else None
+    if config is not None and not config.is_file():
+        raise ConfigError(f"--config: {config} does not exist.")
+
+    def app_now() -> Any:
+        return read_app(folder, config=config, env=parsed.env, variables=parsed.var)
+
+    app = app_now()
+    for warning in app.warnings:
+        print(f"roost: warning: {warning}", file=sys.stderr)
+    settings = read_settings(folder)
+    if parsed.inline and (parsed.hosts not in (None, 1) or parsed.gateways != 1):
+        raise ConfigError("--inline is one process; it cannot be used with --hosts or --gateways above 1.")
+    hosts = parsed.hosts if parsed.hosts is not None else max(1, (os.cpu_count() or 2) - 1)
+    if not 1 <= hosts <= 256 or not 1 <= parsed.gateways <= 256:
+        raise ConfigError("--hosts and --gateways must be between 1 and 256.")
+    port = parsed.port if parsed.port is not None else app.port if app.port is not None else DEFAULT_PORT
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port} is not between 0 and 65535.")
+    options = Options(
+        ip=parsed.ip or app.ip or DEFAULT_IP,
+        port=port,
+        data=data_folder(app, parsed.data),
+        hosts=1 if parsed.inline else hosts,
+        gateways=parsed.gateways,
+        inline=parsed.inline,
+        log_format=parsed.log_format,
+        debug=parsed.debug,
+        ca_file=parsed.ca_file,
+    )
+    out = sys.stdout
+
+    async def run() -> int:
+        node = Node(app, settings, options)
+        if parsed.command == "dev":
+            from roost.node.watch import watched
+
+            async with watched(node, folder, app_now):
+                return await node.run(lambda url: print(f"roost ready on {url}", file=out, flush=True))
+        return await node.run(lambda url: print(f"roost ready on {url}", file=out, flush=True))
+
+    if parsed.inline:
+        import uvloop
+
+        return uvloop.run(run())
+    return asyncio.run(run())  # a parent without traffic needs no fast loop
+
+
+def _objects(parsed: Any) -> int:
+    import json
+
+    from roost.node.control import ask
+
+    status = ask(os.path.abspath(parsed.data), {"command": "status"})
+    if "error" in status:
+        raise ConfigError(str(status["error"]))
+    if parsed.json:
+        print(json.dumps(status, indent=2))
+        return 0
+    awake = [entry for host in status["hosts"] if host for entry in host["awake"]]
+    sockets = sum(gateway["counters"]["hibernatable"] for gateway in status["gateways"] if gateway)
+    print(f"{len(awake)} objects awake; {sockets} hibernatable sockets")
+    for entry in awake:
+        why = ", ".join(entry["pins"]) or "nothing pins it: it will sleep when it has been idle long enough"
+        print(f"  {entry['object']}  {entry['phase']}  {entry['sockets']} sockets  awake for: {why}")
+    return 0

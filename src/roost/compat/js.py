@@ -1,0 +1,353 @@
+"""`js`: the JavaScript globals that Cloudflare's Python sources import. Served to worker code by `host/loader.py`.
+
+The proxy protocol is kept where sources use it: `.new(...)`, trailing keyword options, `object_values()`.
+Source: reference 1.4.
+"""
+
+from __future__ import annotations
+
+import json as _json
+import logging
+import secrets
+import time
+import urllib.parse
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+
+from roost.api.buffers import ArrayBuffer, Blob, File
+from roost.api.entrypoint import fetch
+from roost.api.headers import Headers
+from roost.api.http import Request, Response
+from roost.api.runtime import require_context
+from roost.api.websocket import WebSocket, WebSocketPair, WebSocketRequestResponsePair
+from roost.errors import JsException, JsRangeError, JsTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Uint8Array = ArrayBuffer
+DataView = ArrayBuffer
+
+_console = logging.getLogger("roost.worker")
+
+
+class Object:
+    """`Object.fromEntries`, `.values`, `.keys`, `.entries`, `.new()`."""
+
+    @staticmethod
+    def new() -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def fromEntries(entries: Iterable[Any]) -> dict[Any, Any]:
+        return dict(entries)
+
+    @staticmethod
+    def values(value: Any) -> list[Any]:
+        return list(value.object_values() if hasattr(value, "object_values") else value.values())
+
+    @staticmethod
+    def keys(value: Any) -> list[Any]:
+        return list(value.object_keys() if hasattr(value, "object_keys") else value.keys())
+
+    @staticmethod
+    def entries(value: Any) -> list[Any]:
+        return list(value.object_entries() if hasattr(value, "object_entries") else value.items())
+
+    @staticmethod
+    def assign(target: dict[Any, Any], *sources: Any) -> dict[Any, Any]:
+        for source in sources:
+            target.update(source)
+        return target
+
+
+class Array:
+    """`Array.from_`, `Array.new`, `Array.isArray`."""
+
+    @staticmethod
+    def new(*items: Any) -> list[Any]:
+        return list(items)
+
+    @staticmethod
+    def from_(items: Iterable[Any]) -> list[Any]:
+        return list(items)
+
+    @staticmethod
+    def isArray(value: Any) -> bool:
+        return isinstance(value, list | tuple)
+
+
+class Date:
+    """`Date.now()` in milliseconds, and `Date.new()`."""
+
+    def __init__(self, ms: float) -> None:
+        self._ms = ms
+
+    @classmethod
+    def new(cls, ms: float | None = None) -> Self:
+        return cls(cls.now() if ms is None else ms)
+
+    @staticmethod
+    def now() -> int:
+        return time.time_ns() // 1_000_000
+
+    def getTime(self) -> float:
+        return self._ms
+
+    valueOf = getTime
+
+    def toISOString(self) -> str:
+        seconds, ms = divmod(int(self._ms), 1000)
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{ms:03d}Z"
+
+    def __str__(self) -> str:
+        return self.toISOString()
+
+
+class JSON:
+    """`JSON.stringify` and `JSON.parse`."""
+
+    @staticmethod
+    def stringify(value: Any) -> str:
+        return _json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+    @staticmethod
+    def parse(text: str) -> Any:
+        try:
+            return _json.loads(text)
+        except ValueError as error:
+            raise JsException(str(error), "SyntaxError") from error
+
+
+class Error:
+    """`Error.new(message)`: something to raise."""
+
+    @staticmethod
+    def new(message: str = "") -> JsException:
+        return JsException(message)
+
+
+class TypeErrorConstructor:
+    """`js.TypeError.new(message)`."""
+
+    @staticmethod
+    def new(message: str = "") -> JsTypeError:
+        return JsTypeError(message)
+
+
+class RangeErrorConstructor:
+    """`js.RangeError.new(message)`."""
+
+    @staticmethod
+    def new(message: str = "") -> JsRangeError:
+        return JsRangeError(message)
+
+
+TypeError = TypeErrorConstructor
+RangeError = RangeErrorConstructor
+
+
+class URLSearchParams:
+    """A query string as a multimap."""
+
+    def __init__(self, query: Any = "") -> None:
+        if isinstance(query, str):
+            self._pairs = urllib.parse.parse_qsl(query.removeprefix("?"), keep_blank_values=True)
+        else:
+            self._pairs = [(str(k), str(v)) for k, v in (query.items() if hasattr(query, "items") else query)]
+
+    @classmethod
+    def new(cls, query: Any = "") -> Self:
+        return cls(query)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return next((value for key, value in self._pairs if key == name), default)
+
+    def getAll(self, name: str) -> list[str]:
+        return [value for key, value in self._pairs if key == name]
+
+    def has(self, name: str) -> bool:
+        return any(key == name for key, _ in self._pairs)
+
+    __contains__ = has
+
+    def set(self, name: str, value: Any) -> None:
+        self.delete(name)
+        self.append(name, value)
+
+    def append(self, name: str, value: Any) -> None:
+        self._pairs.append((name, str(value)))
+
+    def delete(self, name: str) -> None:
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+
+    def entries(self) -> list[tuple[str, str]]:
+        return list(self._pairs)
+
+    items = entries
+
+    def keys(self) -> list[str]:
+        return [key for key, _ in self._pairs]
+
+    def __iter__(self) -> Any:
+        return iter(self._pairs)
+
+    def toString(self) -> str:
+        return urllib.parse.urlencode(self._pairs)
+
+    __str__ = toString
+
+
+class URL:
+    """An absolute URL in its parts. Read-only."""
+
+    def __init__(self, url: str, base: str | None = None) -> None:
+        self.href = urllib.parse.urljoin(base, url) if base else str(url)
+        parts = urllib.parse.urlsplit(self.href)
+        if not parts.scheme:
+            raise JsTypeError(f"Invalid URL string: {url!r}.")
+        self.protocol = f"{parts.scheme}:"
+        self.hostname = parts.hostname or ""
+        try:
+            self.port = "" if parts.port is None else str(parts.port)
+        except ValueError as error:
+            raise JsTypeError(f"Invalid URL string: {url!r}.") from error
+        self.host = f"{self.hostname}:{self.port}" if self.port else self.hostname
+        self.origin = f"{self.protocol}//{self.host}"
+        self.pathname = parts.path or "/"
+        self.search = f"?{parts.query}" if parts.query else ""
+        self.hash = f"#{parts.fragment}" if parts.fragment else ""
+        self.username = parts.username or ""
+        self.password = parts.password or ""
+        self.searchParams = URLSearchParams(parts.query)
+
+    @classmethod
+    def new(cls, url: Any, base: Any = None) -> Self:
+        return cls(str(url), None if base is None else str(base))
+
+    def toString(self) -> str:
+        return self.href
+
+    __str__ = toString
+
+
+class _Console:
+    """`console.log` and its siblings, as lines of the worker's log."""
+
+    @staticmethod
+    def _text(values: tuple[Any, ...]) -> str:
+        return " ".join(str(value) for value in values)
+
+    def log(self, *values: Any) -> None:
+        _console.info("%s", self._text(values))
+
+    info = log
+
+    def debug(self, *values: Any) -> None:
+        _console.debug("%s", self._text(values))
+
+    def warn(self, *values: Any) -> None:
+        _console.warning("%s", self._text(values))
+
+    def error(self, *values: Any) -> None:
+        _console.error("%s", self._text(values))
+
+    trace = debug
+
+
+console = _Console()
+
+
+class _Crypto:
+    """`crypto.randomUUID()` and `crypto.getRandomValues(buffer)`."""
+
+    def randomUUID(self) -> str:
+        return str(uuid.uuid4())
+
+    def getRandomValues(self, buffer: Any) -> Any:
+        if isinstance(buffer, bytearray):
+            buffer[:] = secrets.token_bytes(len(buffer))
+            return buffer
+        return ArrayBuffer(secrets.token_bytes(len(buffer)))
+
+
+crypto = _Crypto()
+
+
+def setTimeout(function: Callable[..., Any], delay_ms: float = 0, *args: Any) -> int:
+    """Call `function(*args)` after so many milliseconds. The object stays awake until then."""
+    return require_context("setTimeout()").set_timer(function, args, delay_ms, repeat=False)
+
+
+def setInterval(function: Callable[..., Any], delay_ms: float = 0, *args: Any) -> int:
+    """Call `function(*args)` every so many milliseconds. The object stays awake until it is cleared."""
+    return require_context("setInterval()").set_timer(function, args, delay_ms, repeat=True)
+
+
+def clearTimeout(timer: int | None = None) -> None:
+    """Cancel a timeout or an interval."""
+    if timer is not None:
+        require_context("clearTimeout()").clear_timer(timer)
+
+
+clearInterval = clearTimeout
+
+
+def queueMicrotask(function: Callable[[], Any]) -> None:
+    """Call `function()` soon."""
+    setTimeout(function, 0)
+
+
+class performance:
+    """`performance.now()` in milliseconds."""
+
+    @staticmethod
+    def now() -> float:
+        return time.perf_counter() * 1000
+
+
+null = None
+undefined = None
+
+__all__ = [
+    "JSON",
+    "URL",
+    "Array",
+    "ArrayBuffer",
+    "Blob",
+    "DataView",
+    "Date",
+    "Error",
+    "File",
+    "Headers",
+    "Object",
+    "RangeError",
+    "Request",
+    "Response",
+    "TypeError",
+    "URLSearchParams",
+    "Uint8Array",
+    "WebSocket",
+    "WebSocketPair",
+    "WebSocketRequestResponsePair",
+    "clearInterval",
+    "clearTimeout",
+    "console",
+    "crypto",
+    "fetch",
+    "null",
+    "performance",
+    "queueMicrotask",
+    "setInterval",
+    "setTimeout",
+    "undefined",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise AttributeError(
+        f"js.{name} is not provided by Roost. Worker code runs on CPython: use Python's own library for it, "
+        "or see docs/reference/compatibility.md."
+    )

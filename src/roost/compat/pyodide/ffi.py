@@ -1,0 +1,56 @@
+"""`pyodide.ffi`: values need no proxies on CPython, so most of it hands back what it got. Source: reference 1.4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from roost.api.buffers import ArrayBuffer as JsBuffer
+from roost.errors import JsException
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+jsnull = None
+
+
+class JsProxy:
+    """Named in annotations and isinstance checks; no value here is one."""
+
+
+def to_js(value: Any, *, dict_converter: Callable[[Any], Any] | None = None, **_: Any) -> Any:
+    """The value itself; bytes-like values become `ArrayBuffer`."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return JsBuffer(value)
+    if isinstance(value, dict) and dict_converter is not None:
+        return dict_converter(list(value.items()))
+    return value
+
+
+def create_proxy(value: Any, **_: Any) -> Any:
+    """The value itself: Python functions can be listeners directly."""
+    return value
+
+
+create_once_callable = create_proxy
+
+
+def destroy_proxies(*_: Any) -> None:
+    """Nothing to destroy."""
+
+
+def run_sync(awaitable: Any) -> Any:
+    """Blocking on an awaitable would stop every object of this host."""
+    raise RuntimeError("run_sync() is not supported by Roost; make the function async and await it.")
+
+
+__all__ = [
+    "JsBuffer",
+    "JsException",
+    "JsProxy",
+    "create_once_callable",
+    "create_proxy",
+    "destroy_proxies",
+    "jsnull",
+    "run_sync",
+    "to_js",
+]

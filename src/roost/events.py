@@ -1,0 +1,296 @@
+"""The whole vocabulary between a gateway and a host.
+
+Every struct is frozen and holds only numbers, text and bytes: no Python object, callback or file descriptor crosses the
+link, so a host in another language can speak it. `protocol/envelope.py` gives each its bytes; `link/` moves them.
+
+Numbers on the wire
+- `socket`: a gateway's number for one client connection, unique for the life of that gateway process.
+- `actor`: a gateway's number for one object that has sockets there; 0 means a socket that no object hibernates with.
+- `event`: a gateway's running number of an event on one link; the host answers it with `Done`.
+- `request`, `dial`: chosen by the asking side; gateways use even numbers, hosts odd ones, so they never meet.
+
+Text in `SocketMessage.data` is `str` (already checked UTF-8); outbound `Send.payload` is bytes plus a flag, because the
+host must copy at `send()` anyway and the gateway only frames it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+Headers = list[tuple[str, str]]
+"""Header fields in order, names as received. Values are Latin-1 text (RFC 9110 §5.5)."""
+
+ENVELOPE_VERSION = 1
+
+
+class ObjectRef(msgspec.Struct, frozen=True, array_like=True):
+    """Which Durable Object: its class, its id (64 hex digits), and the name it was made from if known."""
+
+    class_name: str
+    id: str
+    name: str | None = None
+
+
+class AutoResponse(msgspec.Struct, frozen=True, array_like=True):
+    """A text that the gateway answers with another, without waking the object. Each at most 2,048 bytes."""
+
+    request: str
+    response: str
+
+
+# --- both directions ---------------------------------------------------------------------------------------------
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """An HTTP request: from a client to a worker (gateway → host), or to an object through a stub (either way).
+
+    `socket` is the number that the connection will have if it is answered with 101, 0 if it cannot be upgraded.
+    `body` is what had arrived; with `more_body` the rest follows as `BodyData`.
+    """
+
+    request: int
+    method: str
+    url: str
+    headers: Headers
+    body: bytes
+    more_body: bool
+    upgrade: bool
+    socket: int
+    peer: str
+    target: ObjectRef | None = None
+
+
+class Binding(msgspec.Struct, frozen=True, array_like=True):
+    """What the server end of an upgraded connection is.
+
+    `object` set: a hibernatable socket of that object. `relay` set: the connection is spliced to that other socket
+    (an unaccepted upstream returned to the client). Neither: a plain `accept()`ed socket in the host's memory.
+    """
+
+    object: ObjectRef | None = None
+    tags: tuple[str, ...] = ()
+    attachment: bytes | None = None
+    auto_response: AutoResponse | None = None
+    relay: int = 0
+
+
+class Response(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a `Request`. With status 101 and no binding, `socket` names a connection bound elsewhere.
+
+    `started` is false when the request never reached worker code: it may be tried again.
+    """
+
+    request: int
+    status: int
+    reason: str
+    headers: Headers
+    body: bytes
+    more_body: bool
+    binding: Binding | None = None
+    socket: int = 0
+
+
+class BodyData(msgspec.Struct, frozen=True, array_like=True):
+    """The next piece of the body of request `request` (or of its response); `last` ends it."""
+
+    request: int
+    data: bytes
+    last: bool
+
+
+class BodyCredit(msgspec.Struct, frozen=True, array_like=True):
+    """The receiver of a body has consumed `size` bytes; the sender may have `BODY_WINDOW_BYTES` outstanding."""
+
+    request: int
+    size: int
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True):
+    """The request is over before its response was complete: the client left, or the response's source broke."""
+
+    request: int
+    reason: str
+
+
+BODY_WINDOW_BYTES = 256 * 1024
+
+
+# --- gateway → host ----------------------------------------------------------------------------------------------
+
+
+class SocketMessage(msgspec.Struct, frozen=True, gc=False):
+    """A whole text (str) or binary (bytes) message from the client of `socket`."""
+
+    event: int
+    actor: int
+    socket: int
+    data: str | bytes
+
+
+class SocketClose(msgspec.Struct, frozen=True, array_like=True):
+    """The client's end is over: a Close frame (`clean`), or the stream ended without one (1006)."""
+
+    event: int
+    actor: int
+    socket: int
+    code: int
+    reason: str
+    clean: bool
+
+
+class SocketError(msgspec.Struct, frozen=True, array_like=True):
+    """The client broke the protocol or a limit; the gateway has already closed with `code`. No close event follows."""
+
+    event: int
+    actor: int
+    socket: int
+    code: int
+    message: str
+
+
+class RosterEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One hibernatable socket of an object as its gateway knows it. `auto_at_ms` is 0 if never auto-answered."""
+
+    socket: int
+    tags: tuple[str, ...]
+    attachment: bytes | None
+    auto_at_ms: int
+    url: str
+    protocol: str
+    close_sent: bool
+
+
+class Roster(msgspec.Struct, frozen=True, array_like=True):
+    """The sockets that an object has at this gateway, oldest first; the answer to `RosterRequest`."""
+
+    actor: int
+    object: ObjectRef | None
+    sockets: list[RosterEntry]
+    auto_response: AutoResponse | None
+
+
+class AutoAnswered(msgspec.Struct, frozen=True, array_like=True):
+    """The gateway auto-answered for a socket of an object that may be awake. Not an event: it wakes nothing."""
+
+    actor: int
+    socket: int
+    at_ms: int
+
+
+class Dialled(msgspec.Struct, frozen=True, array_like=True):
+    """The outcome of a `Dial`: an open WebSocket (`status` 101), a refusal (its status), or an error text (status 0)."""
+
+    dial: int
+    socket: int
+    status: int
+    headers: Headers
+    error: str
+
+
+# --- host → gateway ----------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """A host's first envelope on a link: which slot of how many it serves."""
+
+    version: int
+    slot: int
+    slots: int
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """One message to one or many sockets, in order; the payload is encoded and copied once."""
+
+    sockets: list[int]
+    payload: bytes
+    text: bool
+
+
+class CloseSocket(msgspec.Struct, frozen=True, array_like=True):
+    """Close the client's connection after what was sent before. Code 1005: an empty frame; 1006: cut, none."""
+
+    socket: int
+    code: int
+    reason: str
+
+
+class Attach(msgspec.Struct, frozen=True, array_like=True):
+    """The socket's new attachment (encoded value), kept by the gateway while the object sleeps."""
+
+    socket: int
+    attachment: bytes | None
+
+
+class SetAutoResponse(msgspec.Struct, frozen=True, array_like=True):
+    """The object's auto-response at this gateway from now on; None removes it."""
+
+    object: ObjectRef
+    auto_response: AutoResponse | None
+
+
+class DropSockets(msgspec.Struct, frozen=True, array_like=True):
+    """The object was reset: cut all its sockets, with no Close frame."""
+
+    object: ObjectRef
+
+
+class RosterRequest(msgspec.Struct, frozen=True, array_like=True):
+    """An object wakes: send its roster. By `actor` if that is all the host knows, else by object."""
+
+    actor: int
+    object: ObjectRef | None
+
+
+class Asleep(msgspec.Struct, frozen=True, array_like=True):
+    """The object of that `actor` sleeps: no `AutoAnswered` is wanted until its next roster or binding."""
+
+    actor: int
+
+
+class Dial(msgspec.Struct, frozen=True, array_like=True):
+    """Open an outbound WebSocket to `url` (ws, wss, http or https)."""
+
+    dial: int
+    url: str
+    protocols: list[str]
+    headers: Headers
+
+
+class Done(msgspec.Struct, frozen=True, gc=False):
+    """Every event up to and including `event` is finished and its writes durable, but for `stragglers`."""
+
+    event: int
+    stragglers: tuple[int, ...]
+
+
+ToHost = (
+    Request
+    | Response
+    | BodyData
+    | BodyCredit
+    | Abort
+    | SocketMessage
+    | SocketClose
+    | SocketError
+    | Roster
+    | Dialled
+    | AutoAnswered
+)
+ToGateway = (
+    Hello
+    | Request
+    | Response
+    | BodyData
+    | BodyCredit
+    | Abort
+    | Send
+    | CloseSocket
+    | Attach
+    | SetAutoResponse
+    | DropSockets
+    | RosterRequest
+    | Asleep
+    | Dial
+    | Done
+)
+Event = ToHost | ToGateway

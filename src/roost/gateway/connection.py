@@ -1,0 +1,425 @@
+"""One client's descriptor: bytes arrive here and leave here. First and last stop of a message's way.
+
+`Channel` is what HTTP and WebSocket connections share: a descriptor, a number, and output that is joined per turn and
+bounded when the kernel takes no more. `Connection` is a WebSocket. An idle one holds a descriptor, its owner, tags and
+attachment; a `Decoder` exists only while a frame or message is unfinished, a `Backlog` only while the client does not
+read. It must not know what an object is: `router` does.
+
+Invariant: exactly one of `router.closed` and `router.failed` is called for each connection.
+
+This file is longer than most because the way of a byte in and out is one idea, and each call here costs every message.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from roost.gateway.reactor import READ, WRITE
+from roost.protocol.websocket import (
+    CloseCode,
+    CloseFrame,
+    Decoder,
+    Failure,
+    FrameEvent,
+    Opcode,
+    Ping,
+    close_payload,
+    decode_messages,
+    encode_control,
+    mask_frame,
+)
+
+if TYPE_CHECKING:
+    from roost.gateway.gateway import Gateway
+    from roost.gateway.outbound import TlsPipe
+    from roost.gateway.sockets import Owner
+
+READ_BYTES: Final = 64 * 1024
+_JOIN_AT_MOST: Final = 512  # writes joined in one turn before they are written early
+_LINGER_BYTES: Final = 1024 * 1024  # read and dropped after a failure, so that the Close frame is not lost to a reset
+
+
+class Backlog:
+    """Output that the kernel did not take. At most one pong waits in it: a newer one replaces it (RFC 6455 §5.5.3)."""
+
+    __slots__ = ("chunks", "pong", "size")
+
+    def __init__(self, first: bytes) -> None:
+        self.chunks: list[bytes] = [first]
+        self.size = len(first)
+        self.pong: bytes | None = None
+
+    def add(self, data: bytes) -> None:
+        self.chunks.append(data)
+        self.size += len(data)
+
+
+class Channel:
+    """A descriptor with joined, bounded output. Owns the descriptor from construction to `close_fd`."""
+
+    __slots__ = ("fd", "gateway", "number", "out")
+
+    def __init__(self, gateway: Gateway, fd: int, number: int) -> None:
+        self.gateway = gateway
+        self.fd = fd  # -1 once closed
+        self.number = number
+        self.out: list[bytes] | Backlog | None = None
+
+    # output
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; they leave at the end of the turn, in order."""
+        out = self.out
+        if out is None:
+            self.out = [data]
+            self.gateway.dirty.append(self)
+        elif type(out) is list:
+            out.append(data)
+            if len(out) >= _JOIN_AT_MOST:
+                self.flush()
+        elif out.size > self.gateway.limits.max_outbound_bytes:  # type: ignore[union-attr]
+            self.overflowed(data)
+        else:
+            out.add(data)  # type: ignore[union-attr]
+
+    def flush(self) -> None:
+        """Write what is queued in one call; the rest becomes the backlog."""
+        out = self.out
+        if type(out) is not list or self.fd < 0:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        try:
+            sent = self.send_bytes(data)
+        except OSError:
+            self.out = None
+            self.lost()
+            return
+        if sent == len(data):
+            self.out = None
+            self.drained()
+        else:
+            self.out = Backlog(data[sent:])
+            self.gateway.reactor.watch(self.fd, self.wanted() | WRITE)
+
+    def writable(self) -> None:
+        """The kernel takes more: write the backlog."""
+        out = self.out
+        if type(out) is not Backlog:
+            return
+        data = b"".join(out.chunks)
+        try:
+            sent = self.send_bytes(data)
+        except OSError:
+            self.lost()
+            return
+        if sent < len(data):
+            rest = data[sent:]
+            out.chunks = [rest]
+            out.size = len(rest)
+            return
+        self.out = [out.pong] if out.pong is not None else None
+        self.gateway.reactor.watch(self.fd, self.wanted())
+        if self.out is not None:
+            self.flush()
+        else:
+            self.drained()
+
+    def send_bytes(self, data: bytes) -> int:
+        """How many bytes the kernel took; raises OSError if the connection is broken."""
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            return 0
+
+    def read_bytes(self) -> bytes | None:
+        """What has arrived, b"" at the end of the stream, None if nothing has."""
+        try:
+            return os.read(self.fd, READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def close_fd(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self.gateway.reactor.unregister(fd)
+            os.close(fd)
+            self.out = None
+            self.gateway.connection_closed(self, fd)
+
+    # what each kind does
+
+    def ready(self, mask: int) -> None:
+        """See reactor.Pollable."""
+        raise NotImplementedError
+
+    def wanted(self) -> int:
+        """What to watch for besides writing."""
+        return READ
+
+    def drained(self) -> None:
+        """All output has left."""
+
+    def overflowed(self, data: bytes) -> None:
+        """`data` found the backlog over its limit."""
+        raise NotImplementedError
+
+    def lost(self) -> None:
+        """The descriptor is broken."""
+        raise NotImplementedError
+
+    def broken(self, error: Exception) -> None:
+        """`ready` raised: see reactor.Pollable."""
+        self.lost()
+
+
+class State(IntEnum):
+    """Where a WebSocket is in its closing handshake (RFC 6455 §7). Ordered: from FLUSHING on, input is not parsed."""
+
+    OPEN = 0
+    PEER_CLOSED = 1  # their Close came; ours is owed
+    CLOSING = 2  # ours went; theirs is awaited, for `close_timeout_s`
+    FLUSHING = 3  # both are done; closed as soon as the output has left
+    LINGERING = 4  # failed: input is dropped until their end or the deadline, so that they can read our Close
+    GONE = 5
+
+
+_AFTER_OWN_CLOSE: Final = {State.OPEN: State.CLOSING, State.PEER_CLOSED: State.FLUSHING}
+_AFTER_PEER_CLOSE: Final = {State.OPEN: State.PEER_CLOSED, State.CLOSING: State.FLUSHING}
+
+
+class Connection(Channel):
+    """A WebSocket at the server's side. `owner` says whose it is; `router` reads it."""
+
+    __slots__ = ("attachment", "auto_at_ms", "decoder", "owner", "protocol", "state", "tags")
+
+    def __init__(self, gateway: Gateway, fd: int, number: int, owner: Owner) -> None:
+        super().__init__(gateway, fd, number)
+        self.owner = owner
+        self.decoder: Decoder | None = None
+        self.state: int = State.OPEN
+        self.tags: tuple[str, ...] = ()
+        self.attachment: bytes | None = None
+        self.auto_at_ms = 0
+        self.protocol = ""
+
+    # in
+
+    def ready(self, mask: int) -> None:
+        if mask & WRITE:
+            self.writable()
+            if self.fd < 0 or mask == WRITE:
+                return
+        data = self.read_bytes()
+        if data:
+            self.received(data)
+        elif data is not None:
+            self._ended()
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the client: whole messages on the short way, everything else through a decoder."""
+        if self.state >= State.FLUSHING:
+            self._discard(len(data))
+            return
+        decoder = self.decoder
+        if decoder is None:
+            messages, end = decode_messages(data, self.gateway.limits.max_message_bytes)
+            for message in messages:
+                self.gateway.router.message(self, message)
+            if end == len(data):
+                return
+            if end:
+                data = data[end:]
+            decoder = self.decoder = self.new_decoder()
+        self._events(decoder.feed(data))
+        if decoder.idle:
+            self.decoder = None
+
+    def new_decoder(self) -> Decoder:
+        return Decoder(self.gateway.limits.max_message_bytes, masked=True)
+
+    def _events(self, events: list[FrameEvent]) -> None:
+        for event in events:
+            if self.state >= State.FLUSHING:
+                return
+            kind = type(event)
+            if kind is str or kind is bytes:
+                self.gateway.router.message(self, event)  # type: ignore[arg-type]
+            elif kind is Ping:
+                self._ping(event.payload)  # type: ignore[union-attr]
+            elif kind is CloseFrame:
+                self._peer_closed(event.code, event.reason)  # type: ignore[union-attr]
+            elif kind is Failure:
+                self.fail(event.code, event.reason)  # type: ignore[union-attr]
+
+    def _ping(self, payload: bytes) -> None:
+        if not self.gateway.allow_ping(self.number):
+            self.gateway.counters.closed_ping_flood += 1
+            self.fail(CloseCode.POLICY, "Too many pings.")
+            return
+        pong = self.encode(encode_control(Opcode.PONG, payload))
+        if type(self.out) is Backlog:
+            if self.out.pong is not None:
+                self.gateway.counters.pongs_merged += 1
+            self.out.pong = pong
+        elif self.state != State.CLOSING:
+            self.write(pong)
+
+    def _peer_closed(self, code: int, reason: str) -> None:
+        self.decoder = None
+        before = self.state
+        self.state = _AFTER_PEER_CLOSE[State(before)]
+        self.gateway.router.closed(self, code, reason, clean=True)
+        if self.state == State.FLUSHING:
+            if self.out is None:
+                self._gone()
+        else:
+            self.gateway.close_deadline(self.number)
+
+    def _ended(self) -> None:
+        """End of stream: without a Close frame before it, that is a 1006 (RFC 6455 §7.1.5)."""
+        if self.state in (State.OPEN, State.CLOSING):
+            self._abnormal()
+        self._gone()
+
+    def _abnormal(self) -> None:
+        self.state = State.GONE
+        reason = "WebSocket disconnected without sending Close frame."
+        self.gateway.router.closed(self, CloseCode.ABNORMAL, reason, clean=False)
+
+    def _discard(self, size: int) -> None:
+        # `auto_at_ms` is free for a count once the state is past its use.
+        self.auto_at_ms += size
+        if self.auto_at_ms > _LINGER_BYTES:
+            self._gone()
+
+    # out
+
+    def encode(self, frame: bytes) -> bytes:
+        """A server's frame as this connection must send it."""
+        return frame
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Queue a message's frame, made by `encode_message`; False if our side is already closed."""
+        if self.state > State.PEER_CLOSED:
+            return False
+        self.write(frame)
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Start or answer the closing handshake, after everything queued. 1006 cuts without a frame. Idempotent."""
+        if code == CloseCode.ABNORMAL:
+            if self.state == State.OPEN or self.state == State.CLOSING:
+                self.gateway.router.closed(self, CloseCode.ABNORMAL, reason, clean=False)
+            self._gone()
+            return
+        following = _AFTER_OWN_CLOSE.get(self.state)  # type: ignore[call-overload]
+        if following is None:
+            return
+        self._write_close(code, reason)
+        self.state = following
+        if following == State.CLOSING:
+            self.gateway.close_deadline(self.number)
+
+    def fail(self, code: int, reason: str) -> None:
+        """The client is at fault: tell it and the program, drop what it sends from now on, then cut."""
+        if self.state >= State.FLUSHING:
+            return
+        told = self.state == State.PEER_CLOSED
+        if self.state != State.CLOSING:
+            self._write_close(code, reason)
+        self.state = State.LINGERING
+        self.decoder = None
+        self.auto_at_ms = 0
+        self.gateway.close_deadline(self.number)
+        if not told:
+            self.gateway.router.failed(self, code, reason)
+
+    def _write_close(self, code: int, reason: str) -> None:
+        frame = self.encode(encode_control(Opcode.CLOSE, close_payload(code, reason)))
+        if type(self.out) is Backlog:
+            self.out.add(frame)
+        else:
+            self.write(frame)
+
+    def overflowed(self, data: bytes) -> None:
+        """The client does not read: 1013, after what it has already been promised."""
+        if self.state < State.FLUSHING:
+            self.gateway.counters.closed_slow_reader += 1
+            self.fail(CloseCode.TRY_AGAIN_LATER, "Too much unread output; the client reads too slowly.")
+
+    def drained(self) -> None:
+        if self.state == State.FLUSHING:
+            self._gone()
+        elif self.state == State.LINGERING:
+            self._shut_down_writing()
+
+    def _shut_down_writing(self) -> None:
+        with socket.socket(fileno=os.dup(self.fd)) as sock:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # already reset by the client: the read that follows will say so
+
+    def wanted(self) -> int:
+        return 0 if self.number in self.gateway.router.held_back else READ
+
+    def lost(self) -> None:
+        self._ended()
+
+    def _gone(self) -> None:
+        self.state = State.GONE
+        self.close_fd()
+
+    def expire(self) -> None:
+        """The closing handshake took too long."""
+        if self.state == State.PEER_CLOSED:  # the program never answered: answer for it, as the peer was promised one
+            self.close(CloseCode.NO_STATUS, "")
+            self.flush()
+        elif self.state in (State.CLOSING, State.LINGERING, State.FLUSHING):
+            if self.state == State.CLOSING:
+                self._abnormal()
+            self._gone()
+
+
+class ClientConnection(Connection):
+    """A WebSocket that Roost dialled: frames out are masked, frames in are not (RFC 6455 §5.1). TLS if `tls` is set."""
+
+    __slots__ = ("tls",)
+
+    def __init__(self, gateway: Gateway, fd: int, number: int, owner: Owner, tls: TlsPipe | None) -> None:
+        super().__init__(gateway, fd, number, owner)
+        self.tls = tls
+
+    def new_decoder(self) -> Decoder:
+        return Decoder(self.gateway.limits.max_message_bytes, masked=False)
+
+    def encode(self, frame: bytes) -> bytes:
+        return mask_frame(frame, self.gateway.random_bytes(4))
+
+    def send_frame(self, frame: bytes) -> bool:
+        return super().send_frame(self.encode(frame))
+
+    def received(self, data: bytes) -> None:
+        if self.state >= State.FLUSHING:
+            self._discard(len(data))
+            return
+        if self.decoder is None:
+            self.decoder = self.new_decoder()
+        decoder = self.decoder
+        self._events(decoder.feed(data))
+        if decoder.idle:
+            self.decoder = None
+
+    def read_bytes(self) -> bytes | None:
+        data = super().read_bytes()
+        if self.tls is None or data is None:
+            return data
+        return self.tls.decrypt(data)
+
+    def write(self, data: bytes) -> None:
+        super().write(data if self.tls is None else self.tls.encrypt(data))

@@ -1,0 +1,325 @@
+"""The gateway: its parts put together, and the turn that they share.
+
+It runs no worker code and keeps no object: only sockets and where they belong. Everything happens on one loop; a turn is
+one batch of ready descriptors or of a host's events, after which each link and connection written to is flushed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from roost.gateway.connection import Channel, Connection, State
+from roost.gateway.http_connection import HttpConnection
+from roost.gateway.limits import Counters, GatewayLimits
+from roost.gateway.listener import Listener
+from roost.gateway.outbound import Outbound
+from roost.gateway.reactor import WRITE, Deadlines, Reactor
+from roost.gateway.router import Router, check_hello
+from roost.gateway.sockets import SocketTable
+from roost.protocol.http import http_date, simple_response
+from roost.protocol.websocket import CloseCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from roost.clock import Clock
+    from roost.events import Event
+    from roost.gateway.assets import Assets
+    from roost.link.port import Link
+
+_log = logging.getLogger("roost.gateway")
+
+
+class RequestLog(Protocol):
+    """Where the line of each request goes."""
+
+    def __call__(self, method: str, target: str, status: int) -> None: ...
+
+
+class Gateway:
+    """One gateway on the running loop. `start` it, `add_host` links, `listen`; `drain` ends it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        *,
+        slots: int,
+        limits: GatewayLimits | None = None,
+        request_log: RequestLog | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        ca_file: str | None = None,
+    ) -> None:
+        self.loop = loop
+        self.clock = clock
+        self.limits = limits or GatewayLimits()
+        self.counters = Counters()
+        self.random_bytes = random_bytes
+        self.ca_file = ca_file
+        self.assets: Assets | None = None
+        self.dirty: list[Channel] = []
+        self.again: list[HttpConnection] = []  # connections with a pipelined request to begin
+        self.later: list[tuple[Connection, bytes]] = []  # what a client sent before its 101
+        self.reactor = Reactor(loop, self.end_turn)
+        self.sockets = SocketTable()
+        self.router = Router(self, slots)
+        self.outbound = Outbound(self)
+        self.file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._deadlines = Deadlines(loop, self._expire)
+        self._listeners: list[Listener] = []
+        self._generation = 0
+        self._request_log = request_log
+        self._per_address: dict[str, int] = {}
+        self._addresses: dict[int, str] = {}  # by descriptor, only while there is a bound per address
+        self._pings: dict[int, int] = {}
+        self._date = ("", 0)
+        self._refusals_logged_at = 0.0
+        self._in_end = False
+        self._draining = False
+
+    # life
+
+    def start(self) -> None:
+        """Begin to poll."""
+        self.reactor.start()
+
+    def listen(self, sock: socket.socket) -> None:
+        """Accept clients from a listening socket, which the gateway now owns."""
+        listener = Listener(self, sock)
+        listener.start()
+        self._listeners.append(listener)
+
+    def add_host(self, link: Link) -> None:
+        """A host has connected; its hello says which slot it serves."""
+        link.start(_Unknown(self, link))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, finish requests, say 1001 to every WebSocket, and close what is left at `timeout_s`."""
+        self._draining = True
+        for listener in self._listeners:
+            listener.close()
+        deadline = self.loop.time() + timeout_s
+        while self._open(HttpConnection, busy=True) and self.loop.time() < deadline - 1.0:
+            await asyncio.sleep(0.02)
+        for channel in self._open(HttpConnection):
+            channel.lost()
+        for connection in self._open(Connection):
+            connection.close(CloseCode.GOING_AWAY, "The server is shutting down.")  # type: ignore[attr-defined]
+        self.end_turn()
+        while self._open(Connection) and self.loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for channel in self._open(Channel):
+            channel.close_fd()
+        await self.outbound.close()
+        for slot in self.router.slots:
+            if slot.link is not None:
+                slot.link.flush()
+        self._deadlines.close()
+        self.reactor.close()
+
+    def _open(self, kind: type[Channel], *, busy: bool = False) -> list[Channel]:
+        return [
+            channel
+            for channel in self.reactor.table
+            if isinstance(channel, kind) and (not busy or channel.busy)  # type: ignore[attr-defined]
+        ]
+
+    # turns
+
+    def end_turn(self) -> None:
+        """Flush what the turn wrote. Reentrant: a flush may cause more writes."""
+        if self.reactor.in_turn or self._in_end:
+            return
+        self._in_end = True
+        try:
+            while True:
+                for slot in self.router.slots:
+                    if slot.link is not None:
+                        slot.link.flush()
+                    slot.update_full()
+                if self.dirty:
+                    dirty = self.dirty
+                    self.dirty = []
+                    for channel in dirty:
+                        channel.flush()
+                elif self.later:
+                    later, self.later = self.later, []
+                    for connection, data in later:
+                        self.rewatch(connection)
+                        if data:
+                            connection.received(data)
+                elif self.again:
+                    again, self.again = self.again, []
+                    for http in again:
+                        http.again()
+                else:
+                    return
+        finally:
+            self._in_end = False
+
+    # connections
+
+    @property
+    def open_files(self) -> int:
+        """Connections, plus what the process needs besides them."""
+        return self.counters.connections + 32
+
+    def new_number(self, fd: int) -> int:
+        self._generation += 1
+        return self._generation << 20 | fd
+
+    def new_virtual_number(self) -> int:
+        """A number without a descriptor, for a socket whose client is bound later."""
+        return self.new_number(0xFFFFF)
+
+    def accepted(self, sock: socket.socket, peer: str) -> None:
+        """A new client: refuse it, or make it an `HttpConnection`."""
+        self.counters.accepted += 1
+        limits = self.limits
+        if limits.max_connections and self.counters.connections >= limits.max_connections:
+            self.counters.refused_connections += 1
+            self._refuse(sock, "WebSocket connection limit exceeded: raise limits.max_connections or try again later.")
+            return
+        if limits.max_connections_per_address:
+            if self._per_address.get(peer, 0) >= limits.max_connections_per_address:
+                self.counters.refused_address += 1
+                self._refuse(sock, "Too many connections from this address (limits.max_connections_per_address).")
+                return
+            self._per_address[peer] = self._per_address.get(peer, 0) + 1
+            self._addresses[sock.fileno()] = peer
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.tcp_keepalive_s)
+        fd = sock.detach()
+        http = HttpConnection(self, fd, self.new_number(fd), peer)
+        self.adopt(http)
+        self._deadlines.add(self.loop.time() + limits.head_timeout_s, http.number)
+
+    def adopt(self, channel: Channel) -> None:
+        """Take over a channel with an open descriptor."""
+        self.counters.connections += 1
+        if isinstance(channel, Connection):
+            self.counters.sockets += 1
+        self.reactor.register(channel.fd, channel)
+
+    def _refuse(self, sock: socket.socket, text: str) -> None:
+        now = self.loop.time()
+        if now - self._refusals_logged_at >= 1.0:
+            self._refusals_logged_at = now
+            _log.warning("gateway: %s (%d refused so far)", text, self.counters.refused_connections)
+        sock.setblocking(False)
+        try:
+            sock.recv(65536)  # what is unread at close would turn the answer into a reset
+        except OSError:
+            pass
+        try:
+            sock.send(simple_response(503, text + "\n", [("Retry-After", "5")], close=True))
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        sock.close()
+
+    def connection_closed(self, channel: Channel, fd: int) -> None:
+        """A channel has closed its descriptor."""
+        self.counters.connections -= 1
+        if isinstance(channel, Connection):
+            self.counters.sockets -= 1
+            self.router.connection_closed(channel)
+        else:
+            self.router.held_back.discard(channel.number)
+        if fd in self._addresses:
+            self._forget_address(self._addresses.pop(fd))
+        for listener in self._listeners:
+            if listener.paused:
+                self.loop.call_soon(listener.resume)
+
+    def _forget_address(self, peer: str) -> None:
+        left = self._per_address.get(peer, 0) - 1
+        if left > 0:
+            self._per_address[peer] = left
+        else:
+            self._per_address.pop(peer, None)
+
+    def rewatch(self, channel: Channel) -> None:
+        """Watch a channel for what it wants now."""
+        if channel.fd >= 0:
+            blocked = channel.out is not None and type(channel.out) is not list
+            self.reactor.watch(channel.fd, channel.wanted() | (WRITE if blocked else 0))
+
+    # deadlines and rates
+
+    def close_deadline(self, number: int) -> None:
+        """A closing handshake has begun."""
+        self._deadlines.add(self.loop.time() + self.limits.close_timeout_s, number)
+
+    def _expire(self, number: int, now: float) -> float | None:
+        channel = self.reactor.table[number & 0xFFFFF] if number & 0xFFFFF < len(self.reactor.table) else None
+        if channel is None or channel.number != number:
+            channel = self.router.aliases.get(number)
+        following = None
+        if isinstance(channel, HttpConnection):
+            following = channel.expire(now)
+        elif isinstance(channel, Connection) and channel.fd >= 0 and channel.state != State.OPEN:
+            channel.expire()
+        self.end_turn()
+        return following
+
+    def allow_ping(self, number: int) -> bool:
+        """Count a ping; False if the client has sent too many in this second."""
+        if not self._pings:
+            self.loop.call_later(1.0, self._pings.clear)
+        count = self._pings.get(number, 0) + 1
+        self._pings[number] = count
+        return count <= self.limits.max_pings_per_s
+
+    # words
+
+    def http_date(self) -> str:
+        """The Date header's value, made once a second."""
+        now = int(time.time())
+        if self._date[1] != now:
+            self._date = (http_date(now), now)
+        return self._date[0]
+
+    def log_request(self, method: str, target: str, status: int) -> None:
+        if self._request_log is not None:
+            self._request_log(method, target, status)
+
+    def log_worker_fault(self, target: str, text: str) -> None:
+        _log.error("worker: the response to %s cannot be sent: %s", target, text)
+
+
+class _Unknown:
+    """The receiver of a link until its hello says which slot it serves."""
+
+    def __init__(self, gateway: Gateway, link: Link) -> None:
+        self._gateway = gateway
+        self._link = link
+        self._slot_receiver: object = None
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        slots = self._gateway.router.slots
+        slot = slots[check_hello(events[0] if events else None, len(slots))]
+        if slot.link is not None:
+            slot.link.close()
+            slot.on_closed("a new host took its place")
+        self._link.start(slot)
+        slot.attach(self._link)
+        if len(events) > 1:
+            slot.on_events(events[1:])
+        self._gateway.end_turn()
+
+    def on_closed(self, reason: str) -> None:
+        _log.debug("gateway: a link closed before its hello: %s", reason)
+
+    def on_drained(self) -> None:
+        """Nothing was held back."""

@@ -1,0 +1,405 @@
+"""A connection while it speaks HTTP/1.1: requests in, one at a time; responses out. After a 101 it is a `Connection`.
+
+Pipelined requests wait in `_queue`, which one read bounds, because reading stops while it holds any. Bodies stream both
+ways under the link's window (`BODY_WINDOW_BYTES`). Requests that cannot be trusted are refused and the connection is
+closed: nothing after them is read as HTTP again (RFC 9112 §11.2).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from roost.errors import RemoteProtocolError
+from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData, Headers, Request, Response
+from roost.gateway.connection import Backlog, Channel
+from roost.gateway.reactor import READ
+from roost.protocol.http import (
+    Data,
+    EndOfMessage,
+    HttpEvent,
+    RequestHead,
+    RequestParser,
+    accept_key,
+    check_handshake,
+    encode_head,
+    get_header,
+    has_token,
+    simple_response,
+    wants_websocket,
+)
+
+if TYPE_CHECKING:
+    from roost.gateway.gateway import Gateway
+
+_NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive"})
+_BODY_IDLE_S: Final = 60.0  # a body that makes no progress for so long ends its request
+
+
+class HttpConnection(Channel):
+    """One client's HTTP side. `peer` is its address as text."""
+
+    __slots__ = (
+        "_body_bytes", "_chunked", "_close_after", "_head", "_head_since", "_key", "_last_active", "_parser", "_queue",
+        "_reading_body", "_request", "_responding", "_uncredited", "_unsent", "peer",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, fd: int, number: int, peer: str) -> None:
+        super().__init__(gateway, fd, number)
+        self.peer = peer
+        self._parser = RequestParser(gateway.limits.head)
+        self._queue: deque[HttpEvent] = deque()
+        self._head: RequestHead | None = None  # of the request under way
+        self._key = ""  # of its WebSocket handshake
+        self._request = 0  # its number on the link; 0: the gateway answers by itself
+        self._reading_body = False
+        self._body_bytes = 0
+        self._uncredited = 0  # body bytes given to the host that it has not consumed
+        self._responding = False  # a response head has been written
+        self._chunked = False
+        self._close_after = False
+        self._unsent = 0  # response body bytes not yet credited to the host
+        self._head_since = self._last_active = gateway.loop.time()
+
+    # in
+
+    def ready(self, mask: int) -> None:
+        if mask & 4:
+            self.writable()
+            if self.fd < 0 or mask == 4:
+                return
+        data = self.read_bytes()
+        if data == b"":
+            self.lost()
+        elif data is not None:
+            self._received(data)
+
+    def _received(self, data: bytes) -> None:
+        if self._close_after and self._head is None:
+            return  # refused or finished: what follows is not a request
+        now = self.gateway.loop.time()
+        if self._head is None and not self._queue and self._head_since == 0.0:
+            self._head_since = now
+        self._last_active = now
+        fault: RemoteProtocolError | None = None
+        try:
+            self._parser.feed(data)
+        except RemoteProtocolError as error:
+            fault = error
+        self._queue.extend(self._parser.events)
+        self._parser.events.clear()
+        self._advance()
+        if fault is not None and self.fd >= 0:
+            if self._head is None:
+                self._refuse(fault.code, fault.reason)
+            else:  # its predecessor is still being answered, or its own body is broken
+                self._abort(fault.reason)
+
+    def _advance(self) -> None:
+        """Take from the queue what can be taken now."""
+        queue = self._queue
+        while queue and self.fd >= 0:
+            if self._reading_body:
+                self._body(queue.popleft())
+            elif self._head is None and not self._close_after:
+                head = queue.popleft()
+                assert type(head) is RequestHead
+                self._begin(head)
+            else:
+                break
+        if self.fd >= 0 and type(self) is HttpConnection:
+            self._hold_or_read()
+
+    def _hold_or_read(self) -> None:
+        hold = bool(self._queue) or self._uncredited >= BODY_WINDOW_BYTES
+        held = self.number in self.gateway.router.held_back
+        if hold != held:
+            (self.gateway.router.held_back.add if hold else self.gateway.router.held_back.discard)(self.number)
+            self.gateway.reactor.watch(self.fd, self.wanted() | (4 if type(self.out) is Backlog else 0))
+
+    def wanted(self) -> int:
+        return 0 if self.number in self.gateway.router.held_back else READ
+
+    def _begin(self, head: RequestHead) -> None:
+        self._head = head
+        self._head_since = 0.0
+        self._close_after = not head.keep_alive
+        self._responding = self._chunked = False
+        self._request = self._body_bytes = self._uncredited = self._unsent = 0
+        body = b""
+        while self._queue and type(self._queue[0]) is Data:
+            piece = self._queue.popleft()
+            body += piece.data  # type: ignore[union-attr]
+        complete = bool(self._queue) and type(self._queue[0]) is EndOfMessage
+        if complete:
+            self._queue.popleft()
+        self._reading_body = not complete
+        self._body_bytes = len(body)
+        self.gateway.counters.requests += 1
+        upgrade = wants_websocket(head)
+        try:
+            if upgrade:
+                self._key = check_handshake(head)
+            self._check_body(head)
+            url = self._url(head)
+        except RemoteProtocolError as error:
+            if upgrade:
+                self.gateway.counters.refused_handshakes += 1
+            self._refuse(error.code, error.reason, [("Sec-WebSocket-Version", "13")] if error.code == 426 else None)
+            return
+        if head.upgrade and not upgrade:
+            self._close_after = True  # another protocol was offered; what follows the head is not ours to read
+        if not upgrade and self.gateway.assets is not None and self.gateway.assets.serve(self, head):
+            return
+        if self._reading_body and has_token(head.headers, "expect", "100-continue"):
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._uncredited = len(body) if self._reading_body else 0
+        self._request = self.gateway.router.new_request(self)
+        self.gateway.router.request(
+            Request(
+                self._request,
+                head.method,
+                url,
+                head.headers,
+                body,
+                self._reading_body,
+                upgrade,
+                self.number if upgrade else 0,
+                self.peer,
+            )
+        )
+
+    def _check_body(self, head: RequestHead) -> None:
+        length = get_header(head.headers, "content-length")
+        if length is not None and int(length) > self.gateway.limits.max_body_bytes:
+            self.gateway.counters.refused_body += 1
+            raise RemoteProtocolError(413, f"The body exceeds {self.gateway.limits.max_body_bytes} bytes.")
+
+    def _url(self, head: RequestHead) -> str:
+        if head.target.startswith(("http://", "https://")):
+            return head.target
+        if not head.target.startswith("/") and head.target != "*":
+            raise RemoteProtocolError(400, "The request target must be a path or an absolute URL.")
+        host = get_header(head.headers, "host") or "localhost"
+        return f"http://{host}{head.target if head.target != '*' else '/*'}"
+
+    def _body(self, event: HttpEvent) -> None:
+        if type(event) is Data:
+            self._body_bytes += len(event.data)
+            if self._body_bytes > self.gateway.limits.max_body_bytes:
+                self.gateway.counters.refused_body += 1
+                self._abort(f"The body exceeds {self.gateway.limits.max_body_bytes} bytes.", status=413)
+                return
+            self._uncredited += len(event.data)
+            if self._request:
+                self.gateway.router.to_host(self._request, BodyData(self._request, event.data, last=False))
+        elif type(event) is EndOfMessage:
+            self._reading_body = False
+            if self._request:
+                self.gateway.router.to_host(self._request, BodyData(self._request, b"", last=True))
+            self._finish_if_done()
+
+    # out
+
+    def on_response(self, response: Response) -> None:
+        """The worker's answer. With 101, `router` has bound the socket already and calls `upgraded` instead."""
+        head = self._head
+        if head is None:
+            return
+        fields: Headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_FROM_WORKERS]
+        bodiless = head.method == "HEAD" or response.status in (204, 304) or response.status < 200
+        self._chunked = False
+        if not bodiless or head.method == "HEAD":
+            if response.more_body:
+                if get_header(fields, "content-length") is None and head.keep_alive:
+                    fields = [field for field in fields if field[0].lower() != "transfer-encoding"]
+                    fields.append(("Transfer-Encoding", "chunked"))
+                    self._chunked = not bodiless
+                elif get_header(fields, "content-length") is None:
+                    self._close_after = True
+            else:
+                fields = [field for field in fields if field[0].lower() not in ("content-length", "transfer-encoding")]
+                if response.status not in (204, 304):
+                    fields.append(("Content-Length", str(len(response.body))))
+        if self._reading_body:
+            self._close_after = True  # answered before the whole body was read: the rest is not waited for
+        if self._close_after:
+            fields.append(("Connection", "close"))
+        fields.append(("Date", self.gateway.http_date()))
+        try:
+            data = encode_head(response.status, response.reason, fields)
+        except ValueError as error:
+            self.gateway.log_worker_fault(head.target, str(error))
+            self._refuse(500, "Internal Server Error")
+            return
+        self._responding = True
+        self.gateway.log_request(head.method, head.target, response.status)
+        self._write_body(data, b"" if bodiless else response.body, last=not response.more_body)
+
+    def on_body(self, event: BodyData) -> None:
+        """The next piece of the response."""
+        if self._head is not None and self._responding:
+            self._unsent += len(event.data)
+            self._write_body(b"", event.data if self._head.method != "HEAD" else b"", last=event.last)
+
+    def _write_body(self, prefix: bytes, data: bytes, *, last: bool) -> None:
+        if self._chunked:
+            if data:
+                prefix += b"%x\r\n%b\r\n" % (len(data), data)
+            if last:
+                prefix += b"0\r\n\r\n"
+        else:
+            prefix += data
+        if prefix:
+            self.write(prefix)
+        if last:
+            self._request_over()
+            if not self._close_after and not self._reading_body:
+                self._head = None
+                self._advance_later()
+            else:
+                self._head = None
+                self._queue.clear()
+                self._reading_body = False
+                self._close_after = True
+                if self.out is None:
+                    self.close_fd()
+
+    def _finish_if_done(self) -> None:
+        if self._head is None and not self._close_after:
+            self._advance_later()
+
+    def _advance_later(self) -> None:
+        self._head_since = 0.0
+        self._last_active = self.gateway.loop.time()
+        if self._queue:
+            self.gateway.again.append(self)
+        else:
+            self._hold_or_read()
+
+    def again(self) -> None:
+        """A pipelined request waited for its predecessor's response."""
+        if self.fd >= 0:
+            self._advance()
+
+    def on_credit(self, event: BodyCredit) -> None:
+        """The host has consumed so much of the request's body."""
+        self._uncredited -= event.size
+        if self.fd >= 0:
+            self._hold_or_read()
+
+    def on_abort(self, event: Abort) -> None:
+        """The host gave up: 502 if nothing was sent yet, else the only honest end is a cut."""
+        if self._head is None:
+            return
+        self._request_over()
+        if self._responding:
+            self.close_fd()
+        else:
+            self._refuse(502, event.reason)
+
+    def upgraded(self, response: Response) -> bytes:
+        """The head of a 101, after which this connection is a WebSocket's. Returns what the client already sent."""
+        fields: Headers = [
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", accept_key(self._key)),
+        ]
+        fields += [
+            (name, value)
+            for name, value in response.headers
+            if name.lower() not in _NOT_FROM_WORKERS and name.lower() not in ("content-length", "transfer-encoding")
+        ]
+        self.write(encode_head(101, "Switching Protocols", fields))
+        assert self._head is not None
+        self.gateway.log_request(self._head.method, self._head.target, 101)
+        self._request_over()
+        leftover = self._parser.leftover
+        self._parser = None  # type: ignore[assignment]
+        return leftover
+
+    @property
+    def busy(self) -> bool:
+        """A request is under way, or its response has not wholly left."""
+        return self._head is not None or self.out is not None
+
+    def answer(self, data: bytes, status: int) -> None:
+        """The gateway's own whole response (a static file) to the request under way."""
+        assert self._head is not None
+        self.gateway.log_request(self._head.method, self._head.target, status)
+        self._close_after = self._close_after or self._reading_body
+        self._chunked = False
+        self._write_body(data, b"", last=True)
+
+    # ends
+
+    def refuse(self, status: int, reason: str, headers: Headers | None = None) -> None:
+        """The gateway's own answer to the request under way, in place of a host's."""
+        self._request_over()
+        self._refuse(status, reason, headers)
+
+    def _refuse(self, status: int, reason: str, headers: Headers | None = None) -> None:
+        if self._head is not None:
+            self.gateway.log_request(self._head.method, self._head.target, status)
+        if status in (400, 426, 431, 413, 505):
+            self.gateway.counters.closed_head_limit += status == 431
+        body_free = self._head is not None and self._head.method == "HEAD"
+        answer = simple_response(status, reason + "\n", headers, close=True)
+        if body_free:
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._head = None
+        self._queue.clear()
+        self._reading_body = False
+        self._close_after = True
+        self.write(answer)
+
+    def _abort(self, reason: str, status: int = 400) -> None:
+        if self._request:
+            self.gateway.router.to_host(self._request, Abort(self._request, reason))
+        self._request_over()
+        if self._responding:
+            self.close_fd()
+        else:
+            self._refuse(status, reason)
+
+    def _request_over(self) -> None:
+        if self._request:
+            self.gateway.router.request_over(self._request)
+            self._request = 0
+
+    def drained(self) -> None:
+        if self._unsent and self._request:
+            self.gateway.router.to_host(self._request, BodyCredit(self._request, self._unsent))
+            self._unsent = 0
+        if self._head is None and self._close_after:
+            self.close_fd()
+
+    def overflowed(self, data: bytes) -> None:
+        assert type(self.out) is Backlog
+        self.out.add(data)  # bounded by the body window, not here
+
+    def lost(self) -> None:
+        if self._request:
+            self.gateway.router.to_host(self._request, Abort(self._request, "The client disconnected."))
+            self._request_over()
+        self.close_fd()
+
+    def expire(self, now: float) -> float | None:
+        """Close what takes too long; the next time to look, or None if this was the end."""
+        limits = self.gateway.limits
+        if self._head is None and self._close_after:
+            due = self._last_active + limits.close_timeout_s
+        elif self._head is None and self._head_since:
+            due = self._head_since + limits.head_timeout_s
+        elif self._head is None:
+            due = self._last_active + limits.idle_timeout_s
+        elif self._reading_body and self._uncredited < BODY_WINDOW_BYTES:
+            due = self._last_active + _BODY_IDLE_S
+        else:
+            return now + limits.head_timeout_s
+        if due > now:
+            return due
+        if self._head is None and self._head_since:
+            self.gateway.counters.closed_head_timeout += 1
+        self.lost()
+        return None

@@ -1,0 +1,83 @@
+"""Accepting: a full table or a spent file limit pauses it, and the next closed connection resumes it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING, Final
+
+from roost.gateway.reactor import READ
+
+if TYPE_CHECKING:
+    import socket
+
+    from roost.gateway.gateway import Gateway
+
+_log = logging.getLogger("roost.gateway")
+
+ACCEPTS_PER_TURN: Final = 128
+_RESERVE: Final = 64  # descriptors kept for links, dials, files
+_OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener:
+    """One listening socket, which it owns. `paused` while the process may open no more files."""
+
+    def __init__(self, gateway: Gateway, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._gateway = gateway
+        self._sock = sock
+        self.paused = False
+        self._open = True
+
+    def start(self) -> None:
+        self._gateway.reactor.register(self._sock.fileno(), self)
+
+    def ready(self, mask: int) -> None:
+        gateway = self._gateway
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                connected, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_FILES:
+                    self._pause()
+                    return
+                continue  # that client was gone before it was accepted
+            gateway.accepted(connected, address[0] if address else "")
+            if gateway.open_files >= gateway.file_limit - _RESERVE:
+                self._pause()
+                return
+
+    def _pause(self) -> None:
+        if self.paused:
+            return
+        self.paused = True
+        self._gateway.counters.accept_paused += 1
+        self._gateway.reactor.watch(self._sock.fileno(), 0)
+        _log.warning(
+            "gateway: no more files may be opened (%d connections); new clients wait. Raise `ulimit -n` or --gateways.",
+            self._gateway.open_files,
+        )
+        self._gateway.loop.call_later(1.0, self.resume)
+
+    def resume(self) -> None:
+        """Accept again, if there is room."""
+        if not self.paused or not self._open:
+            return
+        if self._gateway.open_files >= self._gateway.file_limit - _RESERVE:
+            self._gateway.loop.call_later(1.0, self.resume)
+            return
+        self.paused = False
+        self._gateway.reactor.watch(self._sock.fileno(), READ)
+
+    def broken(self, error: Exception) -> None:
+        """A bug in accepting must not end accepting."""
+
+    def close(self) -> None:
+        """Stop accepting."""
+        if self._open:
+            self._open = False
+            self._gateway.reactor.unregister(self._sock.fileno())
+            self._sock.close()

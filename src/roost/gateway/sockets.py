@@ -1,0 +1,106 @@
+"""The table of sockets by owner: the truth about hibernatable sockets, of which an object in memory is a cache.
+
+It must not know how bytes travel. The invariant: a socket is in its object's record from its binding until the host has
+finished the event that tells of its end, so that a handler of that event still finds it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
+from roost.gateway.connection import State
+
+if TYPE_CHECKING:
+    from roost.gateway.connection import Connection
+    from roost.gateway.router import HostSlot
+
+
+class Owner:
+    """Whose a socket is. `slot` is the host that gets its events; `actor` is its number there, 0 for a plain socket."""
+
+    __slots__ = ("actor", "auto", "slot")
+
+    def __init__(self, slot: HostSlot | None, actor: int) -> None:
+        self.slot = slot
+        self.actor = actor
+        self.auto: AutoResponse | None = None
+
+
+class Relay(Owner):
+    """A socket whose messages go straight to another socket of this gateway: an upstream passed through to a client."""
+
+    __slots__ = ("other",)
+
+    def __init__(self, other: Connection) -> None:
+        super().__init__(None, 0)
+        self.other = other
+
+
+class ActorRecord(Owner):
+    """One object's sockets at this gateway, oldest first, and its auto-response."""
+
+    __slots__ = ("awake", "object", "sockets")
+
+    def __init__(self, slot: HostSlot, actor: int, ref: ObjectRef) -> None:
+        super().__init__(slot, actor)
+        self.object = ref
+        self.awake = True  # as far as we know; the host says `Asleep` when it is told what nobody is awake for
+        self.sockets: dict[int, Connection] = {}
+
+
+class SocketTable:
+    """All objects that have sockets here."""
+
+    def __init__(self) -> None:
+        self._by_actor: dict[int, ActorRecord] = {}
+        self._by_object: dict[tuple[str, str], ActorRecord] = {}
+        self._last_actor = 0
+
+    def __len__(self) -> int:
+        return len(self._by_actor)
+
+    def get(self, ref: ObjectRef) -> ActorRecord | None:
+        return self._by_object.get((ref.class_name, ref.id))
+
+    def by_actor(self, actor: int) -> ActorRecord | None:
+        return self._by_actor.get(actor)
+
+    def bind(self, connection: Connection, ref: ObjectRef, slot: HostSlot) -> ActorRecord:
+        """Make `connection` a hibernatable socket of the object `ref`, which lives on `slot`."""
+        record = self.get(ref)
+        if record is None:
+            self._last_actor += 1
+            record = ActorRecord(slot, self._last_actor, ref)
+            self._by_actor[record.actor] = record
+            self._by_object[(ref.class_name, ref.id)] = record
+        record.awake = True
+        record.sockets[connection.number] = connection
+        connection.owner = record
+        return record
+
+    def forget(self, record: ActorRecord, number: int) -> None:
+        """The socket is over and its host knows. An object without sockets needs no record."""
+        if record.sockets.pop(number, None) is not None and not record.sockets:
+            self._by_actor.pop(record.actor, None)
+            self._by_object.pop((record.object.class_name, record.object.id), None)
+
+    def roster(self, actor: int, ref: ObjectRef | None) -> Roster:
+        """What a waking object needs to know of its sockets here."""
+        record = self._by_actor.get(actor) if ref is None else self.get(ref)
+        if record is None:
+            return Roster(actor, ref, [], None)
+        record.awake = True
+        entries = [
+            RosterEntry(
+                number,
+                connection.tags,
+                connection.attachment,
+                connection.auto_at_ms if connection.state < State.FLUSHING else 0,
+                "",
+                connection.protocol,
+                connection.state in (State.CLOSING, State.FLUSHING),
+            )
+            for number, connection in record.sockets.items()
+        ]
+        return Roster(record.actor, record.object, entries, record.auto)

@@ -1,0 +1,87 @@
+"""The host's end of a link: which sockets of that gateway are known here, and which events are not yet done."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any
+
+from roost.events import Attach, CloseSocket, Done, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from roost.api.websocket import WebSocket
+    from roost.host.actor import Actor
+    from roost.host.bodies import BodyReader
+    from roost.host.host import Host
+    from roost.link.port import Link
+
+MAX_STRAGGLERS = 64
+
+
+class GatewayLink:
+    """A link.Receiver, and the `SocketPort` of every socket that its gateway holds."""
+
+    __slots__ = ("_host", "bodies", "dials", "index", "last_event", "link", "responses", "running", "sockets", "waking")
+
+    def __init__(self, host: Host, link: Link, index: int) -> None:
+        self._host = host
+        self.link = link
+        self.index = index
+        self.sockets: dict[int, WebSocket] = {}
+        self.last_event = 0
+        self.running: set[int] = set()
+        self.waking: dict[int, list[Any] | Actor] = {}  # by the gateway's actor number: events that wait for its roster
+        self.bodies: dict[int, BodyReader] = {}
+        self.responses: dict[int, Any] = {}  # futures of stub calls that went through this gateway
+        self.dials: dict[int, Any] = {}
+
+    # api.runtime.SocketPort
+
+    def send_message(self, number: int, payload: bytes, text: bool) -> None:
+        self.link.send_to(number, payload, text)
+
+    def close_socket(self, number: int, code: int, reason: str) -> None:
+        self.link.send(CloseSocket(number, code, reason))
+
+    def attach(self, number: int, attachment: bytes | None) -> None:
+        self.link.send(Attach(number, attachment))
+
+    # sockets
+
+    def adopt(self, socket: WebSocket, number: int) -> None:
+        """The gateway's socket `number` is this end's other side from now on."""
+        socket.connect(self, number)
+        self.sockets[number] = socket
+
+    def forget(self, socket: WebSocket) -> None:
+        self.sockets.pop(socket._number, None)
+
+    # link.Receiver
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        self._host.on_events(self, events)
+
+    def on_closed(self, reason: str) -> None:
+        self._host.gateway_lost(self, reason)
+
+    def on_drained(self) -> None:
+        """Reading goes on by itself."""
+
+    # events done
+
+    def finished(self, event: int) -> None:
+        """A handler that had suspended is done with its event."""
+        self.running.discard(event)
+        self.say_done()
+
+    def say_done(self) -> None:
+        """Report progress: everything up to `last_event`, but for what still runs."""
+        running = self.running
+        if not running:
+            self.link.send(Done(self.last_event, ()))
+        elif len(running) <= MAX_STRAGGLERS:
+            self.link.send(Done(self.last_event, tuple(running)))
+        else:
+            first = heapq.nsmallest(MAX_STRAGGLERS + 1, running)
+            self.link.send(Done(first[-1] - 1, tuple(first[:-1])))

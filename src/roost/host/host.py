@@ -1,0 +1,351 @@
+"""The host: a loaded worker, its actors, and the links to the gateways that hold their sockets.
+
+It runs worker code and holds no client socket: it may be replaced or killed, and the clients stay. Everything happens on
+one loop; nothing here waits for a disk or a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from roost.api.entrypoint import Env, LazyEnv
+from roost.api.namespace import DurableObjectNamespace
+from roost.api.runtime import current_context
+from roost.compat.pyodide.code import accepted_positionals
+from roost.errors import ConfigError, WorkerError
+from roost.events import (
+    ENVELOPE_VERSION,
+    Abort,
+    Asleep,
+    AutoAnswered,
+    BodyCredit,
+    BodyData,
+    Dialled,
+    Hello,
+    ObjectRef,
+    Request,
+    Response,
+    Roster,
+    RosterRequest,
+    SocketClose,
+    SocketError,
+    SocketMessage,
+)
+from roost.host.actor import Actor, Phase
+from roost.host.gateway_link import GatewayLink
+from roost.host.outbound import Outbound
+from roost.host.registry import Actors
+from roost.host.requests import Requests
+from roost.host.running import Runner
+from roost.host.stubs import StubCaller
+from roost.ids import namespace_key
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from roost.events import Event
+    from roost.host.loader import Worker
+    from roost.link.port import Link
+
+_log = logging.getLogger("roost.host")
+
+
+class HostCounters(msgspec.Struct):
+    """Totals since the host started. Read by the node; never reset."""
+
+    events: int = 0
+    requests: int = 0
+    wakes: int = 0
+    sleeps: int = 0
+    events_shed: int = 0
+    events_unknown: int = 0
+    tasks: int = 0
+
+
+class Host:
+    """One host on the running loop. `add_gateway` its links; `close` ends it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        worker: Worker,
+        *,
+        worker_name: str,
+        variables: Mapping[str, Any],
+        bindings: Mapping[str, str],
+        slot: int = 0,
+        slots: int = 1,
+        idle_s: float = 10.0,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.loop = loop
+        self.worker = worker
+        self.slot = slot
+        self.slots = slots
+        self.now = loop.time()  # of the current turn
+        self.links: list[GatewayLink] = []
+        self.actors = Actors()
+        self.counters = HostCounters()
+        self.runner = Runner(loop)
+        self.outbound = Outbound(self)
+        self.requests = Requests(self)
+        self.warned_listeners: set[str] = set()
+        self._idle_s = idle_s
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self.closing = False
+        caller = StubCaller(self)
+        env: dict[str, Any] = dict(variables)
+        for binding, class_name in bindings.items():
+            key = namespace_key(worker_name, class_name)
+            env[binding] = DurableObjectNamespace(class_name, key, caller, random_bytes)
+        worker.env = Env(env)
+        LazyEnv.target = worker.env
+        self.entrypoint_takes = _entrypoint_takes(worker.entrypoint)
+        self._handlers: dict[type, Any] = {
+            Request: self._request,
+            Response: self._response,
+            BodyData: self._body_data,
+            BodyCredit: lambda link, event: self.requests.credit(event.request, event.size),
+            Abort: self._abort,
+            Roster: self._roster,
+            Dialled: self._dialled,
+            AutoAnswered: self._auto_answered,
+        }
+
+    def add_gateway(self, link: Link) -> None:
+        """Serve a gateway from now on."""
+        gateway_link = GatewayLink(self, link, len(self.links))
+        self.links.append(gateway_link)
+        link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots))
+        link.start(gateway_link)
+
+    def gateway_lost(self, link: GatewayLink, reason: str) -> None:
+        """A gateway is gone, and with it all of its sockets."""
+        if not self.closing:
+            _log.warning("host: gateway %d is gone: %s", link.index, reason)
+        if link in self.links:
+            self.links.remove(link)
+        text = "WebSocket disconnected without sending Close frame."
+        for number, socket in list(link.sockets.items()):
+            if socket._context is not None:
+                socket._context.closed(socket, SocketClose(0, 0, number, 1006, text, False), link)  # type: ignore[attr-defined]
+        for answered in link.responses.values():
+            if not answered.done():
+                answered.set_exception(WorkerError("The gateway that carried this call is gone."))
+
+    # events
+
+    def on_events(self, link: GatewayLink, events: Sequence[Event]) -> None:
+        """A batch from a gateway."""
+        self.now = self.loop.time()
+        sockets = link.sockets
+        before = link.last_event
+        for event in events:
+            if type(event) is SocketMessage:
+                link.last_event = event.event
+                socket = sockets.get(event.socket)
+                if socket is not None:
+                    socket._context.message(socket, event, link)  # type: ignore[union-attr]
+                else:
+                    self._unknown(link, event)
+            elif type(event) is SocketClose or type(event) is SocketError:
+                link.last_event = event.event
+                self.socket_event(link, event)
+            else:
+                self._handlers[type(event)](link, event)
+        if link.last_event != before:
+            self.counters.events += link.last_event - before
+            link.say_done()
+        if self._sweep is None and len(self.actors):
+            self._arm_sweep()
+
+    def socket_event(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError) -> None:
+        """An event of a socket that may not be known here (yet)."""
+        socket = link.sockets.get(event.socket)
+        if socket is None or socket._context is None:
+            self._unknown(link, event)
+        elif type(event) is SocketMessage:
+            socket._context.message(socket, event, link)  # type: ignore[attr-defined]
+        elif type(event) is SocketClose:
+            socket._context.closed(socket, event, link)  # type: ignore[attr-defined]
+        else:
+            socket._context.failed(socket, event, link)  # type: ignore[attr-defined]
+
+    def _unknown(self, link: GatewayLink, event: Any) -> None:
+        """A socket of a sleeping object: ask its gateway whose it is, and keep the event until then."""
+        waking = link.waking.get(event.actor)
+        if event.actor == 0:
+            self.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
+        elif isinstance(waking, Actor) and waking.phase is Phase.WAKING:
+            waking.hold(link, event)
+        elif isinstance(waking, list):
+            link.running.add(event.event)
+            waking.append(event)
+        else:
+            link.running.add(event.event)
+            link.waking[event.actor] = [event]
+            link.link.send(RosterRequest(event.actor, None))
+
+    def _roster(self, link: GatewayLink, roster: Roster) -> None:
+        held = link.waking.pop(roster.actor, None) if roster.actor else None
+        events = held if isinstance(held, list) else []
+        if roster.object is None:  # the socket is over and its record gone
+            for event in events:
+                link.running.discard(event.event)
+            self.counters.events_unknown += len(events)
+            link.say_done()
+            return
+        actor = self.actors.get(roster.object)
+        if actor is None and not events:
+            return  # answered too late: nobody waits for it
+        if actor is None or actor.phase is Phase.WAKING:
+            actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
+            actor.roster(link, roster)
+            if roster.actor:
+                link.waking[roster.actor] = actor
+            for event in events:
+                actor.hold(link, event)
+            self._wake_if_ready(actor)
+            return
+        for event in events:  # it was awake after all: what it does not know of is over
+            link.running.discard(event.event)
+            if event.socket in link.sockets:
+                self.socket_event(link, event)
+        link.say_done()
+
+    def awaken(self, ref: ObjectRef, why: str) -> Actor:
+        """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
+        actor = self.actors.get(ref)
+        if actor is None:
+            actor = self._new_actor(ref, why, ask_all_but=None)
+            self._wake_if_ready(actor)
+        return actor
+
+    def _new_actor(self, ref: ObjectRef, why: str, ask_all_but: GatewayLink | None) -> Actor:
+        kind = self.worker.classes.get(ref.class_name)
+        if kind is None:
+            raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
+        actor = Actor(self, ref, kind)
+        actor.woke_for = why
+        self.actors.add(actor)
+        self.counters.wakes += 1
+        for link in self.links:
+            if link is not ask_all_but:
+                link.link.send(RosterRequest(0, ref))
+        if self._sweep is None:
+            self._arm_sweep()
+        return actor
+
+    def _wake_if_ready(self, actor: Actor) -> None:
+        if actor.phase is Phase.WAKING and not actor.missing_rosters(self.links):
+            actor.wake(self.links)
+            for link in self.links:
+                for number in [n for n, waking in link.waking.items() if waking is actor]:
+                    del link.waking[number]
+
+    def _auto_answered(self, link: GatewayLink, event: AutoAnswered) -> None:
+        socket = link.sockets.get(event.socket)
+        if socket is None:
+            link.link.send(Asleep(event.actor))
+        else:
+            socket._auto_at_ms = event.at_ms
+
+    # requests
+
+    def _request(self, link: GatewayLink, event: Request) -> None:
+        self.counters.requests += 1
+        self.requests.begin(link, event)
+
+    def _response(self, link: GatewayLink, event: Response) -> None:
+        answered = link.responses.get(event.request)
+        if answered is not None and not answered.done():
+            answered.set_result(event)
+
+    def _body_data(self, link: GatewayLink, event: BodyData) -> None:
+        reader = link.bodies.get(event.request)
+        if reader is not None:
+            reader.feed(event)
+            if event.last:
+                link.bodies.pop(event.request, None)
+
+    def _abort(self, link: GatewayLink, event: Abort) -> None:
+        reader = link.bodies.pop(event.request, None)
+        if reader is not None:
+            reader.abort(event.reason)
+        answered = link.responses.get(event.request)
+        if answered is not None and not answered.done():
+            answered.set_exception(WorkerError(event.reason))
+        self.requests.abort(event.request)
+
+    def _dialled(self, link: GatewayLink, event: Dialled) -> None:
+        dialled = link.dials.pop(event.dial, None)
+        if dialled is not None:
+            dialled(link, event)
+
+    # tasks
+
+    def in_task(self) -> bool:
+        """Whether a task is running: then nothing may be driven in place."""
+        return asyncio.current_task(self.loop) is not None
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], variables: contextvars.Context) -> None:
+        """A task that the host owns until it ends."""
+        self.counters.tasks += 1
+        task = self.loop.create_task(coroutine, context=variables)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        """The loop's task factory: a task that worker code starts pins its object until it ends."""
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        context = current_context.get(None)
+        if isinstance(context, Actor) and task.get_name() != "roost handler":
+            pinned = context.pin(f"task {getattr(coroutine, '__qualname__', 'unnamed')}")
+            task.add_done_callback(lambda _: context.unpin(pinned))
+        return task
+
+    # sleeping
+
+    def _arm_sweep(self) -> None:
+        self._sweep = self.loop.call_later(max(self._idle_s / 4, 0.01), self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        self._sweep = None
+        self.counters.sleeps += self.actors.put_to_sleep(self.loop.time(), self._idle_s)
+        if len(self.actors):
+            self._arm_sweep()
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Let running handlers finish, for at most `timeout_s`, then end."""
+        deadline = self.loop.time() + timeout_s
+        while self.loop.time() < deadline and any(link.running for link in self.links):
+            await asyncio.sleep(0.01)
+        self.closing = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for actor in self.actors:
+            actor.shut()
+        self.runner.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+        await self.outbound.close()
+        for link in self.links:
+            link.link.close()
+
+
+def _entrypoint_takes(entrypoint: Any) -> int:
+    """How many of its arguments the worker's fetch wants (relaxed calls, reference 1.2)."""
+    if isinstance(entrypoint, type):
+        function = getattr(entrypoint, "fetch", None)
+        takes = 2 if function is None else accepted_positionals(function)
+        return 1 if takes is None else min(takes - 1, 1)
+    takes = accepted_positionals(entrypoint)
+    return 3 if takes is None else takes

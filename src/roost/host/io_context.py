@@ -1,0 +1,221 @@
+"""Where worker code runs: what it started, what keeps it awake, and how its failures are told.
+
+`Context` is what an object (`Actor`) and a stateless request (`RequestContext`) share. What pins it is a table with a name
+for each entry, so that "why is it awake?" always has an answer. It fills in the api's `IoContext` port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from roost.api.runtime import Compat, current_context
+from roost.api.websocket import Accept, Item, WebSocket
+from roost.host.running import SUSPENDED
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from roost.api.http import Request, Response
+    from roost.events import SocketClose, SocketError, SocketMessage
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+
+_log = logging.getLogger("roost.worker")
+
+MAX_TIMERS = 10_000
+
+
+class Context:
+    """The surroundings of running worker code. `label` names it in logs: `Room(lobby)`, `GET /`."""
+
+    def __init__(self, host: Host, label: str, compat: Compat) -> None:
+        self.host = host
+        self.label = label
+        self.compat = compat
+        self.pins: dict[int, str] = {}
+        self.last_active = host.now
+        self.variables = contextvars.copy_context()
+        self.variables.run(current_context.set, self)
+        self._pin_numbers = itertools.count(1)
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+
+    # pins
+
+    def pin(self, what: str) -> int:
+        """Something keeps this context alive until `unpin`; `what` says what."""
+        number = next(self._pin_numbers)
+        self.pins[number] = what
+        return number
+
+    def unpin(self, number: int) -> None:
+        self.pins.pop(number, None)
+        self.last_active = self.host.loop.time()
+
+    # running
+
+    def run_callback(self, function: Callable[..., Any], *args: Any, what: str) -> None:
+        """Call user code; if it is async, run it in place or as a task of this context."""
+        variables = self.variables.copy()
+        try:
+            result = variables.run(function, *args)
+        except Exception as error:  # noqa: BLE001 - the user's
+            self.failed_in(what, error)
+            return
+        if inspect.iscoroutine(result):
+            self.run_coroutine(result, variables, what)
+        elif inspect.isawaitable(result):
+            self.wait_until(result)
+
+    def run_coroutine(self, coroutine: Any, variables: contextvars.Context, what: str) -> None:
+        """Run a coroutine of user code in this context; in place if nothing else is running."""
+        if self.host.in_task():
+            self._as_task(coroutine, what)
+            return
+        pinned = 0
+
+        def done(result: Any, error: BaseException | None) -> None:
+            self.unpin(pinned)
+            if error is not None:
+                self.failed_in(what, error)
+
+        try:
+            if self.host.runner.start(variables, coroutine, done) is SUSPENDED:
+                pinned = self.pin(what)
+        except Exception as error:  # noqa: BLE001 - the user's
+            self.failed_in(what, error)
+
+    def _as_task(self, awaitable: Any, what: str) -> None:
+        pinned = self.pin(what)
+
+        async def run() -> None:
+            try:
+                await awaitable
+            except Exception as error:  # noqa: BLE001 - the user's
+                self.failed_in(what, error)
+            finally:
+                self.unpin(pinned)
+
+        self.host.spawn(run(), self.variables.copy())
+
+    def failed_in(self, what: str, error: BaseException) -> None:
+        """The user's code raised: a log line with its traceback. Nothing else changes."""
+        if isinstance(error, asyncio.CancelledError):
+            return
+        self.variables.copy().run(_log.error, "%s failed: %s: %s", what, type(error).__name__, error, exc_info=error)
+
+    def wait_until(self, awaitable: Awaitable[Any]) -> None:
+        if not inspect.isawaitable(awaitable):
+            raise TypeError(f"waitUntil() needs an awaitable, not {type(awaitable).__name__}.")
+        self._as_task(awaitable, "waitUntil")
+
+    # timers
+
+    def set_timer(self, function: Callable[..., Any], args: tuple[Any, ...], delay_ms: float, *, repeat: bool) -> int:
+        if not callable(function):
+            raise TypeError(f"setTimeout() needs a function, not {type(function).__name__}.")
+        if len(self._timers) >= MAX_TIMERS:
+            raise RuntimeError(f"More than {MAX_TIMERS} timers are pending in {self.label}.")
+        delay = max(0.0, float(delay_ms or 0)) / 1000
+        what = "setInterval" if repeat else "setTimeout"
+        number = self.pin(what)
+        loop = self.host.loop
+
+        def due() -> None:
+            if repeat:
+                self._timers[number] = loop.call_later(max(delay, 0.001), due)
+                self.last_active = loop.time()
+            else:
+                self._timers.pop(number, None)
+                self.unpin(number)
+            self.run_callback(function, *args, what=f"{what} callback")
+
+        self._timers[number] = loop.call_later(delay, due)
+        return number
+
+    def clear_timer(self, timer: int) -> None:
+        handle = self._timers.pop(timer, None)
+        if handle is not None:
+            handle.cancel()
+            self.unpin(timer)
+
+    # the outside
+
+    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+        self.host.outbound.dial(self, socket, url, protocols)
+
+    async def fetch(self, request: Request) -> Response:
+        pinned = self.pin(f"fetch {request.url.split('?', 1)[0]}")
+        try:
+            return await self.host.outbound.fetch(self, request)
+        finally:
+            self.unpin(pinned)
+
+    # socket events
+
+    def deliver(self, socket: WebSocket, item: Item) -> None:
+        """An event that did not come over the network: in a later turn, so that `send` never re-enters a handler."""
+        pinned = self.pin("event on a socket pair")
+
+        def hand_over() -> None:
+            self.unpin(pinned)
+            self.take(socket, item)
+
+        self.host.loop.call_soon(hand_over)
+
+    def take(self, socket: WebSocket, item: Item) -> None:
+        """Give an item to an accepted socket's listeners."""
+        socket.dispatch(item)
+
+    def message(self, socket: WebSocket, event: SocketMessage, link: GatewayLink) -> None:
+        """A message from the network for a socket of this context."""
+        self.last_active = self.host.now
+        self._take_or_keep(socket, Item("message", event.data))
+
+    def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
+        link.forget(socket)
+        self._take_or_keep(socket, Item("close", code=event.code, reason=event.reason, clean=event.clean))
+        self.socket_ended(socket)
+
+    def failed(self, socket: WebSocket, event: SocketError, link: GatewayLink) -> None:
+        link.forget(socket)
+        self._take_or_keep(socket, Item("error", code=event.code, reason=event.message))
+        self.socket_ended(socket)
+
+    def _take_or_keep(self, socket: WebSocket, item: Item) -> None:
+        if socket._accept == Accept.NONE:
+            socket._pending.append(item)
+        else:
+            socket.dispatch(item)
+
+    def socket_ended(self, socket: WebSocket) -> None:
+        """A socket that pinned this context no longer does."""
+        for number, what in list(self.pins.items()):
+            if what == _socket_pin(socket):
+                self.unpin(number)
+
+    def socket_opened(self, socket: WebSocket) -> None:
+        """A socket that lives in memory pins this context."""
+        self.pin(_socket_pin(socket))
+
+    def listener_on_hibernatable(self, socket: WebSocket) -> None:
+        """A listener was added to a hibernatable socket: see `Actor`."""
+
+    def shut(self) -> None:
+        """Cancel timers."""
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+
+
+class RequestContext(Context):
+    """A stateless request, and the sockets it accepted, for as long as one is open."""
+
+
+def _socket_pin(socket: WebSocket) -> str:
+    kind = "outbound WebSocket" if socket.url is not None else "accepted WebSocket"
+    return f"{kind} {socket.url or socket._number}"

@@ -1,0 +1,157 @@
+"""Loading a worker: its module, its classes, and the handlers they have.
+
+`js` and `pyodide` are put in place for worker code here, and only here. What the user's code raises while loading becomes
+a WorkerError that says where; it must not know of hosts or links. Source: reference 1.2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from roost.api.entrypoint import DurableObject, WorkerEntrypoint
+from roost.compat.pyodide.code import accepted_positionals
+from roost.errors import ConfigError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from roost.api.entrypoint import Env
+    from roost.api.runtime import Compat
+
+_HANDLER_ARITY = {"fetch": 1, "webSocketMessage": 2, "webSocketClose": 4, "webSocketError": 2, "alarm": 1}
+_ALIASES = {
+    "webSocketMessage": ("web_socket_message", "websocket_message", "on_webSocketMessage"),
+    "webSocketClose": ("web_socket_close", "websocket_close", "on_webSocketClose"),
+    "webSocketError": ("web_socket_error", "websocket_error", "on_webSocketError"),
+    "fetch": ("on_fetch",),
+    "alarm": ("on_alarm",),
+}
+
+
+class ObjectClass:
+    """A Durable Object class and what was learnt of it once: which handlers it has and how many arguments they take."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.name = cls.__name__
+        self._names: dict[str, str] = {}
+        self._takes: dict[str, int | None] = {}
+        for handler, aliases in _HANDLER_ARITY.items():
+            for name in (handler, *_ALIASES[handler]):
+                if (function := getattr(cls, name, None)) is not None:
+                    self._names[handler] = name
+                    takes = accepted_positionals(function)
+                    self._takes[handler] = None if takes is None or takes - 1 >= aliases else takes - 1
+                    break
+        message = self._names.get("webSocketMessage")
+        self.message_is_async = message is not None and inspect.iscoroutinefunction(getattr(cls, message))
+
+    def build(self, ctx: Any, env: Any) -> Any:
+        """A new instance; `ctx` and `env` are set even if its __init__ does not call the base's."""
+        instance: Any = object.__new__(self.cls)
+        instance.ctx, instance.env = ctx, env
+        instance.__init__(ctx, env)
+        return instance
+
+    def has(self, handler: str) -> bool:
+        return handler in self._names
+
+    def handler(self, instance: Any, handler: str) -> Callable[..., Any] | None:
+        """The bound handler, which may be called with all of its platform arguments; None if the class has none."""
+        name = self._names.get(handler)
+        if name is None:
+            return None
+        bound: Callable[..., Any] = getattr(instance, name)
+        takes = self._takes[handler]
+        return bound if takes is None else lambda *args: bound(*args[:takes])
+
+    def bound_message_handler(self, instance: Any) -> Callable[..., Any] | None:
+        return self.handler(instance, "webSocketMessage")
+
+
+class Worker:
+    """A loaded worker: its entrypoint, its object classes, its `env` (filled in by the host)."""
+
+    def __init__(self, entrypoint: Any, classes: dict[str, ObjectClass], compat: Compat) -> None:
+        self.entrypoint = entrypoint
+        self.classes = classes
+        self.compat = compat
+        self.env: Env | None = None
+
+
+def install_compat() -> None:
+    """Make `js` and `pyodide` importable, for worker code."""
+    for name in ("js", "pyodide", "pyodide.ffi", "pyodide.http", "pyodide.code"):
+        sys.modules[name] = importlib.import_module(f"roost.compat.{name}")
+
+
+def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worker:
+    """Import the main module and find its classes. Raises WorkerError or ConfigError with one clear line."""
+    install_compat()
+    folder = str(main.parent)
+    for path in (str(main.parent.parent / "python_modules"), str(main.parent / "python_modules"), folder):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    module = _import(main)
+    exported = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    values = {name: getattr(module, name) for name in exported if hasattr(module, name)}
+    entrypoint = values.get("Default")
+    if entrypoint is None and (legacy := values.get("on_fetch")) is not None:
+        entrypoint = legacy
+    if inspect.isclass(entrypoint) and not issubclass(entrypoint, WorkerEntrypoint):
+        raise WorkerError(f"{main}: class Default must extend WorkerEntrypoint.")
+    if inspect.isclass(entrypoint) and "on_fetch" in values:
+        raise WorkerError(f"{main}: has both class Default and on_fetch; keep one of them.")
+    if entrypoint is None:
+        raise WorkerError(
+            f"{main}: has no entrypoint; add `class Default(WorkerEntrypoint)` with `async def fetch(self, request)`."
+        )
+    classes = {}
+    for name in class_names:
+        cls = values.get(name)
+        if not inspect.isclass(cls) or not issubclass(cls, DurableObject):
+            found = [
+                n
+                for n, v in values.items()
+                if inspect.isclass(v) and issubclass(v, DurableObject) and v is not DurableObject
+            ]
+            raise ConfigError(
+                f"durable_objects.bindings: class {name!r} is not a DurableObject of {main.name}"
+                f" (it has: {', '.join(found) or 'none'}).",
+                key="durable_objects.bindings",
+            )
+        classes[name] = ObjectClass(cls)
+    return Worker(entrypoint, classes, compat)
+
+
+def _import(main: Path) -> Any:
+    name = main.stem if main.stem.isidentifier() and main.stem not in sys.stdlib_module_names else "worker_main"
+    spec = importlib.util.spec_from_file_location(name, main)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"main: {main} is not a Python file.", key="main")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise WorkerError(f"{error.filename}:{error.lineno}: syntax error: {error.msg}") from error
+    except ModuleNotFoundError as error:
+        raise WorkerError(
+            f"the worker needs the package {error.name!r}, which {sys.executable} does not have; "
+            f"install it there, or make a .venv with it and Roost in the app's folder. ({_where(error, main)})"
+        ) from error
+    except Exception as error:
+        raise WorkerError(f"{_where(error, main)}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _where(error: BaseException, main: Path) -> str:
+    """The deepest place in the user's files that an error passed."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(main.parent))]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(main)

@@ -1,0 +1,144 @@
+"""What worker code asks of the outside: HTTP by `fetch`, WebSockets by dialling through a gateway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from roost.api.headers import Headers
+from roost.api.http import Request, Response
+from roost.api.websocket import Accept, Item, WebSocket
+from roost.errors import JsException, JsTypeError
+from roost.events import Dial, Dialled
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    import httpx
+
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+    from roost.host.io_context import Context
+
+
+class Outbound:
+    """The outgoing side of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._last_dial = 0
+        self._client: httpx.AsyncClient | None = None
+
+    # WebSockets
+
+    def dial(self, context: Context, socket: WebSocket, url: str, protocols: list[str]) -> None:
+        """`new WebSocket(url)`: the socket hears `open`, or `error` and `close`."""
+        pinned = context.pin(f"dialling {url}")
+
+        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+            context.unpin(pinned)
+            if not socket._connecting:  # closed by the program in the meantime
+                if outcome.socket:
+                    link.close_socket(outcome.socket, 1000, "")
+                return
+            if outcome.status != 101:
+                socket.dial_failed(_why(outcome))
+                return
+            link.adopt(socket, outcome.socket)
+            protocol = Headers.of(outcome.headers).get("sec-websocket-protocol")
+            socket.protocol, socket.extensions = protocol, None
+            context.socket_opened(socket)
+            socket.dispatch(Item("open"))
+
+        self._send(url, protocols, [], dialled, lambda reason: socket.dial_failed(reason))
+
+    def _send(self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any) -> None:
+        links = self._host.links
+        if not links:
+            self._host.loop.call_soon(failed, "no gateway is connected")
+            return
+        self._last_dial += 2
+        number = self._last_dial + 1
+        links[0].dials[number] = dialled
+        links[0].link.send(Dial(number, url, protocols, headers))
+
+    # fetch
+
+    async def fetch(self, context: Context, request: Request) -> Response:
+        """An HTTP request, or an upgraded one. Raises TypeError (as JsException) for what cannot be fetched."""
+        scheme = request.url.split(":", 1)[0]
+        if scheme not in ("http", "https"):
+            raise JsTypeError(f"Fetch API cannot load: {request.url} (the URL must begin with http:// or https://)")
+        if str(request.headers.get("upgrade", "")).lower() == "websocket":
+            return await self._upgrade(context, request)
+        return await self._http(request)
+
+    async def _upgrade(self, context: Context, request: Request) -> Response:
+        answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._host.loop.create_future()
+
+        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+            if not answered.done():
+                answered.set_result((link, outcome))
+                if outcome.socket:
+                    socket._context = context
+                    link.adopt(socket, outcome.socket)
+
+        def failed(reason: str) -> None:
+            if not answered.done():
+                answered.set_exception(JsException(reason))
+
+        socket = WebSocket()
+        protocols = [p.strip() for p in str(request.headers.get("sec-websocket-protocol", "")).split(",") if p.strip()]
+        headers = [(n, v) for n, v in request.headers.pairs if n.lower() != "sec-websocket-protocol"]
+        self._send(request.url, protocols, headers, dialled, failed)
+        _, outcome = await answered
+        if outcome.status == 101:
+            return Response(None, 101, "Switching Protocols", outcome.headers, socket)
+        if outcome.status == 0:
+            raise JsTypeError(f"Network connection failed: {outcome.error}")
+        return Response(None, max(outcome.status, 200), "", outcome.headers)
+
+    async def _http(self, request: Request) -> Response:
+        import httpx  # slow to import, and most workers never fetch
+
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=httpx.Timeout(60.0, connect=10.0))
+        body = request.take_body()
+        outgoing = self._client.build_request(
+            str(request.method), request.url, headers=request.headers.pairs, content=body if body else None
+        )
+        try:
+            answer = await self._client.send(outgoing, stream=True, follow_redirects=request.redirect == "follow")
+        except httpx.HTTPError as error:
+            raise JsTypeError(f"Network connection failed: {type(error).__name__}: {error}") from error
+        headers = [(n, v) for n, v in answer.headers.multi_items() if n not in ("content-encoding", "content-length")]
+        null_body = answer.status_code in (204, 205, 304)
+        if null_body:
+            await answer.aclose()
+        response = Response(None if null_body else _pieces(answer), answer.status_code, answer.reason_phrase, headers)
+        response.url = str(answer.url)
+        response.redirected = bool(answer.history)
+        return response
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+
+async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in answer.aiter_bytes():
+            yield piece
+    finally:
+        await answer.aclose()
+
+
+def _why(outcome: Dialled) -> str:
+    if outcome.status:
+        return f"Failed to establish the WebSocket connection: expected status 101, the server answered {outcome.status}."
+    return f"Failed to establish the WebSocket connection: {outcome.error}"
+
+
+def is_unaccepted_upstream(socket: WebSocket) -> bool:
+    """An upgraded `fetch` response's socket that the worker passes on without accepting it."""
+    return socket._port is not None and socket._accept == Accept.NONE and socket._peer is None

@@ -1,0 +1,59 @@
+"""The actors in memory, and the decision which of them may sleep. Plain state; the host calls it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from roost.host.actor import Actor, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from roost.events import ObjectRef
+
+
+class Actors:
+    """By class and id. An actor is here from the start of its waking until it sleeps."""
+
+    def __init__(self) -> None:
+        self._actors: dict[tuple[str, str], Actor] = {}
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def __iter__(self) -> Iterator[Actor]:
+        return iter(list(self._actors.values()))
+
+    def get(self, ref: ObjectRef) -> Actor | None:
+        return self._actors.get((ref.class_name, ref.id))
+
+    def add(self, actor: Actor) -> None:
+        self._actors[(actor.ref.class_name, actor.ref.id)] = actor
+
+    def forget(self, actor: Actor) -> None:
+        if self.get(actor.ref) is actor:
+            del self._actors[(actor.ref.class_name, actor.ref.id)]
+
+    def put_to_sleep(self, now: float, idle_s: float) -> int:
+        """Forget every actor that nothing pins and that was idle for so long; how many."""
+        sleepy = [actor for actor in self._actors.values() if actor.may_sleep(now, idle_s)]
+        for actor in sleepy:
+            self.forget(actor)
+            actor.sleep()
+        return len(sleepy)
+
+    def report(self) -> list[dict[str, object]]:
+        """Why each is awake: its phase, its sockets, the name of everything that pins it."""
+        return [
+            {
+                "object": actor.label,
+                "class": actor.ref.class_name,
+                "id": actor.ref.id,
+                "phase": actor.phase.value,
+                "sockets": len(actor.sockets),
+                "pins": sorted(set(actor.pins.values())),
+                "woke_for": actor.woke_for,
+            }
+            for actor in self._actors.values()
+            if actor.phase is not Phase.GONE
+        ]

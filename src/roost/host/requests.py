@@ -1,0 +1,161 @@
+"""Answering requests: the worker's `fetch`, or an object's, and the way of its Response back, body or socket."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from roost.api.http import Request, Response
+from roost.api.state import ExecutionContext
+from roost.api.websocket import Accept, WebSocket
+from roost.errors import JsTypeError, WorkerError
+from roost.events import Abort, Binding
+from roost.events import Request as RequestEvent
+from roost.events import Response as ResponseEvent
+from roost.host.actor import Actor
+from roost.host.bodies import BodyReader, BodyWriter
+from roost.host.io_context import Context, RequestContext
+from roost.host.outbound import is_unaccepted_upstream
+from roost.host.stubs import SocketReference
+
+if TYPE_CHECKING:
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+
+_log = logging.getLogger("roost.worker")
+
+
+class Requests:
+    """The requests under way on one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._writers: dict[int, BodyWriter] = {}
+
+    def begin(self, link: GatewayLink, event: RequestEvent) -> None:
+        """Start to serve; in place as far as it goes without waiting."""
+        host = self._host
+        path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
+        context = RequestContext(host, f"{event.method} /{path}", host.worker.compat)
+        context.run_coroutine(self._serve(link, event, context), context.variables.copy(), "request")
+
+    async def _serve(self, link: GatewayLink, event: RequestEvent, context: RequestContext) -> None:
+        body: Any = event.body or None
+        if event.more_body:
+            body = link.bodies[event.request] = BodyReader(link, event.request, event.body)
+        request = Request.incoming(event.method, event.url, event.headers, body)
+        if event.peer and "cf-connecting-ip" not in request.headers:
+            request.headers.pairs.append(("CF-Connecting-IP", event.peer))
+        try:
+            response = await self._run(event, request, context)
+            await self._answer(link, event, response, context)
+        except Exception as error:  # noqa: BLE001 - the user's
+            context.failed_in("fetch", error)
+            self._error(link, event)
+        finally:
+            link.bodies.pop(event.request, None)
+
+    async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
+        host = self._host
+        if event.target is not None:
+            return await host.awaken(event.target, f"fetch {event.method}").serve(request)
+        entrypoint = host.worker.entrypoint
+        ctx = ExecutionContext(context)
+        if isinstance(entrypoint, type):
+            handler = getattr(entrypoint(ctx, host.worker.env), "fetch", None)
+            if handler is None:
+                raise WorkerError("class Default has no fetch method; add `async def fetch(self, request)`.")
+            result = handler(*(request,)[: host.entrypoint_takes])
+        else:
+            result = entrypoint(*(request, host.worker.env, ctx)[: host.entrypoint_takes])
+        response = await result if hasattr(result, "__await__") else result
+        if not isinstance(response, Response):
+            raise WorkerError(f"fetch returned {type(response).__name__}, not a Response.")
+        return response
+
+    def _error(self, link: GatewayLink, event: RequestEvent) -> None:
+        if event.request in self._writers:  # its head has left: the honest end is a cut
+            self._writers.pop(event.request)
+            link.link.send(Abort(event.request, "The worker failed."))
+            return
+        headers = [("Content-Type", "text/plain;charset=UTF-8")]
+        link.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))
+
+    # responses
+
+    async def _answer(self, link: GatewayLink, event: RequestEvent, response: Response, context: Context) -> None:
+        headers = response.headers.pairs
+        if response.web_socket is not None:
+            self._couple(link, event, response, response.web_socket, context)
+            return
+        if response.status == 101:
+            raise JsTypeError("A response with status 101 must carry a WebSocket.")
+        body = response.take_body()
+        if isinstance(body, bytes):
+            link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, body, False))
+            return
+        writer = self._writers[event.request] = BodyWriter(link, event.request)
+        link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, b"", True))
+        try:
+            await writer.send(body)
+        except ConnectionError as error:
+            _log.debug("response body: %s", error)
+        self._writers.pop(event.request, None)
+
+    def _couple(
+        self, link: GatewayLink, event: RequestEvent, response: Response, client: WebSocket, context: Context
+    ) -> None:
+        """The client's connection becomes the other side of the pair's server end."""
+        if not event.upgrade:
+            raise JsTypeError(
+                "Worker tried to return a WebSocket in a response to a request which did not contain the header "
+                '"Upgrade: websocket".'
+            )
+        headers = response.headers.pairs
+        if isinstance(client, SocketReference):
+            link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client._number))
+            return
+        if client._accept != Accept.NONE:
+            raise JsTypeError(
+                "Can't return WebSocket in a Response after calling accept(): return the other end of its pair."
+            )
+        if client._used:
+            raise JsTypeError("Can't return WebSocket that was already used in a response.")
+        client._used = True
+        if is_unaccepted_upstream(client):
+            binding = Binding(relay=client._number)
+            link.forget(client)
+        else:
+            binding = self._bind(link, event, client, context)
+        link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, binding, event.socket))
+        for item in client._pending:  # sent before the 101: it goes right behind it
+            if item.kind == "message":
+                text = isinstance(item.data, str)
+                link.send_message(event.socket, item.data.encode() if isinstance(item.data, str) else item.data, text)
+            elif item.kind == "close":
+                link.close_socket(event.socket, item.code, item.reason)
+        client._pending.clear()
+
+    def _bind(self, link: GatewayLink, event: RequestEvent, client: WebSocket, context: Context) -> Binding:
+        server = client._peer
+        if server is None:
+            raise JsTypeError("Can't return a WebSocket made by its constructor or already connected.")
+        owner = server._context
+        if server._accept is Accept.HIBERNATABLE and isinstance(owner, Actor):
+            return owner.bind(server, link, event.socket)
+        if server._context is None:
+            server._context = context  # accepted later: until then its events wait
+        link.adopt(server, event.socket)
+        if isinstance(server._context, Context):
+            server._context.socket_opened(server)
+        return Binding()
+
+    def credit(self, request: int, size: int) -> None:
+        writer = self._writers.get(request)
+        if writer is not None:
+            writer.credit(size)
+
+    def abort(self, request: int) -> None:
+        writer = self._writers.get(request)
+        if writer is not None:
+            writer.abort()

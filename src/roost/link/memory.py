@@ -1,0 +1,87 @@
+"""A link inside one process: events are handed over as they are, without bytes. Used by `--inline` and the test kit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from roost.link.port import Batch
+
+if TYPE_CHECKING:
+    from roost.events import Event
+    from roost.link.port import Receiver
+
+
+class MemoryLink:
+    """One end; make both with `memory_pair`. Delivery happens in `flush`, on the caller's stack."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.congested = False  # never: the other end has handled a batch when `flush` returns
+        self._loop = loop
+        self._peer: MemoryLink | None = None
+        self._receiver: Receiver | None = None
+        self._batch = Batch()
+        self._scheduled = False
+        self._flushing = False
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        if self._peer is not None and self._peer._batch.events:
+            self._peer._schedule()
+
+    def send(self, event: Event) -> None:
+        self._batch.add(event)
+        if not self._scheduled:
+            self._schedule()
+
+    def send_to(self, socket: int, payload: bytes, text: bool) -> None:
+        self._batch.add_message(socket, payload, text)
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand the queue to the other end. What that end sends back in the meantime is its own flush's business."""
+        if self._flushing or not self._batch.events:
+            return
+        if self._peer is None:
+            self._batch.take()
+            return
+        peer = self._peer
+        receiver = peer._receiver
+        if receiver is None:
+            return  # kept until the other end starts
+        if asyncio.current_task(self._loop) is not None:
+            self._schedule()  # the other end drives coroutines in place, which nothing may do inside a task
+            return
+        self._flushing = True
+        peer._scheduled = True  # its replies leave with this very call, below
+        try:
+            while self._batch.events:
+                receiver.on_events(self._batch.take())
+        finally:
+            self._flushing = False
+            peer._scheduled = False
+            peer.flush()
+
+    def close(self) -> None:
+        peer, self._peer = self._peer, None
+        self._batch.take()
+        if peer is not None and peer._peer is self:
+            peer._peer = None
+            if peer._receiver is not None:
+                self._loop.call_soon(peer._receiver.on_closed, "the other end closed the link")
+
+
+def memory_pair(loop: asyncio.AbstractEventLoop) -> tuple[MemoryLink, MemoryLink]:
+    """Two ends joined to each other."""
+    one, other = MemoryLink(loop), MemoryLink(loop)
+    one._peer, other._peer = other, one
+    return one, other

@@ -1,0 +1,95 @@
+"""What a link is, to both of its ends: ordered, batched, lossless while it is up.
+
+An end buffers what `send` is given and writes it once a loop turn, or at `flush`. It owns its transport and nothing
+else; it must not know what events mean. The invariant: the receiver sees exactly the events sent, in order, until
+`on_closed`, which is called once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from roost.events import Done, Event, Send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Batch:
+    """What one end will write this turn. Equal payloads in a row become one `Send`, successive `Done`s one `Done`.
+
+    So the plain loop over `getWebSockets()` costs one encode and one copy of the payload, whatever the link.
+    """
+
+    __slots__ = ("_last_send", "events", "payload_bytes")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.payload_bytes = 0
+        self._last_send: Send | None = None
+
+    def add(self, event: Event) -> None:
+        self._last_send = None
+        if type(event) is Done and self.events and type(self.events[-1]) is Done:
+            self.events[-1] = event
+        else:
+            self.events.append(event)
+
+    def add_message(self, socket: int, payload: bytes, text: bool) -> None:
+        last = self._last_send
+        if last is not None and last.payload == payload and last.text is text:
+            last.sockets.append(socket)
+            return
+        self._last_send = last = Send([socket], payload, text)
+        self.events.append(last)
+        self.payload_bytes += len(payload)
+
+    def take(self) -> list[Event]:
+        """The batch, leaving an empty one."""
+        events, self.events = self.events, []
+        self._last_send = None
+        self.payload_bytes = 0
+        return events
+
+
+class Receiver(Protocol):
+    """What an end does with what arrives."""
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """A batch, in the order it was sent."""
+        ...
+
+    def on_closed(self, reason: str) -> None:
+        """The other end is gone; nothing more arrives and what is sent is dropped."""
+        ...
+
+    def on_drained(self) -> None:
+        """The end was congested and no longer is."""
+        ...
+
+
+class Link(Protocol):
+    """One end of a link."""
+
+    congested: bool
+    """More is buffered than the high-water mark: the sender should stop taking work that it can hold back."""
+
+    def start(self, receiver: Receiver) -> None:
+        """Begin delivery. Events that arrived before are delivered first."""
+        ...
+
+    def send(self, event: Event) -> None:
+        """Queue one event; it is written at the end of this loop turn at the latest."""
+        ...
+
+    def send_to(self, socket: int, payload: bytes, text: bool) -> None:
+        """Queue a message to one socket; joined with the one before it if the payload is the same."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is queued now."""
+        ...
+
+    def close(self) -> None:
+        """Close this end; the other end's `on_closed` follows. Idempotent; this end's `on_closed` is not called."""
+        ...

@@ -1,0 +1,163 @@
+"""A link over a unix stream socket: envelopes, one write a loop turn, one read for hundreds of them.
+
+This is one of the two places where asyncio callbacks are allowed (the other is `gateway/reactor.py`): a stream reader's
+task switch per batch would double the cost of a short batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from roost.errors import RemoteProtocolError
+from roost.link.port import Batch
+from roost.protocol.envelope import Splitter, encode
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+    from roost.events import Event
+    from roost.link.port import Receiver
+
+_log = logging.getLogger("roost.link")
+
+READ_BYTES = 256 * 1024
+FLUSH_EARLY_BYTES = 1024 * 1024  # a handler that sends more than this at once is written while it runs
+HIGH_WATER_BYTES = 4 * 1024 * 1024
+MAX_ENVELOPE_BYTES = 40 * 1024 * 1024  # a 32 MiB message, with room for many targets
+
+
+class UnixLink:
+    """One end over a connected stream socket, which it owns.
+
+    `hold_reading`: stop reading while congested. A host does (it takes no new events while it cannot speak), a gateway
+    must not (else both ends could wait for each other for ever) and holds back its clients instead.
+    """
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, hold_reading: bool) -> None:
+        sock.setblocking(False)
+        self.congested = False
+        self._sock = sock
+        self._loop = loop
+        self._hold_reading = hold_reading
+        self._receiver: Receiver | None = None
+        self._splitter = Splitter(MAX_ENVELOPE_BYTES)
+        self._batch = Batch()
+        self._backlog = bytearray()
+        self._scheduled = False
+        self._open = True
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def send(self, event: Event) -> None:
+        self._batch.add(event)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def send_to(self, socket: int, payload: bytes, text: bool) -> None:
+        batch = self._batch
+        batch.add_message(socket, payload, text)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+        if batch.payload_bytes > FLUSH_EARLY_BYTES:
+            self.flush()
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        if not self._batch.events:
+            return
+        events = self._batch.take()
+        data = encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
+        if not self._open:
+            return
+        if self._backlog:
+            self._backlog += data
+        else:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._lost(f"write failed: {error}")
+                return
+            if sent == len(data):
+                return
+            self._backlog += data[sent:]
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+        if not self.congested and len(self._backlog) > HIGH_WATER_BYTES:
+            self.congested = True
+            if self._hold_reading:
+                self._loop.remove_reader(self._sock.fileno())
+
+    def _writable(self) -> None:
+        try:
+            sent = self._sock.send(self._backlog)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(f"write failed: {error}")
+            return
+        del self._backlog[:sent]
+        if not self._backlog:
+            self._loop.remove_writer(self._sock.fileno())
+        if self.congested and len(self._backlog) <= HIGH_WATER_BYTES // 4:
+            self.congested = False
+            if self._hold_reading:
+                self._loop.add_reader(self._sock.fileno(), self._readable)
+            if self._receiver is not None:
+                self._receiver.on_drained()
+
+    def _readable(self) -> None:
+        receiver = self._receiver
+        assert receiver is not None
+        try:
+            data = self._sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(f"read failed: {error}")
+            return
+        if not data:
+            self._lost("the other end closed the link")
+            return
+        # Held for the whole batch: its replies leave in one write, by the flush below.
+        self._scheduled = True
+        try:
+            events = self._splitter.feed(data)
+            if events:
+                receiver.on_events(events)
+        except RemoteProtocolError as error:
+            self._lost(f"the other end broke the envelope format: {error}")
+        finally:
+            self._scheduled = False
+            self.flush()
+
+    def _lost(self, reason: str) -> None:
+        if not self._open:
+            return
+        self.close()
+        if self._receiver is not None:
+            self._receiver.on_closed(reason)
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        events = self._batch.take()
+        if events or self._backlog:
+            try:  # a last word, such as the final `Done`, if the kernel takes it at once
+                self._sock.send(bytes(self._backlog) + b"".join([encode(event) for event in events]))
+            except OSError as error:
+                _log.debug("link: the last batch was not sent: %s", error)
+        self._open = False
+        self._backlog.clear()
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()

@@ -1,0 +1,91 @@
+"""Putting gateways and hosts together: the one place that knows both, for child processes and for `--inline`."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from roost.clock import SystemClock
+from roost.errors import ConfigError, WorkerError
+from roost.gateway.assets import Assets
+from roost.gateway.gateway import Gateway
+from roost.observe import logs
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from roost.host.host import Host
+    from roost.node.config import App
+    from roost.node.settings import Settings
+
+
+def make_gateway(
+    loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slots: int, ca_file: str | None = None
+) -> Gateway:
+    """A gateway for the app, not yet listening."""
+    gateway = Gateway(
+        loop,
+        SystemClock(),
+        slots=slots,
+        limits=settings.gateway_limits(),
+        request_log=logs.request_line,
+        ca_file=ca_file,
+    )
+    if app.assets is not None:
+        gateway.assets = Assets(
+            Path(app.assets.directory), app.assets.not_found_handling, worker_first=app.assets.run_worker_first
+        )
+    return gateway
+
+
+def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slot: int, slots: int) -> Host:
+    """A host with the worker loaded. Raises WorkerError or ConfigError."""
+    # Here, so that a gateway's process never imports what only hosts need.
+    from roost.host.host import Host
+    from roost.host.loader import load_worker
+
+    worker = load_worker(Path(app.main), list(app.bindings.values()), app.compat())
+    host = Host(
+        loop,
+        worker,
+        worker_name=app.name,
+        variables=app.variables,
+        bindings=app.bindings,
+        slot=slot,
+        slots=slots,
+        idle_s=settings.hibernation.idle_s,
+    )
+    loop.set_task_factory(host.new_task)
+    return host
+
+
+def gateway_report(gateway: Gateway) -> dict[str, Any]:
+    """Counters of a gateway, for the control socket."""
+    return {
+        "counters": msgspec.structs.asdict(gateway.counters),
+        "objects": len(gateway.sockets),
+        "unfinished": sum(len(slot.unfinished) + len(slot.late) for slot in gateway.router.slots),
+    }
+
+
+def host_report(host: Host) -> dict[str, Any]:
+    """Counters of a host, and why each of its objects is awake."""
+    return {
+        "counters": msgspec.structs.asdict(host.counters),
+        "awake": host.actors.report(),
+        "links": len(host.links),
+    }
+
+
+def fault_of(error: BaseException) -> tuple[str, str, str]:
+    """An error of loading as (whose fault, one line, the user's traceback if it helps)."""
+    if isinstance(error, ConfigError):
+        return "config", str(error), ""
+    cause = error.__cause__ if isinstance(error, WorkerError) else error
+    detail = "" if cause is None or isinstance(cause, SyntaxError) else logs.user_traceback(cause)
+    if not isinstance(error, WorkerError):
+        detail = "".join(traceback.format_exception(error))
+    return "worker", str(error), detail

@@ -1,0 +1,176 @@
+"""A child process: one gateway or one host. `python -m roost.node.child FD`, FD its end of the control socket.
+
+Orders and answers are JSON lines on that socket; its end of file means that the node is gone, and the child ends too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec
+import uvloop
+
+from roost.errors import ConfigError, WorkerError
+from roost.link.unix import UnixLink
+from roost.node.assemble import fault_of, gateway_report, host_report, make_gateway, make_host
+from roost.node.spec import ChildSpec, FromChild, ToChild
+from roost.observe import logs
+
+_log = logging.getLogger("roost.node")
+
+_RETRY_S = 0.05
+
+
+class Child:
+    """The control side that both roles share."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = msgspec.json.Decoder(ToChild)
+        self._done = asyncio.Event()
+
+    async def run(self) -> int:
+        order = await self._next()
+        if order is None or order.spec is None:
+            return 1
+        spec = order.spec
+        logs.set_up(spec.log_format, debug=spec.debug)
+        try:
+            role: Any = await (_Gateway if spec.role == "gateway" else _HostRole).start(spec)
+        except (ConfigError, WorkerError) as error:
+            fault, text, detail = fault_of(error)
+            await self._tell(FromChild("failed", text, fault, detail))
+            return 1
+        gc.collect()
+        gc.freeze()  # what is there for good need not be looked at again by the collector
+        await self._tell(FromChild("ready"))
+        while (order := await self._next()) is not None:
+            if order.command == "drain":
+                await role.drain(order.timeout_s)
+                return 0
+            if order.command == "end_soon":
+                role.end_soon()
+            if order.command == "report":
+                report = msgspec.Raw(msgspec.json.encode(role.report()))
+                await self._tell(FromChild("report", request=order.request, report=report))
+        await role.drain(0.5)
+        return 1
+
+    async def _next(self) -> ToChild | None:
+        line = await self._reader.readline()
+        return self._decoder.decode(line) if line else None
+
+    async def _tell(self, message: FromChild) -> None:
+        self._writer.write(msgspec.json.encode(message) + b"\n")
+        await self._writer.drain()
+
+
+class _Gateway:
+    """A gateway that listens for clients and for hosts."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._gateway = make_gateway(loop, spec.app, spec.settings, spec.slots, spec.ca_file)
+        self._gateway.start()
+        path = spec.sockets[spec.index]
+        if os.path.exists(path):
+            os.unlink(path)
+        self._links = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._links.bind(path)
+        os.chmod(path, 0o600)
+        self._links.listen(16)
+        self._links.setblocking(False)
+        loop.add_reader(self._links.fileno(), self._host_arrives)
+        for fd in spec.listen_fds:
+            self._gateway.listen(socket.socket(fileno=fd))
+
+    @classmethod
+    async def start(cls, spec: ChildSpec) -> _Gateway:
+        return cls(spec)
+
+    def _host_arrives(self) -> None:
+        try:
+            sock, _ = self._links.accept()
+        except OSError as error:
+            _log.warning("gateway: a host could not connect: %s", error)
+            return
+        self._gateway.add_host(UnixLink(sock, self._loop, hold_reading=False))
+
+    def report(self) -> dict[str, Any]:
+        return gateway_report(self._gateway)
+
+    async def drain(self, timeout_s: float) -> None:
+        self._loop.remove_reader(self._links.fileno())
+        self._links.close()
+        await self._gateway.drain(timeout_s)
+
+
+class _HostRole:
+    """A host that keeps a link to every gateway."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        logs.redirect_prints()
+        self._host = make_host(loop, spec.app, spec.settings, spec.index, spec.slots)
+        self._connectors = [loop.create_task(self._keep_connected(path)) for path in spec.sockets]
+
+    @classmethod
+    async def start(cls, spec: ChildSpec) -> _HostRole:
+        role = cls(spec)
+        while len(role._host.links) < len(spec.sockets):
+            await asyncio.sleep(0.002)
+        return role
+
+    async def _keep_connected(self, path: str) -> None:
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                await self._loop.sock_connect(sock, path)
+            except OSError:
+                sock.close()
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._host.add_gateway(UnixLink(sock, self._loop, hold_reading=True))
+            mine = self._host.links[-1]
+            while mine in self._host.links:
+                await asyncio.sleep(_RETRY_S)
+
+    def end_soon(self) -> None:
+        self._host.closing = True
+
+    def report(self) -> dict[str, Any]:
+        return host_report(self._host)
+
+    async def drain(self, timeout_s: float) -> None:
+        for connector in self._connectors:
+            connector.cancel()
+        await self._host.close(timeout_s)
+
+
+async def _main(fd: int) -> int:
+    sock = socket.socket(fileno=fd)
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: None)  # the node decides; a terminal's Ctrl-C reaches every process
+    try:
+        return await Child(reader, writer).run()
+    finally:
+        writer.close()
+
+
+if __name__ == "__main__":
+    code = uvloop.run(_main(int(sys.argv[1])))
+    logging.shutdown()
+    os._exit(code)  # a worker's threads must not keep a drained host alive

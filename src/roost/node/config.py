@@ -1,0 +1,246 @@
+"""The app's configuration: `wrangler.toml`, `.jsonc` or `.json`, as Cloudflare documents it (reference 6.1).
+
+Read once, here; no other file reads configuration or the environment. A key that Roost does not know is a warning with the
+nearest name; a binding that it cannot serve is an error at start, never at the first request.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyjson5
+
+from roost.api.runtime import Compat
+from roost.errors import ConfigError
+from roost.node.settings import nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILES = ("wrangler.toml", "wrangler.jsonc", "wrangler.json")
+DEFAULT_COMPATIBILITY_DATE = "2026-10-01"
+
+_KEYS = (
+    "$schema", "name", "main", "compatibility_date", "compatibility_flags", "vars", "durable_objects", "migrations", "env",
+    "assets", "triggers", "dev", "limits", "observability", "workers_dev", "routes", "route", "preview_urls", "rules",
+    "build", "placement", "account_id", "services", "kv_namespaces", "r2_buckets", "d1_databases", "queues", "ai",
+    "tail_consumers", "logpush", "minify", "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
+)  # fmt: skip
+_UNSUPPORTED = {
+    "services": "service bindings",
+    "kv_namespaces": "KV namespaces",
+    "r2_buckets": "R2 buckets",
+    "d1_databases": "D1 databases",
+    "queues": "queues",
+    "ai": "the AI binding",
+}
+_NOT_INHERITED = ("vars", "durable_objects", *_UNSUPPORTED)
+
+
+class AssetsConfig(msgspec.Struct, frozen=True):
+    """`assets`: a folder of static files."""
+
+    directory: str
+    not_found_handling: str = "none"
+    run_worker_first: bool = False
+
+
+class App(msgspec.Struct, frozen=True):
+    """One app as it will run."""
+
+    folder: str
+    name: str
+    main: str
+    compatibility_date: str
+    variables: dict[str, Any]
+    bindings: dict[str, str]
+    assets: AssetsConfig | None
+    ip: str | None
+    port: int | None
+    warnings: list[str]
+
+    def compat(self) -> Compat:
+        """What the compatibility date chooses (ISO dates compare as text)."""
+        return Compat(binary_type="blob" if self.compatibility_date >= "2026-03-17" else "arraybuffer")
+
+
+def read_app(
+    folder: Path, *, config: Path | None = None, env: str | None = None, variables: list[str] | None = None
+) -> App:
+    """The app in `folder`. Raises ConfigError with one clear line."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder.")
+    path = config or next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ConfigError(f"{folder} has no {', '.join(FILES[:-1])} or {FILES[-1]}; is it the app's folder?")
+    raw = _read(path)
+    warnings = [
+        f"{path.name}: unknown key {key!r} is ignored.{nearest(key, list(_KEYS))}" for key in raw if key not in _KEYS
+    ]
+    raw = _for_env(raw, env, path)
+    main = raw.get("main")
+    if not isinstance(main, str) or not main:
+        raise ConfigError(f'{path}: "main" is missing; it names the worker\'s Python file.', key="main")
+    main_path = (path.parent / main).resolve()
+    if not main_path.is_file():
+        raise ConfigError(f"{path}: main: {main_path} does not exist.", key="main")
+    if main_path.suffix != ".py":
+        raise ConfigError(f"{path}: main: {main} is not a Python file; Roost runs Python workers.", key="main")
+    for key, what in _UNSUPPORTED.items():
+        if raw.get(key):
+            raise ConfigError(f"{path}: {key}: {what} are not supported by Roost yet.", key=key)
+    dev = raw.get("dev", {})
+    return App(
+        folder=str(folder.resolve()),
+        name=_text(raw.get("name", folder.resolve().name), "name", path),
+        main=str(main_path),
+        compatibility_date=_date(raw.get("compatibility_date"), path, warnings),
+        variables={**_table(raw.get("vars", {}), "vars", path), **_secrets(folder, env), **_given(variables or [])},
+        bindings=_bindings(raw, path),
+        assets=_assets(raw.get("assets"), path),
+        ip=dev.get("ip"),
+        port=dev.get("port"),
+        warnings=warnings,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text) if path.suffix == ".toml" else pyjson5.decode(text)
+    except (tomllib.TOMLDecodeError, pyjson5.Json5DecoderException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be parsed: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return _table(raw, "the file", path)
+
+
+def _for_env(raw: dict[str, Any], env: str | None, path: Path) -> dict[str, Any]:
+    """The configuration of one environment: its keys over the top level's; bindings and vars are not inherited."""
+    environments = _table(raw.get("env", {}), "env", path)
+    if env is None:
+        return raw
+    if env not in environments:
+        raise ConfigError(
+            f"{path}: has no environment {env!r} (it has: {', '.join(environments) or 'none'})."
+            f"{nearest(env, list(environments))}",
+            key="env",
+        )
+    inherited = {key: value for key, value in raw.items() if key not in _NOT_INHERITED}
+    merged = {**inherited, **environments[env]}
+    if "name" not in environments[env] and "name" in raw:
+        merged["name"] = f"{raw['name']}-{env}"
+    return merged
+
+
+def _table(value: Any, key: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {key} must be a table.", key=key)
+    return value
+
+
+def _text(value: Any, key: str, path: Path) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{path}: {key} must be a string.", key=key)
+    return value
+
+
+def _date(value: Any, path: Path, warnings: list[str]) -> str:
+    if value is None:
+        warnings.append(f"{path.name}: no compatibility_date; {DEFAULT_COMPATIBILITY_DATE} is assumed.")
+        return DEFAULT_COMPATIBILITY_DATE
+    text = value.isoformat() if isinstance(value, date) else str(value)
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: compatibility_date: {text!r} is not a date (YYYY-MM-DD).", key="compatibility_date"
+        ) from error
+    return text
+
+
+def _bindings(raw: dict[str, Any], path: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    entries = _table(raw.get("durable_objects", {}), "durable_objects", path).get("bindings", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: durable_objects.bindings must be a list.", key="durable_objects.bindings")
+    for entry in entries:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("name"), str)
+            or not isinstance(entry.get("class_name"), str)
+        ):
+            raise ConfigError(
+                f"{path}: each of durable_objects.bindings needs a name and a class_name.",
+                key="durable_objects.bindings",
+            )
+        if entry.get("script_name") not in (None, raw.get("name")):
+            raise ConfigError(
+                f"{path}: durable_objects.bindings: {entry['name']} is of another script ({entry['script_name']}); that is "
+                "not supported by Roost yet.",
+                key="durable_objects.bindings",
+            )
+        found[entry["name"]] = entry["class_name"]
+    return found
+
+
+def _assets(value: Any, path: Path) -> AssetsConfig | None:
+    if value is None:
+        return None
+    table = _table(value, "assets", path)
+    if table.get("binding"):
+        raise ConfigError(
+            f"{path}: assets.binding is not supported by Roost yet; remove it (files are served anyway).", key="assets"
+        )
+    directory = (path.parent / _text(table.get("directory", ""), "assets.directory", path)).resolve()
+    if not directory.is_dir():
+        raise ConfigError(f"{path}: assets.directory: {directory} is not a folder.", key="assets.directory")
+    return AssetsConfig(
+        str(directory), str(table.get("not_found_handling", "none")), bool(table.get("run_worker_first", False))
+    )
+
+
+def _secrets(folder: Path, env: str | None) -> dict[str, str]:
+    """`.dev.vars` (or `.dev.vars.ENV`), else `.env`: one KEY=value a line."""
+    names = [f".dev.vars.{env}"] if env else []
+    for name in (*names, ".dev.vars", ".env"):
+        path = folder / name
+        if path.is_file():
+            found = {}
+            for line in path.read_text(encoding="utf-8").splitlines():
+                key, equals, value = line.strip().partition("=")
+                if equals and key and not key.startswith("#"):
+                    found[key.removeprefix("export ").strip()] = value.strip().strip("\"'")
+            return found
+    return {}
+
+
+def _given(variables: list[str]) -> dict[str, str]:
+    """`--var KEY:VALUE`."""
+    found = {}
+    for text in variables:
+        key, colon, value = text.partition(":")
+        if not colon or not key:
+            raise ConfigError(f"--var {text!r}: write it as KEY:VALUE.", key="--var")
+        found[key] = value
+    return found
+
+
+def data_folder(app: App, given: str | None) -> str:
+    """Where objects' state is kept: `--data`, or `.roost/data` in the app's folder. Raises ConfigError if unusable."""
+    path = os.path.abspath(given or os.path.join(app.folder, ".roost", "data"))
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        probe = os.path.join(path, ".probe")
+        with open(probe, "wb"):
+            pass
+        os.unlink(probe)
+    except OSError as error:
+        raise ConfigError(
+            f"the data folder {path} cannot be used: {error.strerror}; choose another with --data."
+        ) from error
+    return path

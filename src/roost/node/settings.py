@@ -1,0 +1,141 @@
+"""The node's settings: `roost.toml`, or `[tool.roost]` of `pyproject.toml`. `docs/reference/settings.md` is their page.
+
+Every setting has a default and its unit in its name. Unknown sections and keys are errors with the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from roost.errors import ConfigError
+from roost.gateway.limits import GatewayLimits
+from roost.protocol.http import HeadLimits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """`[limits]`: what one client or one object may use."""
+
+    max_message_bytes: int = 1024 * 1024
+    max_outbound_bytes: int = 1024 * 1024
+    max_connections: int = 0
+    max_connections_per_address: int = 0
+    max_head_bytes: int = 32 * 1024
+    max_headers: int = 100
+    max_body_bytes: int = 100 * 1024 * 1024
+    max_pings_per_s: int = 100
+    max_dials: int = 1000
+    max_waiting_requests: int = 1024
+    max_unfinished_events: int = 16384
+    max_unfinished_bytes: int = 64 * 1024 * 1024
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """`[timeouts]`, in seconds."""
+
+    head_s: float = 10.0
+    idle_http_s: float = 75.0
+    close_s: float = 5.0
+    dial_s: float = 10.0
+    host_wait_s: float = 10.0
+    drain_s: float = 10.0
+    tcp_keepalive_s: int = 60
+
+
+class Hibernation(msgspec.Struct, frozen=True):
+    """`[hibernation]`."""
+
+    idle_s: float = 10.0
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    hibernation: Hibernation = Hibernation()
+
+    def gateway_limits(self) -> GatewayLimits:
+        """What of it a gateway needs."""
+        limits, timeouts = self.limits, self.timeouts
+        return GatewayLimits(
+            head=HeadLimits(limits.max_head_bytes, limits.max_headers),
+            head_timeout_s=timeouts.head_s,
+            idle_timeout_s=timeouts.idle_http_s,
+            close_timeout_s=timeouts.close_s,
+            dial_timeout_s=timeouts.dial_s,
+            host_wait_s=timeouts.host_wait_s,
+            max_body_bytes=limits.max_body_bytes,
+            max_message_bytes=limits.max_message_bytes,
+            max_outbound_bytes=limits.max_outbound_bytes,
+            max_connections=limits.max_connections,
+            max_connections_per_address=limits.max_connections_per_address,
+            max_waiting_requests=limits.max_waiting_requests,
+            max_unfinished_events=limits.max_unfinished_events,
+            max_unfinished_bytes=limits.max_unfinished_bytes,
+            max_dials=limits.max_dials,
+            max_pings_per_s=limits.max_pings_per_s,
+            tcp_keepalive_s=timeouts.tcp_keepalive_s,
+        )
+
+
+_LARGEST_MESSAGE_BYTES = 32 * 1024 * 1024
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` Did you mean "x"?` for the known name closest to a wrong one, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f' Did you mean "{matches[0]}"?' if matches else ""
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings beside an app; the defaults if it has none. Raises ConfigError naming file and key."""
+    own = folder / "roost.toml"
+    project = folder / "pyproject.toml"
+    for path in (own, project):
+        if not path.is_file():
+            continue
+        try:
+            raw = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        if path == project:
+            raw = raw.get("tool", {}).get("roost")
+            if raw is None:
+                continue
+        return parse_settings(raw, str(path))
+    return Settings()
+
+
+def parse_settings(raw: dict[str, Any], where: str) -> Settings:
+    """Settings from their mapping. Raises ConfigError naming the key, with the nearest known one."""
+    sections = {field.name: field for field in msgspec.structs.fields(Settings)}
+    for section, values in raw.items():
+        if section not in sections:
+            raise ConfigError(f"{where}: unknown section [{section}].{nearest(section, list(sections))}", key=section)
+        known = [field.name for field in msgspec.structs.fields(sections[section].type)]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: [{section}] must be a table.", key=section)
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{where}: unknown setting {section}.{key}.{nearest(key, known)}", key=f"{section}.{key}")
+    try:
+        settings = msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    for section in sections:
+        for key, value in msgspec.structs.asdict(getattr(settings, section)).items():
+            if value < 0:
+                raise ConfigError(f"{where}: {section}.{key} must not be negative.", key=f"{section}.{key}")
+    if not 1 <= settings.limits.max_message_bytes <= _LARGEST_MESSAGE_BYTES:
+        raise ConfigError(
+            f"{where}: limits.max_message_bytes must be between 1 and {_LARGEST_MESSAGE_BYTES} (32 MiB).",
+            key="limits.max_message_bytes",
+        )
+    return settings

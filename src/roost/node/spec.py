@@ -1,0 +1,46 @@
+"""What the node tells a child process to be, as JSON on the child's control socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from roost.node.config import App
+    from roost.node.settings import Settings
+
+
+class ChildSpec(msgspec.Struct, frozen=True):
+    """A gateway's or a host's orders. `sockets` are the gateways' unix socket paths; a gateway listens on its own."""
+
+    role: str
+    index: int
+    slots: int
+    app: App
+    settings: Settings
+    sockets: list[str]
+    listen_fds: list[int]
+    log_format: str
+    debug: bool
+    ca_file: str | None = None
+
+
+class ToChild(msgspec.Struct, frozen=True):
+    """The node → a child, one a line. `command`: "start" (with `spec`), "drain", "end_soon" or "report"."""
+
+    command: str
+    spec: ChildSpec | None = None
+    timeout_s: float = 0.0
+    request: int = 0
+
+
+class FromChild(msgspec.Struct, frozen=True):
+    """A child → the node, one a line. `kind`: "ready", "failed" (`text`, `fault` "config" or "worker"), "report"."""
+
+    kind: str
+    text: str = ""
+    fault: str = ""
+    traceback: str = ""
+    request: int = 0
+    report: msgspec.Raw = msgspec.Raw(b"null")

@@ -1,0 +1,349 @@
+"""The node: starts gateways and hosts, watches them, replaces what dies, and drains them at the end. No traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from roost.errors import ConfigError, InternalError, WorkerError
+from roost.link.memory import memory_pair
+from roost.node import control
+from roost.node.assemble import gateway_report, host_report, make_gateway, make_host
+from roost.node.spec import ChildSpec, FromChild, ToChild
+from roost.observe import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from roost.node.config import App
+    from roost.node.settings import Settings
+
+_log = logging.getLogger("roost.node")
+
+_BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+_STABLE_AFTER_S = 10.0
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the command line decided."""
+
+    ip: str
+    port: int
+    data: str
+    hosts: int
+    gateways: int
+    inline: bool
+    log_format: str = "text"
+    debug: bool = False
+    ca_file: str | None = None
+
+
+class Health(Enum):
+    """STARTING → READY → GONE; a child that dies while READY is replaced by a new one."""
+
+    STARTING = "starting"
+    READY = "ready"
+    GONE = "gone"
+
+
+class ChildProcess:
+    """One child as the node sees it. Owns the process and the control socket."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
+        self.name = name
+        self.process = process
+        self.health = Health.STARTING
+        self.failure: FromChild | None = None
+        self.started_at = asyncio.get_running_loop().time()
+        self.settled = asyncio.Event()  # ready, failed or gone
+        self._writer = writer
+        self._reports: dict[int, asyncio.Future[Any]] = {}
+        self._last_report = 0
+
+    def tell(self, order: ToChild) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(msgspec.json.encode(order) + b"\n")
+
+    async def listen(self, reader: asyncio.StreamReader) -> None:
+        """Take the child's messages until it ends."""
+        decoder = msgspec.json.Decoder(FromChild)
+        while line := await reader.readline():
+            message = decoder.decode(line)
+            if message.kind == "ready":
+                self.health = Health.READY
+                self.settled.set()
+            elif message.kind == "failed":
+                self.failure = message
+                self.settled.set()
+            elif (waiting := self._reports.pop(message.request, None)) is not None and not waiting.done():
+                waiting.set_result(msgspec.json.decode(message.report))
+        await self.process.wait()
+        self.health = Health.GONE
+        self.settled.set()
+        self._writer.close()
+        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
+        for waiting in self._reports.values():
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def report(self) -> Any:
+        """The child's own report; None if it does not answer in time."""
+        self._last_report += 1
+        waiting = self._reports[self._last_report] = asyncio.get_running_loop().create_future()
+        self.tell(ToChild("report", request=self._last_report))
+        try:
+            return await asyncio.wait_for(waiting, 5)
+        except TimeoutError:
+            return None
+
+    async def stop(self, timeout_s: float) -> None:
+        """Drain it; kill it if it takes longer than it may."""
+        self.tell(ToChild("drain", timeout_s=timeout_s))
+        try:
+            await asyncio.wait_for(self.process.wait(), timeout_s + 2)
+        except TimeoutError:
+            _log.warning("node: %s did not end within %g s and is killed", self.name, timeout_s + 2)
+            self.process.kill()
+            await self.process.wait()
+
+
+class Node:
+    """A running node. `run` serves until `stop` is called or SIGTERM or SIGINT comes, and returns the exit code."""
+
+    def __init__(self, app: App, settings: Settings, options: Options) -> None:
+        self._app = app
+        self._settings = settings
+        self._options = options
+        self._stopping = asyncio.Event()
+        self._gateways: list[ChildProcess | None] = [None] * options.gateways
+        self._hosts: list[ChildProcess | None] = [None] * options.hosts
+        self._keepers: list[asyncio.Task[None]] = []
+        self._run_folder = ""
+        self._inline: Any = None  # (gateway, host) of --inline
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self, ready: Callable[[str], None]) -> int:
+        """Serve. `ready(url)` is called once clients can connect. Raises ConfigError or WorkerError before that."""
+        loop = asyncio.get_running_loop()
+        lock = control.lock_data_folder(self._options.data)
+        listeners = self._bind()
+        self._run_folder = tempfile.mkdtemp(prefix="roost-")
+        server = await control.serve(self._options.data, self._answer)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            host, port = listeners[0].getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            if self._options.inline:
+                await self._run_inline(listeners, lambda: ready(url))
+            else:
+                await self._run_processes(listeners, lambda: ready(url))
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            server.close()
+            shutil.rmtree(self._run_folder, ignore_errors=True)
+            for sock in listeners:
+                sock.close()
+            os.close(lock)
+        return 0
+
+    def _signalled(self) -> None:
+        if self._stopping.is_set():
+            os._exit(1)  # asked twice: now
+        _log.info("node: draining (at most %g s)", self._settings.timeouts.drain_s)
+        self._stopping.set()
+
+    def _bind(self) -> list[socket.socket]:
+        options = self._options
+        listeners = []
+        port = options.port
+        for _ in range(options.gateways):
+            family = socket.AF_INET6 if ":" in options.ip else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                if options.gateways > 1:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                sock.bind((options.ip, port))
+                sock.listen(4096)
+            except (OSError, OverflowError) as error:
+                sock.close()
+                reason = getattr(error, "strerror", None) or str(error)
+                raise WorkerError(
+                    f"cannot listen on {options.ip}:{port}: {reason}; choose another --ip or --port."
+                ) from None
+            port = sock.getsockname()[1]
+            listeners.append(sock)
+        return listeners
+
+    # one process
+
+    async def _run_inline(self, listeners: list[socket.socket], ready: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        stdout = sys.stdout
+        logs.redirect_prints()
+        try:
+            host = make_host(loop, self._app, self._settings, 0, 1)
+            gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file)
+            host_end, gateway_end = memory_pair(loop)
+            gateway.add_host(gateway_end)
+            host.add_gateway(host_end)
+            gateway.start()
+            for sock in listeners:
+                gateway.listen(sock.dup())
+            self._inline = (gateway, host)
+            ready()
+            await self._stopping.wait()
+            await gateway.drain(self._settings.timeouts.drain_s)
+            await host.close(1.0)
+        finally:
+            sys.stdout = stdout
+
+    # several processes
+
+    async def _run_processes(self, listeners: list[socket.socket], ready: Callable[[], None]) -> None:
+        self._keepers = [
+            asyncio.create_task(self._keep("gateway", index, [sock.fileno()])) for index, sock in enumerate(listeners)
+        ] + [asyncio.create_task(self._keep("host", index, [])) for index in range(self._options.hosts)]
+        starting = asyncio.create_task(self._all_ready())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                ready()
+                await stopping
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            self._stopping.set()
+            drain_s = self._settings.timeouts.drain_s
+            for child in self._hosts:
+                if child is not None:
+                    child.tell(ToChild("end_soon"))
+            await asyncio.gather(*(child.stop(drain_s) for child in self._gateways if child))
+            await asyncio.gather(*(child.stop(min(drain_s, 2.0)) for child in self._hosts if child))
+            await asyncio.wait(self._keepers, timeout=1.0)
+            for keeper in self._keepers:
+                keeper.cancel()
+            await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _all_ready(self) -> None:
+        """Wait until every child is ready; raise what made one fail."""
+        while True:
+            children = [*self._gateways, *self._hosts]
+            for child in children:
+                if child is not None and child.failure is not None:
+                    raise _as_error(child.failure)
+                if child is not None and child.health is Health.GONE:
+                    raise InternalError(f"{child.name} ended while starting (exit code {child.process.returncode}).")
+            if all(child is not None and child.health is Health.READY for child in children):
+                return
+            await asyncio.sleep(0.002)
+
+    async def _keep(self, role: str, index: int, listen_fds: list[int]) -> None:
+        """Keep one child running: a new one for one that died, after a pause that grows while they die young."""
+        table = self._gateways if role == "gateway" else self._hosts
+        deaths = 0
+        while not self._stopping.is_set():
+            child, reader = await self._spawn(role, index, listen_fds)
+            table[index] = child
+            if self._stopping.is_set():
+                child.process.kill()
+            await child.listen(reader)
+            if self._stopping.is_set():
+                return
+            ran_s = asyncio.get_running_loop().time() - child.started_at
+            deaths = 0 if ran_s > _STABLE_AFTER_S else deaths + 1
+            pause = _BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)]
+            code = child.process.returncode or 0
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            if child.failure is not None:
+                _log.error("node: %s cannot start: %s", child.name, child.failure.text)
+                if child.failure.traceback:
+                    _log.error("%s", child.failure.traceback)
+            else:
+                _log.error("node: %s ended (%s) and is replaced%s", child.name, how, f" in {pause:g} s" if pause else "")
+            await asyncio.sleep(pause)
+
+    async def _spawn(self, role: str, index: int, listen_fds: list[int]) -> tuple[ChildProcess, asyncio.StreamReader]:
+        ours, theirs = socket.socketpair()
+        interpreter = host_interpreter(self._app.folder) if role == "host" else sys.executable
+        process = await asyncio.create_subprocess_exec(
+            interpreter, "-m", "roost.node.child", str(theirs.fileno()),
+            pass_fds=(theirs.fileno(), *listen_fds), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        child = ChildProcess(f"{role} {index}", process, writer)
+        options = self._options
+        spec = ChildSpec(
+            role=role,
+            index=index,
+            slots=options.hosts,
+            app=self._app,
+            settings=self._settings,
+            sockets=[os.path.join(self._run_folder, f"gateway-{number}.sock") for number in range(options.gateways)],
+            listen_fds=listen_fds,
+            log_format=options.log_format,
+            debug=options.debug,
+            ca_file=options.ca_file,
+        )
+        child.tell(ToChild("start", spec))
+        return child, reader
+
+    async def reload(self, app: App) -> None:
+        """Run the app as it is now: new hosts load it, one after the other; sockets stay with the gateways."""
+        self._app = app
+        for child in list(self._hosts):
+            if child is not None and child.health is Health.READY:
+                await child.stop(2.0)
+
+    # control
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("command") != "status":
+            raise ConfigError(f"the node does not know the command {request.get('command')!r}.")
+        if self._options.inline:
+            gateway, host = self._inline
+            return {"gateways": [gateway_report(gateway)], "hosts": [host_report(host)], "pids": {"node": os.getpid()}}
+        gateways = [child for child in self._gateways if child]
+        hosts = [child for child in self._hosts if child]
+        return {
+            "gateways": await asyncio.gather(*(child.report() for child in gateways)),
+            "hosts": await asyncio.gather(*(child.report() for child in hosts)),
+            "pids": {"node": os.getpid(), **{child.name: child.process.pid for child in (*gateways, *hosts)}},
+        }
+
+
+def _as_error(failure: FromChild) -> Exception:
+    error: Exception = ConfigError(failure.text) if failure.fault == "config" else WorkerError(failure.text)
+    if failure.traceback:
+        error.add_note(failure.traceback)
+    return error
+
+
+def host_interpreter(folder: str) -> str:
+    """The Python that runs the worker: the app's own `.venv` if Roost is installed in it, else this one."""
+    own = os.path.join(folder, ".venv", "bin", "python")
+    if not os.path.exists(own) or os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(folder, ".venv")):
+        return sys.executable
+    probe = subprocess.run([own, "-c", "import roost.node.child"], capture_output=True, timeout=30, check=False)
+    if probe.returncode == 0:
+        return own
+    _log.warning("node: %s has no Roost in it; the worker runs on %s instead", own, sys.executable)
+    return sys.executable

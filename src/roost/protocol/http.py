@@ -1,0 +1,291 @@
+"""HTTP/1.1 heads and bodies: bytes ↔ events, and the WebSocket handshake. Pure; the parsing itself is llhttp's.
+
+What llhttp accepts and Roost refuses is here: several or no Host, HTTP/0.9, oversized heads. Requests are refused,
+never repaired: what two parsers may read differently is how requests are smuggled (RFC 9112 §11.2).
+
+Source: RFC 9112; RFC 9110; RFC 6455 §4 for the handshake.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import httptools
+import msgspec
+
+from roost.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from roost.events import Headers
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+
+
+class HeadLimits(msgspec.Struct, frozen=True):
+    """How large a request head may be: bytes in all, and number of header fields."""
+
+    max_head_bytes: int = 32 * 1024
+    max_headers: int = 100
+
+
+class RequestHead(msgspec.Struct, frozen=True):
+    """A request line and its header fields. `upgrade` is whether bytes after the head are no longer HTTP."""
+
+    method: str
+    target: str
+    headers: Headers
+    keep_alive: bool
+    upgrade: bool
+
+
+class Data(msgspec.Struct, frozen=True):
+    """A piece of the body of the last head."""
+
+    data: bytes
+
+
+class EndOfMessage(msgspec.Struct, frozen=True):
+    """The last head's body is complete."""
+
+
+class ResponseHead(msgspec.Struct, frozen=True):
+    """A status line and its header fields."""
+
+    status: int
+    reason: str
+    headers: Headers
+
+
+HttpEvent = RequestHead | Data | EndOfMessage
+
+
+class RequestParser:
+    """Requests of one connection, in order. `feed` raises RemoteProtocolError with the status to answer and close with.
+
+    Events that were complete before the fault stay in `events`; the caller takes them first.
+    """
+
+    def __init__(self, limits: HeadLimits) -> None:
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self.events: list[HttpEvent] = []
+        self.leftover = b""
+        self._url = b""
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._in_head = True
+        self._hosts = 0
+        self._fault: RemoteProtocolError | None = None
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a head has begun or is awaited: the head deadline applies once bytes of it have arrived."""
+        return self._in_head
+
+    def feed(self, data: bytes) -> None:
+        """Parse more bytes. After an upgrade, what follows the head is in `leftover`."""
+        before = len(self.events)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.leftover = data[upgrade.args[0] :]
+        except httptools.HttpParserCallbackError as error:
+            raise self._fault or RemoteProtocolError(400, "The request cannot be parsed.") from error
+        except httptools.HttpParserError as error:
+            raise RemoteProtocolError(400, f"Malformed HTTP request: {error}.") from error
+        if self._in_head:
+            self._head_bytes = len(data) + (self._head_bytes if len(self.events) == before else 0)
+            if self._head_bytes > self._limits.max_head_bytes:
+                raise RemoteProtocolError(431, f"The request head exceeds {self._limits.max_head_bytes} bytes.")
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self._fault = RemoteProtocolError(status, reason)
+        raise self._fault
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = []
+        self._hosts = 0
+        self._in_head = True
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # trailers (RFC 9112 §7.1.2): read and dropped, so they can neither smuggle nor grow
+        if len(self._headers) == self._limits.max_headers:
+            self._refuse(431, f"More than {self._limits.max_headers} header fields.")
+        text = name.decode("latin-1")
+        if len(name) == 4 and text.lower() == "host":
+            self._hosts += 1
+        self._headers.append((text, value.decode("latin-1").strip(" \t")))
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        version = parser.get_http_version()
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if size > self._limits.max_head_bytes:
+            self._refuse(431, f"The request head exceeds {self._limits.max_head_bytes} bytes.")
+        if version not in ("1.1", "1.0"):
+            self._refuse(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        if self._hosts != 1 and (version == "1.1" or self._hosts):
+            self._refuse(400, "A request must have exactly one Host header.")
+        if version == "1.0" and any(name.lower() == "transfer-encoding" for name, _ in self._headers):
+            self._refuse(400, "HTTP/1.0 has no Transfer-Encoding.")
+        method = parser.get_method().decode("ascii")
+        if method == "CONNECT":
+            self._refuse(405, "CONNECT is not supported.")
+        self._in_head = False
+        self._head_bytes = 0
+        self.events.append(
+            RequestHead(
+                method,
+                self._url.decode("latin-1"),
+                self._headers,
+                parser.should_keep_alive() and version == "1.1",
+                parser.should_upgrade(),
+            )
+        )
+
+    def on_body(self, data: bytes) -> None:
+        self.events.append(Data(data))
+
+    def on_message_complete(self) -> None:
+        self.events.append(EndOfMessage())
+        self._in_head = True
+
+
+class ResponseParser:
+    """One response to a request that Roost made (an outbound upgrade): its head, then `leftover`."""
+
+    def __init__(self, max_head_bytes: int = 32 * 1024) -> None:
+        self._buffer = bytearray()
+        self._max = max_head_bytes
+        self._headers: Headers = []
+        self.head: ResponseHead | None = None
+        self.leftover = b""
+        self._reason = b""
+
+    def feed(self, data: bytes) -> None:
+        """More bytes; raises RemoteProtocolError if the head is malformed or too large."""
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > self._max:
+                raise RemoteProtocolError(502, "The upstream's response head is too large.")
+            return
+        self.leftover = bytes(self._buffer[end + 4 :])
+        parser = httptools.HttpResponseParser(self)
+        try:
+            parser.feed_data(bytes(self._buffer[: end + 4]))
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            raise RemoteProtocolError(502, f"The upstream's response is malformed: {error}.") from error
+        self.head = ResponseHead(parser.get_status_code(), self._reason.decode("latin-1"), self._headers)
+
+    def on_status(self, status: bytes) -> None:
+        self._reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+
+def get_header(headers: Headers, name: str) -> str | None:
+    """The first value of a field, by its lower-case name."""
+    for field, value in headers:
+        if field.lower() == name:
+            return value
+    return None
+
+
+def has_token(headers: Headers, name: str, token: str) -> bool:
+    """Whether a comma-separated field holds `token`, without regard to case (RFC 9110 §5.6.1)."""
+    return any(
+        token == part.strip().lower() for field, value in headers if field.lower() == name for part in value.split(",")
+    )
+
+
+def encode_head(status: int, reason: str, headers: Headers) -> bytes:
+    """A response head. Raises ValueError if a name or value would end its line (response splitting)."""
+    lines = [f"HTTP/1.1 {status} {reason or reason_of(status)}"]
+    for name, value in headers:
+        if "\n" in value or "\r" in value or "\0" in value or not name or any(c in name for c in " \t\r\n:\0"):
+            raise ValueError(f"The header {name!r} has a character that must not be in a header.")
+        lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+
+def reason_of(status: int) -> str:
+    """The standard reason phrase of a status, or an empty one."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def http_date(seconds: float) -> str:
+    """A Date header's value (RFC 9110 §5.6.7)."""
+    return formatdate(seconds, usegmt=True)
+
+
+def simple_response(status: int, text: str, headers: Headers | None = None, *, close: bool = False) -> bytes:
+    """A whole response with a plain text body, as the gateway answers by itself."""
+    body = text.encode()
+    fields: Headers = [("Content-Type", "text/plain;charset=UTF-8"), ("Content-Length", str(len(body)))]
+    fields += headers or []
+    if close:
+        fields.append(("Connection", "close"))
+    return encode_head(status, "", fields) + body
+
+
+# --- the WebSocket handshake (RFC 6455 §4) ------------------------------------------------------------------------
+
+
+def accept_key(key: str) -> str:
+    """The Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455 §4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()).decode()
+
+
+def wants_websocket(head: RequestHead) -> bool:
+    """Whether the request asks for WebSocket at all; `check_handshake` says if it asks well."""
+    return has_token(head.headers, "upgrade", "websocket")
+
+
+def check_handshake(head: RequestHead) -> str:
+    """The request's key. Raises RemoteProtocolError (400 or 426) with what is missing and how to mend it.
+
+    Source: RFC 6455 §4.2.1. Connection is required: a 101 that a proxy did not ask for is how requests are smuggled.
+    """
+    if head.method != "GET":
+        raise RemoteProtocolError(400, "WebSocket handshake failed: it must be a GET request.")
+    if not has_token(head.headers, "connection", "upgrade"):
+        raise RemoteProtocolError(
+            400, 'WebSocket handshake failed: missing header "Connection: Upgrade" (a proxy in front must pass it on).'
+        )
+    version = get_header(head.headers, "sec-websocket-version")
+    if version != "13":
+        raise RemoteProtocolError(426, 'WebSocket handshake failed: send "Sec-WebSocket-Version: 13".')
+    keys = [value for name, value in head.headers if name.lower() == "sec-websocket-key"]
+    try:
+        valid = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+    except (binascii.Error, ValueError):
+        valid = False
+    if not valid:
+        raise RemoteProtocolError(
+            400, "WebSocket handshake failed: missing or invalid Sec-WebSocket-Key (16 random bytes in base64)."
+        )
+    return keys[0]
+
+
+def encode_request(method: str, target: str, headers: Headers) -> bytes:
+    """A request head that Roost sends. Raises ValueError for a header that would end its line."""
+    return encode_head(0, "", headers).replace(b"HTTP/1.1 0 ", f"{method} {target} HTTP/1.1".encode("latin-1"), 1)

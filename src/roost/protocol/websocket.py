@@ -1,0 +1,337 @@
+"""The WebSocket frame codec, both roles: bytes in, messages out. Pure; knows no socket, clock or task.
+
+An idle connection needs none of this: `decode_messages` handles the common case (whole frames) without any state, and a
+`Decoder` exists only while a frame or a fragmented message is unfinished. The invariant: every split of the same bytes
+gives the same events, and no memory is taken for a frame before its announced size was checked.
+
+Source: RFC 6455 §5 (framing), §7 (closing), §8.1 (UTF-8).
+"""
+
+from __future__ import annotations
+
+import codecs
+from enum import IntEnum
+from typing import Final, Literal
+
+import msgspec
+
+
+class Opcode(IntEnum):
+    """RFC 6455 §5.2."""
+
+    CONTINUATION = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+
+class CloseCode(IntEnum):
+    """RFC 6455 §7.4.1 and the IANA registry, those that Roost itself uses."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    NO_STATUS = 1005
+    ABNORMAL = 1006
+    INVALID_DATA = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+
+
+class Ping(msgspec.Struct, frozen=True):
+    """A ping; answer it with a pong of the same payload (RFC 6455 §5.5.2)."""
+
+    payload: bytes
+
+
+class Pong(msgspec.Struct, frozen=True):
+    """A pong, asked for or not (RFC 6455 §5.5.3)."""
+
+    payload: bytes
+
+
+class CloseFrame(msgspec.Struct, frozen=True):
+    """The peer's Close frame. `code` is 1005 if it was empty."""
+
+    code: int
+    reason: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The peer broke the protocol or a limit: close with this code. The decoder is finished."""
+
+    code: int
+    reason: str
+
+
+FrameEvent = str | bytes | Ping | Pong | CloseFrame | Failure
+"""A whole text message is `str`, a whole binary message `bytes`."""
+
+FRAME_OVERHEAD_BYTES: Final = 14
+"""What each further fragment counts against the message limit: the largest frame header. It bounds fragment floods."""
+
+
+def is_valid_close_code(code: int) -> bool:
+    """Whether a code may appear in a Close frame on the wire (RFC 6455 §7.4)."""
+    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
+
+
+# --- encoding ----------------------------------------------------------------------------------------------------
+
+_SMALL_TEXT: Final = [bytes((0x81, size)) for size in range(126)]
+_SMALL_BINARY: Final = [bytes((0x82, size)) for size in range(126)]
+
+
+def encode_message(payload: bytes, text: bool) -> bytes:
+    """A whole message as one unmasked frame (a server's)."""
+    size = len(payload)
+    if size < 126:
+        return (_SMALL_TEXT if text else _SMALL_BINARY)[size] + payload
+    return _header(0x81 if text else 0x82, size, 0) + payload
+
+
+def encode_control(opcode: Opcode, payload: bytes) -> bytes:
+    """An unmasked control frame; the payload must be at most 125 bytes."""
+    return bytes((0x80 | opcode, len(payload))) + payload
+
+
+def close_payload(code: int, reason: str) -> bytes:
+    """The body of a Close frame; 1005 gives an empty one. The reason is cut at 123 bytes on a character's boundary."""
+    if code == CloseCode.NO_STATUS:
+        return b""
+    raw = reason.encode("utf-8", "replace")
+    if len(raw) > 123:
+        raw = raw[:123].decode("utf-8", "ignore").encode()
+    return code.to_bytes(2, "big") + raw
+
+
+def _header(first: int, size: int, mask_bit: int) -> bytes:
+    if size < 126:
+        return bytes((first, mask_bit | size))
+    if size < 65536:
+        return bytes((first, mask_bit | 126)) + size.to_bytes(2, "big")
+    return bytes((first, mask_bit | 127)) + size.to_bytes(8, "big")
+
+
+def mask_frame(frame: bytes, mask: bytes) -> bytes:
+    """An unmasked frame as a client must send it (RFC 6455 §5.3); `mask` is 4 random bytes."""
+    short = frame[1]
+    start = 2 if short < 126 else 4 if short == 126 else 10
+    return frame[:1] + bytes((0x80 | short,)) + frame[2:start] + mask + unmask(frame[start:], mask)
+
+
+def unmask(payload: bytes, mask: bytes) -> bytes:
+    """XOR with the repeated 4-byte mask, as one big-integer operation (measured 20x a loop at 64 bytes)."""
+    size = len(payload)
+    repeated = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
+
+
+# --- decoding ----------------------------------------------------------------------------------------------------
+
+
+def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | bytes], int]:
+    """The whole, unfragmented, masked data messages at the start of `data`, and where they end.
+
+    The hot path of a server: stops (without error) at the first byte that is anything else, from which a `Decoder`
+    takes over.
+    """
+    messages: list[str | bytes] = []
+    position = 0
+    available = len(data)
+    while available - position >= 6:
+        first = data[position]
+        if first != 0x81 and first != 0x82:
+            break
+        size = data[position + 1] - 128
+        if 0 <= size < 126:
+            body = position + 6
+        elif size == 126 and available - position >= 8:
+            size = data[position + 2] << 8 | data[position + 3]
+            if size < 126:
+                break
+            body = position + 8
+        else:
+            break
+        end = body + size
+        if end > available or size > max_message_bytes:
+            break
+        # `unmask` in place of a call: this line runs once a message.
+        payload = (
+            int.from_bytes(data[body:end], "little")
+            ^ int.from_bytes((data[body - 4 : body] * (size // 4 + 1))[:size], "little")
+        ).to_bytes(size, "little")
+        if first == 0x81:
+            try:
+                messages.append(payload.decode())
+            except UnicodeDecodeError:
+                break
+        else:
+            messages.append(payload)
+        position = end
+    return messages, position
+
+
+class Decoder:
+    """Frames to messages for one direction of one connection, whatever the pieces they arrive in.
+
+    `masked` is what the peer must do: true at a server (RFC 6455 §5.1). After a `Failure` or a `CloseFrame` nothing
+    more is decoded: RFC 6455 §5.5.1 ends the peer's data there.
+    """
+
+    __slots__ = ("_buffer", "_fragments", "_masked", "_max", "_message", "_opcode", "_text", "finished")
+
+    def __init__(self, max_message_bytes: int, *, masked: bool) -> None:
+        self._max = max_message_bytes
+        self._masked = masked
+        self._buffer = bytearray()
+        self._message = bytearray()
+        self._opcode: int = 0  # of the fragmented message under way; 0: none
+        self._fragments = 0
+        self._text: codecs.IncrementalDecoder | None = None
+        self.finished = False
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is unfinished: the decoder may be forgotten until the next bytes."""
+        return not self._buffer and not self._opcode and not self.finished
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Memory held for unfinished frames and messages."""
+        return 0 if self.finished else len(self._buffer) + len(self._message)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[FrameEvent]:
+        """The events that `data` completes."""
+        events: list[FrameEvent] = []
+        if self.finished:
+            return events
+        self._buffer += data
+        position = 0
+        while (step := self._frame(position, events)) >= 0:
+            position = step
+        del self._buffer[:position]
+        return events
+
+    def _fail(self, events: list[FrameEvent], code: CloseCode, reason: str) -> Literal[-1]:
+        events.append(Failure(int(code), reason))
+        self._finish()
+        return -1
+
+    def _finish(self) -> None:
+        self.finished = True
+        self._message.clear()
+
+    def _frame(self, position: int, events: list[FrameEvent]) -> int:
+        """Handle the frame at `position`; the position after it, or -1 if it is not complete or not valid."""
+        buffer = self._buffer
+        available = len(buffer) - position
+        if available < 1 or self.finished:
+            return -1
+        first = buffer[position]
+        opcode = first & 0x0F
+        if first & 0x70:
+            return self._fail(events, CloseCode.PROTOCOL_ERROR, "A reserved bit is set, but no extension was agreed.")
+        if opcode not in (0, 1, 2, 8, 9, 10):
+            return self._fail(events, CloseCode.PROTOCOL_ERROR, f"Opcode {opcode} is reserved.")
+        if available < 2:
+            return -1
+        second = buffer[position + 1]
+        if (second >= 128) is not self._masked:
+            wrong = "A client's frame must be masked." if self._masked else "A server's frame must not be masked."
+            return self._fail(events, CloseCode.PROTOCOL_ERROR, wrong)
+        size = second & 127
+        if opcode >= 8 and (not first & 0x80 or size > 125):
+            return self._fail(events, CloseCode.PROTOCOL_ERROR, "A control frame must be whole and at most 125 bytes long.")
+        if opcode < 8 and (opcode == 0) is (self._opcode == 0):
+            wrong = "A continuation frame continues nothing." if opcode == 0 else "A new message began inside another."
+            return self._fail(events, CloseCode.PROTOCOL_ERROR, wrong)
+        body = position + 2
+        if size == 126:
+            if available < 4:
+                return -1
+            size = int.from_bytes(buffer[body : body + 2], "big")
+            body += 2
+            if size < 126:
+                return self._fail(events, CloseCode.PROTOCOL_ERROR, "The length is not in its shortest form.")
+        elif size == 127:
+            if available < 10:
+                return -1
+            size = int.from_bytes(buffer[body : body + 8], "big")
+            body += 8
+            if size < 65536 or size >= 1 << 63:
+                return self._fail(events, CloseCode.PROTOCOL_ERROR, "The length is not in its shortest form.")
+        if opcode < 8 and (total := self._total_with(size)) > self._max:
+            return self._fail(events, CloseCode.TOO_BIG, f"Message is too large: {total} > {self._max}")
+        mask = b""
+        if self._masked:
+            mask = bytes(buffer[body : body + 4])
+            body += 4
+        end = body + size
+        if end > len(buffer):
+            return -1
+        payload = bytes(buffer[body:end])
+        if mask:
+            payload = unmask(payload, mask)
+        if opcode >= 8:
+            self._control(opcode, payload, events)
+        else:
+            self._data(opcode, payload, bool(first & 0x80), events)
+        return end
+
+    def _total_with(self, size: int) -> int:
+        """What the message under way would count with one more frame of `size` bytes."""
+        return len(self._message) + self._fragments * FRAME_OVERHEAD_BYTES + size
+
+    def _control(self, opcode: int, payload: bytes, events: list[FrameEvent]) -> None:
+        if opcode == Opcode.PING:
+            events.append(Ping(payload))
+        elif opcode == Opcode.PONG:
+            events.append(Pong(payload))
+        elif not payload:
+            events.append(CloseFrame(CloseCode.NO_STATUS, ""))
+            self._finish()
+        else:
+            self._close(payload, events)
+
+    def _close(self, payload: bytes, events: list[FrameEvent]) -> None:
+        code = int.from_bytes(payload[:2], "big")
+        if len(payload) == 1 or not is_valid_close_code(code):
+            self._fail(events, CloseCode.PROTOCOL_ERROR, "The close code is not one that may be sent.")
+            return
+        try:
+            events.append(CloseFrame(code, payload[2:].decode()))
+            self._finish()
+        except UnicodeDecodeError:
+            self._fail(events, CloseCode.INVALID_DATA, "The close reason is not UTF-8.")
+
+    def _data(self, opcode: int, payload: bytes, final: bool, events: list[FrameEvent]) -> None:
+        if opcode and final:
+            try:
+                events.append(payload.decode() if opcode == Opcode.TEXT else payload)
+            except UnicodeDecodeError:
+                self._fail(events, CloseCode.INVALID_DATA, "A text message is not UTF-8.")
+            return
+        if opcode:
+            self._opcode = opcode
+            if opcode == Opcode.TEXT:
+                self._text = codecs.getincrementaldecoder("utf-8")()
+        if self._text is not None:
+            try:  # each fragment at once, so that bad text fails before the message is complete
+                self._text.decode(payload, final)
+            except UnicodeDecodeError:
+                self._fail(events, CloseCode.INVALID_DATA, "A text message is not UTF-8.")
+                return
+        self._message += payload
+        self._fragments += 1
+        if final:
+            whole = bytes(self._message)
+            events.append(whole.decode() if self._opcode == Opcode.TEXT else whole)
+            self._message.clear()
+            self._opcode = self._fragments = 0
+            self._text = None

@@ -1,0 +1,122 @@
+"""A node as a child process, as a user would start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from roost.node.control import ask
+from roost.testing.rawws import RawWebSocket, http_get
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class RunningNode:
+    """A started `roost serve`. Its log lines collect in `log`; `stop` drains it and returns the exit code."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, data: str, log: list[str]) -> None:
+        self.process = process
+        self.port = port
+        self.data = data
+        self.log = log
+
+    def connect(self, path: str = "/", headers: dict[str, str] | None = None, timeout_s: float = 10.0) -> RawWebSocket:
+        return RawWebSocket(self.port, path, headers, timeout_s)
+
+    def get(
+        self, path: str = "/", headers: dict[str, str] | None = None, method: str = "GET"
+    ) -> tuple[int, dict[str, str], bytes]:
+        return http_get(self.port, path, headers, method)
+
+    def status(self) -> dict[str, Any]:
+        """What `roost objects --json` shows."""
+        return ask(self.data, {"command": "status"})
+
+    def counter(self, name: str) -> int:
+        """A gateway counter, summed over the gateways."""
+        return sum(gateway["counters"][name] for gateway in self.status()["gateways"])
+
+    def awake(self) -> list[dict[str, Any]]:
+        """The objects in memory, with what pins each."""
+        return [entry for host in self.status()["hosts"] if host for entry in host["awake"]]
+
+    def pid(self, name: str) -> int:
+        """Of "node", "gateway 0", "host 0"…"""
+        return int(self.status()["pids"][name])
+
+    def logged(self, text: str) -> bool:
+        return any(text in line for line in self.log)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+        """Drain and end; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(timeout_s)
+
+
+def wait_for(condition: Callable[[], Any], what: str = "", timeout_s: float = 15.0) -> Any:
+    """Poll until `condition()` is true; its value. Raises AssertionError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(
+    app: str | Path, *arguments: str, data: str | None = None, env: dict[str, str] | None = None
+) -> Iterator[RunningNode]:
+    """Serve `app` on a free port of 127.0.0.1 while the block runs. Extra arguments go to `roost serve`."""
+    with tempfile.TemporaryDirectory(prefix="roost-test-") as folder:
+        data = data or folder
+        process = subprocess.Popen(
+            [sys.executable, "-m", "roost", "serve", str(app), "--port", "0", "--data", data, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "error", **(env or {})},
+        )
+        log: list[str] = []
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reader = threading.Thread(target=_collect, args=(process.stderr, log), daemon=True)
+        reader.start()
+        try:
+            line = process.stdout.readline()
+            ready = re.match(r"roost ready on http://.*:(\d+)$", line.strip())
+            if ready is None:
+                process.wait(20)
+                reader.join(5)
+                raise RuntimeError(f"roost serve {app} did not start ({process.returncode}):\n" + "\n".join(log))
+            yield RunningNode(process, int(ready[1]), data, log)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            reader.join(5)
+            process.stdout.close()
+            process.stderr.close()
+
+
+def _collect(stream: Any, log: list[str]) -> None:
+    for line in stream:
+        log.append(line.rstrip("\n"))
+        del log[:-10_000]

@@ -1,0 +1,239 @@
+"""Values as bytes: the documented, versioned encoding of attachments (and of storage and RPC, which share it).
+
+It reproduces structured clone for Python: None, bool, int of any size, float, str, bytes, datetime, list, tuple (as
+list), dict, set, shared and cyclic references. Everything else is refused with the path to the culprit. It never runs
+code: no pickle, no class names.
+
+Layout (version 1), all integers big-endian, `varint` = LEB128 of an unsigned integer:
+
+    value  := 0x01 item
+    item   := 'n' | 't' | 'f'                                    None, True, False
+            | 'i' varint                                        0 or a positive int
+            | 'j' varint                                        -1 - n, a negative int
+            | 'd' float64                                       float
+            | 's' varint utf8 | 'b' varint bytes                 str (lone surrogates allowed), bytes
+            | 'z' float64 | 'Z' float64                          datetime: UTC seconds, naive | aware
+            | '[' varint item* | '<' varint item* | '{' varint (item item)*      list, set, dict
+            | 'r' varint                                        the n-th container already begun (cycles, sharing)
+
+Source: HTML structured clone (§2.7) as used by `serializeAttachment` and `ctx.storage`; reference 2.2 and 5.
+"""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from typing import Any
+
+from roost.errors import JsException
+
+VERSION = 1
+MAX_DEPTH = 200
+_FLOAT = struct.Struct(">d")
+
+
+class DataCloneError(JsException):
+    """A value cannot be cloned. The message gives the path to it, such as `value["players"][2]`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "DataCloneError")
+
+
+class _Refused(Exception):
+    """Found what cannot be encoded; the containers around it add their part of the path while it passes them."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+        self.path: list[str] = []
+        self.inside = False  # whether it is an item of the container that it passes, or that container itself
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of `value`. Raises DataCloneError naming the path of what cannot be encoded."""
+    out = bytearray((VERSION,))
+    try:
+        _encode(value, out, {}, 0)
+    except _Refused as refused:
+        path = "value" + "".join(reversed(refused.path[-20:]))
+        raise DataCloneError(f"{path} {refused.why}") from None
+    return bytes(out)
+
+
+def _varint(number: int, out: bytearray) -> None:
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+
+
+def _begin(value: Any, tag: int, seen: dict[int, int], out: bytearray) -> None:
+    seen[id(value)] = len(seen)
+    out.append(tag)
+    _varint(len(value), out)
+
+
+def _encode(value: Any, out: bytearray, seen: dict[int, int], depth: int) -> None:
+    if value is None:
+        out += b"n"
+    elif value is True:
+        out += b"t"
+    elif value is False:
+        out += b"f"
+    elif isinstance(value, str):
+        raw = value.encode("utf-8", "surrogatepass")
+        out += b"s"
+        _varint(len(raw), out)
+        out += raw
+    elif isinstance(value, int):
+        out += b"j" if value < 0 else b"i"
+        _varint(-1 - value if value < 0 else int(value), out)
+    elif isinstance(value, float):
+        out += b"d"
+        out += _FLOAT.pack(value)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        raw = bytes(value)
+        out += b"b"
+        _varint(len(raw), out)
+        out += raw
+    elif isinstance(value, datetime):
+        out += b"z" if value.tzinfo is None else b"Z"
+        stamp = value.replace(tzinfo=UTC) if value.tzinfo is None else value
+        out += _FLOAT.pack(stamp.timestamp())
+    else:
+        _encode_container(value, out, seen, depth)
+
+
+def _encode_container(value: Any, out: bytearray, seen: dict[int, int], depth: int) -> None:
+    if (earlier := seen.get(id(value))) is not None:
+        out += b"r"
+        _varint(earlier, out)
+        return
+    if depth == MAX_DEPTH:
+        raise _Refused(f"is nested more than {MAX_DEPTH} deep and cannot be cloned.")
+    step: Any = None
+    try:
+        if isinstance(value, list | tuple):
+            _begin(value, 0x5B, seen, out)
+            for index, item in enumerate(value):
+                step = index
+                _encode(item, out, seen, depth + 1)
+        elif isinstance(value, dict):
+            _begin(value, 0x7B, seen, out)
+            for key, item in value.items():
+                step = key
+                _encode_member(key, out, seen, depth, "key")
+                _encode(item, out, seen, depth + 1)
+        elif isinstance(value, set | frozenset):
+            _begin(value, 0x3C, seen, out)
+            for item in value:
+                _encode_member(item, out, seen, depth, "element")
+        else:
+            raise _Refused(
+                f"is of type {type(value).__name__}, which cannot be cloned; "
+                "use None, bool, int, float, str, bytes, datetime, list, dict or set."
+            )
+    except _Refused as refused:
+        if refused.inside:
+            refused.path.append(f"[{step!r}]")
+        refused.inside = True
+        raise
+
+
+def _encode_member(value: Any, out: bytearray, seen: dict[int, int], depth: int, what: str) -> None:
+    # A tuple would come back as a list, which neither a dict key nor a set element can be.
+    if isinstance(value, tuple | frozenset):
+        raise _Refused(f"has a {type(value).__name__} as {what}, which would not be one after cloning: {value!r:.80}")
+    _encode(value, out, seen, depth + 1)
+
+
+class _Reader:
+    """One pass over encoded bytes. `containers` is what `r` points into."""
+
+    __slots__ = ("containers", "data", "position")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 1
+        self.containers: list[Any] = []
+
+    def varint(self) -> int:
+        number = shift = 0
+        while True:
+            byte = self.data[self.position]
+            self.position += 1
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+            shift += 7
+
+    def take(self, size: int) -> bytes:
+        end = self.position + size
+        if end > len(self.data):
+            raise IndexError
+        taken = self.data[self.position : end]
+        self.position = end
+        return taken
+
+    def item(self, depth: int = 0) -> Any:
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deep")
+        tag = self.take(1)
+        if (plain := _PLAIN.get(tag, self)) is not self:
+            return plain
+        if tag == b"s":
+            return self.take(self.varint()).decode("utf-8", "surrogatepass")
+        if tag == b"i":
+            return self.varint()
+        if tag == b"j":
+            return -1 - self.varint()
+        if tag == b"d":
+            return _FLOAT.unpack(self.take(8))[0]
+        if tag == b"b":
+            return self.take(self.varint())
+        if tag in (b"z", b"Z"):
+            stamp = datetime.fromtimestamp(_FLOAT.unpack(self.take(8))[0], UTC)
+            return stamp if tag == b"Z" else stamp.replace(tzinfo=None)
+        if tag == b"r":
+            return self.containers[self.varint()]
+        return self._container(tag, depth)
+
+    def _container(self, tag: bytes, depth: int) -> Any:
+        if tag not in (b"[", b"{", b"<"):
+            raise ValueError(f"unknown tag {tag!r}")
+        size = self.varint()
+        if tag == b"[":
+            sequence: list[Any] = []
+            self.containers.append(sequence)
+            for _ in range(size):  # one by one: an item may refer to the list it is in
+                sequence.append(self.item(depth + 1))  # noqa: PERF401
+            return sequence
+        if tag == b"{":
+            mapping: dict[Any, Any] = {}
+            self.containers.append(mapping)
+            for _ in range(size):
+                key = self.item(depth + 1)
+                mapping[key] = self.item(depth + 1)
+            return mapping
+        members: set[Any] = set()
+        self.containers.append(members)
+        for _ in range(size):
+            members.add(self.item(depth + 1))
+        return members
+
+
+_PLAIN: dict[bytes, Any] = {b"n": None, b"t": True, b"f": False}
+
+
+def decode(data: bytes) -> Any:
+    """The value of bytes made by `encode`, of this version or an older one. Raises ValueError for anything else."""
+    if not data or data[0] != VERSION:
+        raise ValueError(f"not an encoded value, or of a newer version than {VERSION}")
+    reader = _Reader(data)
+    try:
+        value = reader.item()
+    except (IndexError, struct.error, UnicodeDecodeError, TypeError, OverflowError, OSError) as error:
+        raise ValueError(f"damaged encoded value at byte {reader.position}: {error}") from error
+    if reader.position != len(data):
+        raise ValueError(f"damaged encoded value: {len(data) - reader.position} bytes too many")
+    return value

@@ -1,0 +1,123 @@
+"""node/config.py and node/settings.py: what is read, and the one clear line when it is wrong."""
+
+import pytest
+
+from roost.errors import ConfigError
+from roost.node.config import read_app
+from roost.node.settings import Settings, parse_settings, read_settings
+
+
+def write(folder, name, text, main="worker.py"):
+    (folder / name).write_text(text)
+    (folder / main).parent.mkdir(parents=True, exist_ok=True)
+    (folder / main).write_text("")
+    return folder
+
+
+TOML = 'name = "a"\nmain = "worker.py"\ncompatibility_date = "2026-01-01"\n'
+
+
+def test_three_formats_mean_the_same(tmp_path):
+    apps = []
+    texts = {
+        "wrangler.toml": TOML + '[vars]\nA = "b"\n[[durable_objects.bindings]]\nname = "R"\nclass_name = "Room"\n',
+        "wrangler.jsonc": '{"name": "a", /* c */ "main": "worker.py", "compatibility_date": "2026-01-01", // d\n'
+        '"vars": {"A": "b"}, "durable_objects": {"bindings": [{"name": "R", "class_name": "Room"},]},}',
+        "wrangler.json": '{"name": "a", "main": "worker.py", "compatibility_date": "2026-01-01", "vars": {"A": "b"},'
+        '"durable_objects": {"bindings": [{"name": "R", "class_name": "Room"}]}}',
+    }
+    for name, text in texts.items():
+        folder = tmp_path / name.replace(".", "")
+        folder.mkdir()
+        app = read_app(write(folder, name, text))
+        apps.append((app.name, app.variables, app.bindings, app.compatibility_date, app.warnings))
+    assert apps[0] == apps[1] == apps[2] == ("a", {"A": "b"}, {"R": "Room"}, "2026-01-01", [])
+
+
+def test_unknown_key_is_a_warning_with_the_nearest(tmp_path):
+    app = read_app(write(tmp_path, "wrangler.toml", TOML + 'compatability_flags = ["x"]\n'))
+    assert app.warnings == [
+        "wrangler.toml: unknown key 'compatability_flags' is ignored. Did you mean \"compatibility_flags\"?"
+    ]
+
+
+def test_environments(tmp_path):
+    text = TOML + '[vars]\nA = "top"\n[env.prod]\ncompatibility_date = "2026-02-02"\n[env.prod.vars]\nB = "prod"\n'
+    app = read_app(write(tmp_path, "wrangler.toml", text), env="prod")
+    assert (app.name, app.variables, app.compatibility_date) == ("a-prod", {"B": "prod"}, "2026-02-02")
+    with pytest.raises(ConfigError, match=r"has no environment 'pord'.*Did you mean \"prod\""):
+        read_app(tmp_path, env="pord")
+
+
+def test_variables_and_secrets(tmp_path):
+    write(tmp_path, "wrangler.toml", TOML + '[vars]\nA = "1"\nN = 5\n')
+    (tmp_path / ".dev.vars").write_text('SECRET="s=x"\n# no\nexport B=2\n')
+    app = read_app(tmp_path, variables=["A:9:9"])
+    assert app.variables == {"A": "9:9", "N": 5, "SECRET": "s=x", "B": "2"}
+    with pytest.raises(ConfigError, match="KEY:VALUE"):
+        read_app(tmp_path, variables=["novalue"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('name = "a"', '"main" is missing'),
+        ('main = "gone.py"', "gone.py does not exist"),
+        ('main = "worker.js"', "not a Python file"),
+        ("main = ", "cannot be parsed"),
+        ('main = "worker.py"\ncompatibility_date = "soon"', "not a date"),
+        ('main = "worker.py"\nvars = 3', "vars must be a table"),
+        ('main = "worker.py"\n[[r2_buckets]]\nbinding = "B"', "R2 buckets are not supported by Roost yet"),
+        ('main = "worker.py"\n[[durable_objects.bindings]]\nname = "R"', "needs a name and a class_name"),
+        ('main = "worker.py"\n[assets]\ndirectory = "none"', "is not a folder"),
+    ],
+)
+def test_errors(tmp_path, text, says):
+    (tmp_path / "worker.js").write_text("")
+    with pytest.raises(ConfigError, match=says):
+        read_app(write(tmp_path, "wrangler.toml", text))
+
+
+def test_wrong_folder(tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
+        read_app(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"has no wrangler\.toml"):
+        read_app(tmp_path)
+
+
+def test_settings(tmp_path):
+    assert read_settings(tmp_path) == Settings()
+    (tmp_path / "pyproject.toml").write_text("[tool.roost.limits]\nmax_connections = 5\n")
+    assert read_settings(tmp_path).limits.max_connections == 5
+    (tmp_path / "roost.toml").write_text("[limits]\nmax_connections = 7\n[hibernation]\nidle_s = 0.5\n")
+    settings = read_settings(tmp_path)
+    assert settings.limits.max_connections == 7
+    assert settings.gateway_limits().max_connections == 7
+    assert settings.hibernation.idle_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"limit": {}}, r'unknown section \[limit\]. Did you mean "limits"'),
+        ({"limits": {"max_conections": 1}}, r'limits.max_conections. Did you mean "max_connections"'),
+        ({"limits": {"max_connections": "many"}}, "max_connections"),
+        ({"limits": {"max_connections": -1}}, "must not be negative"),
+        ({"limits": {"max_message_bytes": 1 << 30}}, "32 MiB"),
+        ({"limits": 3}, "must be a table"),
+    ],
+)
+def test_bad_settings(raw, says):
+    with pytest.raises(ConfigError, match=says):
+        parse_settings(raw, "roost.toml")
+
+
+def test_every_setting_is_documented():
+    import msgspec
+
+    from conftest import ROOT
+
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    for section in msgspec.structs.fields(Settings):
+        for field in msgspec.structs.fields(section.type):
+            assert f"`{section.name}.{field.name}` | `{field.default}`" in page, f"{section.name}.{field.name}"
