@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
-if TYPE_CHECKING:
-    from roost.node.config import App
-    from roost.node.settings import Settings
+from roost.node.config import App
+from roost.node.settings import Settings
 
 
 class ChildSpec(msgspec.Struct, frozen=True):

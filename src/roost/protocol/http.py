@@ -13,15 +13,13 @@ import binascii
 import hashlib
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httptools
 import msgspec
 
 from roost.errors import RemoteProtocolError
-
-if TYPE_CHECKING:
-    from roost.events import Headers
+from roost.events import Headers
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
