@@ -314,9 +314,8 @@ class HttpConnection(Channel):
         assert self._head is not None
         self.gateway.log_request(self._head.method, self._head.target, 101)
         self._request_over()
-        leftover = self._parser.leftover
-        self._parser = None  # type: ignore[assignment]
-        return leftover
+        self._parser.close()
+        return self._parser.leftover
 
     @property
     def busy(self) -> bool:
@@ -383,6 +382,11 @@ class HttpConnection(Channel):
             self.gateway.router.to_host(self._request, Abort(self._request, "The client disconnected."))
             self._request_over()
         self.close_fd()
+
+    def close_fd(self) -> None:
+        if self.fd >= 0:
+            self._parser.close()
+        super().close_fd()
 
     def expire(self, now: float) -> float | None:
         """Close what takes too long; the next time to look, or None if this was the end."""

@@ -453,7 +453,7 @@ class Router:
         elif binding.object is not None:
             record = self.gateway.sockets.bind(connection, binding.object, slot)
             self.gateway.counters.hibernatable += 1
-            connection.tags = binding.tags
+            connection.tags = record.shared_tags(binding.tags)
             connection.attachment = binding.attachment
             if binding.auto_response is not None:
                 record.auto = binding.auto_response

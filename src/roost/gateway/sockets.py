@@ -6,6 +6,7 @@ finished the event that tells of its end, so that a handler of that event still 
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
@@ -40,13 +41,20 @@ class Relay(Owner):
 class ActorRecord(Owner):
     """One object's sockets at this gateway, oldest first, and its auto-response."""
 
-    __slots__ = ("awake", "object", "sockets")
+    __slots__ = ("_last_tags", "awake", "object", "sockets")
 
     def __init__(self, slot: HostSlot, actor: int, ref: ObjectRef) -> None:
         super().__init__(slot, actor)
         self.object = ref
         self.awake = True  # as far as we know; the host says `Asleep` when it is told what nobody is awake for
         self.sockets: dict[int, Connection] = {}
+        self._last_tags: tuple[str, ...] = ()
+
+    def shared_tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """The same tags as one object: the sockets of a room often have the same, which then cost a pointer each."""
+        if tags != self._last_tags:
+            self._last_tags = tuple(map(sys.intern, tags))
+        return self._last_tags
 
 
 class SocketTable:

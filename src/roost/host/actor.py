@@ -9,6 +9,7 @@ Source: reference 4.1-4.3, and 3.4-3.5 of the observed behaviour.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections import deque
 from contextvars import ContextVar
@@ -71,6 +72,10 @@ class Actor(Context):
         self._on_message: Any = None
         self._listening = 0
         self._running: dict[int, int] = {}  # pins of suspended message handlers, by event
+        self._variables = super().fresh_variables()
+
+    def fresh_variables(self) -> contextvars.Context:
+        return self._variables.copy()
 
     # waking
 
@@ -94,7 +99,7 @@ class Actor(Context):
         self._rosters.clear()
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self)
         try:
-            self.instance = self.variables.copy().run(self.kind.build, ctx, self.host.worker.env)
+            self.instance = self.fresh_variables().run(self.kind.build, ctx, self.host.worker.env)
         except Exception as error:  # noqa: BLE001 - the user's
             self.failed_in("constructor", error)
             self._give_up(error)
@@ -152,7 +157,7 @@ class Actor(Context):
         data = event.data
         if type(data) is bytes:
             data = ArrayBuffer(data)
-        variables = self.variables.copy()
+        variables = self.fresh_variables()
         try:
             if not self.kind.message_is_async:
                 result = variables.run(handler, socket, data)
@@ -238,7 +243,7 @@ class Actor(Context):
                 socket.dispatch(item)
             done(None, None)
             return
-        variables = self.variables.copy()
+        variables = self.fresh_variables()
         if link is not None:
             link.running.add(event)
         try:
@@ -307,7 +312,7 @@ class Actor(Context):
             raise WorkerError(f"{self.kind.name} has no fetch method; add `async def fetch(self, request)`.")
         pinned = self.pin(f"fetch {request.method} running")
         token = object()
-        variables = self.variables.copy()
+        variables = self.fresh_variables()
         variables.run(_current_fetch.set, token)
         try:
             response = await in_context(variables, self._call(handler, request))
@@ -408,3 +413,4 @@ class Actor(Context):
                 link.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None
+        self._variables = contextvars.Context()  # the kept one refers to this actor: a cycle

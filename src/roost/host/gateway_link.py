@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,19 @@ MAX_STRAGGLERS = 64
 class GatewayLink:
     """A link.Receiver, and the `SocketPort` of every socket that its gateway holds."""
 
-    __slots__ = ("_host", "bodies", "dials", "index", "last_event", "link", "responses", "running", "sockets", "waking")
+    __slots__ = (
+        "_host",
+        "bodies",
+        "dials",
+        "gone",
+        "index",
+        "last_event",
+        "link",
+        "responses",
+        "running",
+        "sockets",
+        "waking",
+    )
 
     def __init__(self, host: Host, link: Link, index: int) -> None:
         self._host = host
@@ -35,6 +48,7 @@ class GatewayLink:
         self.bodies: dict[int, BodyReader] = {}
         self.responses: dict[int, Any] = {}  # futures of stub calls that went through this gateway
         self.dials: dict[int, Any] = {}
+        self.gone = asyncio.Event()
 
     # api.runtime.SocketPort
 
@@ -57,12 +71,17 @@ class GatewayLink:
     def forget(self, socket: WebSocket) -> None:
         self.sockets.pop(socket._number, None)
 
+    def shrink(self) -> None:
+        """A table that was large and is nearly empty is made anew: a dict never shrinks by itself."""
+        self.sockets = dict(self.sockets)
+
     # link.Receiver
 
     def on_events(self, events: Sequence[Event]) -> None:
         self._host.on_events(self, events)
 
     def on_closed(self, reason: str) -> None:
+        self.gone.set()
         self._host.gateway_lost(self, reason)
 
     def on_drained(self) -> None:

@@ -7,6 +7,7 @@ one loop; nothing here waits for a disk or a network.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from roost.events import (
     SocketError,
     SocketMessage,
 )
+from roost.host import memory
 from roost.host.actor import Actor, Phase
 from roost.host.gateway_link import GatewayLink
 from roost.host.outbound import Outbound
@@ -318,9 +320,19 @@ class Host:
 
     def _sweep_now(self) -> None:
         self._sweep = None
-        self.counters.sleeps += self.actors.put_to_sleep(self.loop.time(), self._idle_s)
+        slept = self.actors.put_to_sleep(self.loop.time(), self._idle_s)
+        self.counters.sleeps += slept
         if len(self.actors):
             self._arm_sweep()
+        elif slept:
+            self._give_back_memory()
+
+    def _give_back_memory(self) -> None:
+        """All objects sleep: let the tables shrink, and give what they held back to the system."""
+        for link in self.links:
+            link.shrink()
+        gc.collect()
+        memory.trim()
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Let running handlers finish, for at most `timeout_s`, then end."""

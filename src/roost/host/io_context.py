@@ -39,10 +39,17 @@ class Context:
         self.compat = compat
         self.pins: dict[int, str] = {}
         self.last_active = host.now
-        self.variables = contextvars.copy_context()
-        self.variables.run(current_context.set, self)
         self._pin_numbers = itertools.count(1)
         self._timers: dict[int, asyncio.TimerHandle] = {}
+
+    def fresh_variables(self) -> contextvars.Context:
+        """Context variables for one run of worker code: only who it belongs to is set.
+
+        Not kept: a context that knows its variables and they it would be a cycle, and there is one each request.
+        """
+        variables = contextvars.Context()
+        variables.run(current_context.set, self)
+        return variables
 
     # pins
 
@@ -60,7 +67,7 @@ class Context:
 
     def run_callback(self, function: Callable[..., Any], *args: Any, what: str) -> None:
         """Call user code; if it is async, run it in place or as a task of this context."""
-        variables = self.variables.copy()
+        variables = self.fresh_variables()
         try:
             result = variables.run(function, *args)
         except Exception as error:  # noqa: BLE001 - the user's
@@ -100,13 +107,13 @@ class Context:
             finally:
                 self.unpin(pinned)
 
-        self.host.spawn(run(), self.variables.copy())
+        self.host.spawn(run(), self.fresh_variables())
 
     def failed_in(self, what: str, error: BaseException) -> None:
         """The user's code raised: a log line with its traceback. Nothing else changes."""
         if isinstance(error, asyncio.CancelledError):
             return
-        self.variables.copy().run(_log.error, "%s failed: %s: %s", what, type(error).__name__, error, exc_info=error)
+        self.fresh_variables().run(_log.error, "%s failed: %s: %s", what, type(error).__name__, error, exc_info=error)
 
     def wait_until(self, awaitable: Awaitable[Any]) -> None:
         if not inspect.isawaitable(awaitable):

@@ -37,7 +37,7 @@ class Requests:
         host = self._host
         path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
         context = RequestContext(host, f"{event.method} /{path}", host.worker.compat)
-        context.run_coroutine(self._serve(link, event, context), context.variables.copy(), "request")
+        context.run_coroutine(self._serve(link, event, context), context.fresh_variables(), "request")
 
     async def _serve(self, link: GatewayLink, event: RequestEvent, context: RequestContext) -> None:
         body: Any = event.body or None

@@ -142,9 +142,7 @@ class _HostRole:
                 await asyncio.sleep(_RETRY_S)
                 continue
             self._host.add_gateway(UnixLink(sock, self._loop, hold_reading=True))
-            mine = self._host.links[-1]
-            while mine in self._host.links:
-                await asyncio.sleep(_RETRY_S)
+            await self._host.links[-1].gone.wait()
 
     def end_soon(self) -> None:
         self._host.closing = True

@@ -80,10 +80,9 @@ class RequestParser:
         self._hosts = 0
         self._fault: RemoteProtocolError | None = None
 
-    @property
-    def in_head(self) -> bool:
-        """Whether a head has begun or is awaited: the head deadline applies once bytes of it have arrived."""
-        return self._in_head
+    def close(self) -> None:
+        """Let go of the parser, which refers back to this object: without it both would wait for the cycle collector."""
+        del self._parser
 
     def feed(self, data: bytes) -> None:
         """Parse more bytes. After an upgrade, what follows the head is in `leftover`."""

@@ -78,13 +78,13 @@ def wait_for(condition: Callable[[], Any], what: str = "", timeout_s: float = 15
 
 @contextlib.contextmanager
 def running(
-    app: str | Path, *arguments: str, data: str | None = None, env: dict[str, str] | None = None
+    app: str | Path, *arguments: str, data: str | None = None, env: dict[str, str] | None = None, command: str = "serve"
 ) -> Iterator[RunningNode]:
-    """Serve `app` on a free port of 127.0.0.1 while the block runs. Extra arguments go to `roost serve`."""
+    """Serve `app` on a free port of 127.0.0.1 while the block runs. Extra arguments go to `roost serve` (or `dev`)."""
     with tempfile.TemporaryDirectory(prefix="roost-test-") as folder:
         data = data or folder
         process = subprocess.Popen(
-            [sys.executable, "-m", "roost", "serve", str(app), "--port", "0", "--data", data, *arguments],
+            [sys.executable, "-m", "roost", command, str(app), "--port", "0", "--data", data, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,143 @@
+"""The map is true: import contracts hold and catch violations, and a message takes six files."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from conftest import ROOT
+
+LINT = shutil.which("lint-imports", path=f"{sys.prefix}/bin")
+
+
+def lint(folder):
+    return subprocess.run(
+        [LINT], cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(folder / "src"), "PATH": ""}
+    )
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_contracts_hold(copy):
+    assert lint(copy).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("roost/gateway/router.py", "import roost.host.actor"),  # strangers
+        ("roost/host/actor.py", "import roost.gateway.router"),
+        ("roost/protocol/websocket.py", "import asyncio"),  # pure
+        ("roost/api/websocket.py", "import socket"),
+        ("roost/api/http.py", "import time"),
+        ("roost/link/unix.py", "import roost.host.host"),  # upward
+        ("roost/events.py", "import roost.api.http"),
+        ("workers/__init__.py", "import roost.host.host"),
+    ],
+)
+def test_planted_violations_are_caught(copy, file, line):
+    path = copy / "src" / file
+    path.write_text(path.read_text().replace("\nfrom ", f"\n{line}\nfrom ", 1))
+    result = lint(copy)
+    assert result.returncode != 0
+    assert "BROKEN" in result.stdout
+
+
+TRACE = """
+import asyncio, json, os, socket, sys
+from pathlib import Path
+from roost.api.runtime import Compat
+from roost.gateway.gateway import Gateway
+from roost.clock import SystemClock
+from roost.host.host import Host
+from roost.host.loader import load_worker
+from roost.link.memory import memory_pair
+from roost.protocol.websocket import encode_message, mask_frame
+
+async def main():
+    loop = asyncio.get_running_loop()
+    worker = load_worker(Path(sys.argv[1]), ["Room"], Compat())
+    host = Host(loop, worker, worker_name="t", variables={}, bindings={"ROOMS": "Room"})
+    gateway = Gateway(loop, SystemClock(), slots=1)
+    ours, theirs = memory_pair(loop)
+    gateway.add_host(theirs)
+    host.add_gateway(ours)
+    gateway.start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    gateway.listen(listener)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /echo/a HTTP/1.1\\r\\nHost: a\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+                 b"Sec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n")
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    route = []
+    package = os.path.dirname(os.path.dirname(sys.modules["roost.events"].__file__)) + "/"
+    def profile(frame, event, arg):
+        name = frame.f_code.co_filename
+        if event == "call" and name.startswith(package):
+            route.append((name[len(package):], frame.f_code.co_name))
+    sys.setprofile(profile)
+    writer.write(mask_frame(encode_message(b"follow me", True), b"1234"))
+    data = await reader.readexactly(11)
+    sys.setprofile(None)
+    assert data[2:] == b"follow me"
+    writer.close()
+    await gateway.drain(1)
+    await host.close()
+    print(json.dumps(route))
+
+asyncio.run(main())
+"""
+
+
+def test_a_message_takes_six_files(tmp_path):
+    """gateway/connection → protocol/websocket → gateway/router → host/actor → api/websocket → gateway/connection."""
+    script = tmp_path / "trace.py"
+    script.write_text(textwrap.dedent(TRACE))
+    worker = ROOT / "benchmarks/apps/room/worker.py"
+    result = subprocess.run([sys.executable, script, str(worker)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    route = json.loads(result.stdout.splitlines()[-1])
+    expected = [
+        ("roost/gateway/connection.py", "received"),
+        ("roost/protocol/websocket.py", "decode_messages"),
+        ("roost/gateway/router.py", "message"),
+        ("roost/host/actor.py", "message"),
+        ("roost/api/websocket.py", "send"),
+        ("roost/gateway/router.py", "from_host"),
+        ("roost/gateway/connection.py", "send_frame"),
+        ("roost/gateway/connection.py", "flush"),
+    ]
+    position = 0
+    for file, function in route:
+        if position < len(expected) and [file, function] == list(expected[position]):
+            position += 1
+    assert position == len(expected), f"missing {expected[position]} in {route}"
+    stops = {file for file, _ in expected}
+    known = stops | {  # what carries it between them
+        "roost/gateway/reactor.py", "roost/gateway/gateway.py", "roost/link/memory.py", "roost/link/port.py",
+        "roost/host/host.py", "roost/host/gateway_link.py", "roost/host/running.py", "roost/host/io_context.py",
+    }  # fmt: skip
+    assert {file for file, _ in route if file.startswith("roost/")} <= known
+
+
+def test_nothing_dangerous_near_data():
+    """Class of Ray's and NATS' holes: no code in data."""
+    import re
+
+    banned = re.compile(r"\b(pickle|marshal|shelve)\b\.|import (pickle|marshal|shelve)|yaml\.load\(|(?<![\w.])eval\(")
+    found = [
+        f"{path}: {line.strip()}"
+        for path in (ROOT / "src").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if banned.search(line)
+    ]
+    assert found == []
