@@ -34,3 +34,10 @@ __all__ = [
     "waitUntil",
     "wait_until",
 ]
+
+
+def __getattr__(name: str) -> object:
+    known = {"FormData", "BlobEnding", "patch_env", "python_from_rpc", "python_to_rpc", "import_from_javascript"}
+    if name in known:
+        raise ImportError(f"workers.{name} is not supported by Roost yet; see docs/reference/compatibility.md.")
+    raise AttributeError(f"module 'workers' has no attribute {name!r}")

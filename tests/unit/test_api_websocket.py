@@ -32,6 +32,13 @@ class Context:
     def deliver(self, socket, item):
         socket.dispatch(item)
 
+    def deliver_pending(self, socket):
+        while socket._pending:
+            socket.dispatch(socket._pending.pop(0))
+
+    def socket_opened(self, socket):
+        pass
+
     def run_callback(self, function, *args, what):
         try:
             function(*args)

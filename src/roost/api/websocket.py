@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.runtime import IoContext, SocketPort, current_context, require_context
-from roost.errors import JsException, JsTypeError
+from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_ATTACHMENT_BYTES: Final = 16_384
+MAX_SEND_BYTES: Final = 32 * 1024 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -167,9 +168,10 @@ class WebSocket:
         self._accept = how
         self._context = context
         self._update_ready()
-        pending, self._pending = self._pending, []
-        for item in pending:
-            context.deliver(self, item)
+        if how is Accept.STANDARD and self._port is not None:
+            context.socket_opened(self)
+        if self._pending:
+            context.deliver_pending(self)
 
     def _update_ready(self) -> None:
         self._ready = self._port is not None and self._accept != Accept.NONE and not self._close_out and not self._failed
@@ -186,6 +188,10 @@ class WebSocket:
             text = True
         else:
             payload, text = self._binary_payload(message)
+        if len(payload) > MAX_SEND_BYTES:
+            raise JsRangeError(
+                f"A message of {len(payload)} bytes is too large to send; at most {MAX_SEND_BYTES} are allowed."
+            )
         if self._ready:
             self._port.send_message(self._number, payload, text)  # type: ignore[union-attr]
             return
@@ -244,7 +250,7 @@ class WebSocket:
         """Something came from the other end of a pair: keep it, pass it to the network, or hand it over."""
         if self._used:
             return
-        if self._accept == Accept.NONE:
+        if self._accept == Accept.NONE or self._pending:
             self._pending.append(item)
         elif self._context is not None:
             self._context.deliver(self, item)

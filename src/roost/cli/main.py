@@ -95,6 +95,9 @@ def _serve(parsed: Any) -> int:
     for warning in app.warnings:
         print(f"roost: warning: {warning}", file=sys.stderr)
     settings = read_settings(folder)
+    if parsed.inline and parsed.command == "dev":
+        print("roost: warning: dev reloads the worker in a process of its own; --inline is ignored", file=sys.stderr)
+        parsed.inline = False
     if parsed.inline and (parsed.hosts not in (None, 1) or parsed.gateways != 1):
         raise ConfigError("--inline is one process; it cannot be used with --hosts or --gateways above 1.")
     hosts = parsed.hosts if parsed.hosts is not None else max(1, (os.cpu_count() or 2) - 1)

@@ -12,7 +12,7 @@ import secrets
 import time
 import urllib.parse
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from roost.api.buffers import ArrayBuffer, Blob, File
 from roost.api.entrypoint import fetch
@@ -344,9 +344,43 @@ __all__ = [
 ]
 
 
+class _Unsupported:
+    """A name that sources import and that Roost has no counterpart for: importing it is fine, using it is not."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _refuse(self) -> NoReturn:
+        raise NotImplementedError(
+            f"js.{self._name} is not supported by Roost; {_INSTEAD.get(self._name, 'use Python for it')}."
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+
+_INSTEAD = {
+    "FormData": "use await request.form_data()",
+    "Promise": "use asyncio",
+    "ReadableStream": "return Response(async_generator()) to stream",
+    "TransformStream": "return Response(async_generator()) to stream",
+    "TextEncoder": "use str.encode()",
+    "TextDecoder": "use bytes.decode()",
+    "AbortController": "use asyncio.timeout()",
+    "caches": "keep what you need in the object",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name in _INSTEAD:
+        return _Unsupported(name)
     raise AttributeError(
         f"js.{name} is not provided by Roost. Worker code runs on CPython: use Python's own library for it, "
         "or see docs/reference/compatibility.md."

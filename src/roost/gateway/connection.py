@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 64 * 1024
 _JOIN_AT_MOST: Final = 512  # writes joined in one turn before they are written early
+_JOIN_BYTES: Final = 64 * 1024  # nothing is gained by joining to a write as large as this
 _LINGER_BYTES: Final = 1024 * 1024  # read and dropped after a failure, so that the Close frame is not lost to a reset
 
 
@@ -78,7 +80,7 @@ class Channel:
             self.gateway.dirty.append(self)
         elif type(out) is list:
             out.append(data)
-            if len(out) >= _JOIN_AT_MOST:
+            if len(out) >= _JOIN_AT_MOST or len(data) > _JOIN_BYTES:
                 self.flush()
         elif out.size > self.gateway.limits.max_outbound_bytes:  # type: ignore[union-attr]
             self.overflowed(data)
@@ -120,7 +122,7 @@ class Channel:
             out.chunks = [rest]
             out.size = len(rest)
             return
-        self.out = [out.pong] if out.pong is not None else None
+        self.out = [self.seal(out.pong)] if out.pong is not None else None
         self.gateway.reactor.watch(self.fd, self.wanted())
         if self.out is not None:
             self.flush()
@@ -153,6 +155,14 @@ class Channel:
 
     # what each kind does
 
+    def seal(self, data: bytes) -> bytes:
+        """The bytes for the wire: a connection with TLS encrypts here, in the order of its output."""
+        return data
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Send a WebSocket message; False on what is not (or no longer) an open WebSocket."""
+        return False
+
     def ready(self, mask: int) -> None:
         """See reactor.Pollable."""
         raise NotImplementedError
@@ -177,6 +187,17 @@ class Channel:
         self.lost()
 
 
+def shut_down_writing(fd: int) -> None:
+    """Half-close: our end of the stream, so that the client reads what was sent before the descriptor is closed."""
+    sock = socket.socket(fileno=fd)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # already reset by the client: the read that follows will say so
+    finally:
+        sock.detach()
+
+
 class State(IntEnum):
     """Where a WebSocket is in its closing handshake (RFC 6455 §7). Ordered: from FLUSHING on, input is not parsed."""
 
@@ -189,6 +210,7 @@ class State(IntEnum):
 
 
 _AFTER_OWN_CLOSE: Final = {State.OPEN: State.CLOSING, State.PEER_CLOSED: State.FLUSHING}
+_DEAF: Final = frozenset({State.PEER_CLOSED, State.FLUSHING, State.LINGERING, State.GONE})  # input is dropped
 _AFTER_PEER_CLOSE: Final = {State.OPEN: State.PEER_CLOSED, State.CLOSING: State.FLUSHING}
 
 
@@ -222,7 +244,7 @@ class Connection(Channel):
 
     def received(self, data: bytes) -> None:
         """Bytes from the client: whole messages on the short way, everything else through a decoder."""
-        if self.state >= State.FLUSHING:
+        if self.state in _DEAF:
             self._discard(len(data))
             return
         decoder = self.decoder
@@ -230,6 +252,8 @@ class Connection(Channel):
             messages, end = decode_messages(data, self.gateway.limits.max_message_bytes)
             for message in messages:
                 self.gateway.router.message(self, message)
+                if self.state >= State.FLUSHING:
+                    return  # an answer to it found that the client does not read
             if end == len(data):
                 return
             if end:
@@ -244,7 +268,7 @@ class Connection(Channel):
 
     def _events(self, events: list[FrameEvent]) -> None:
         for event in events:
-            if self.state >= State.FLUSHING:
+            if self.state in _DEAF:
                 return
             kind = type(event)
             if kind is str or kind is bytes:
@@ -265,7 +289,7 @@ class Connection(Channel):
         if type(self.out) is Backlog:
             if self.out.pong is not None:
                 self.gateway.counters.pongs_merged += 1
-            self.out.pong = pong
+            self.out.pong = pong  # sealed when its turn comes
         elif self.state != State.CLOSING:
             self.write(pong)
 
@@ -292,9 +316,7 @@ class Connection(Channel):
         self.gateway.router.closed(self, CloseCode.ABNORMAL, reason, clean=False)
 
     def _discard(self, size: int) -> None:
-        # `auto_at_ms` is free for a count once the state is past its use.
-        self.auto_at_ms += size
-        if self.auto_at_ms > _LINGER_BYTES:
+        if self.gateway.discarded(self.number, size) > _LINGER_BYTES:
             self._gone()
 
     # out
@@ -313,7 +335,8 @@ class Connection(Channel):
     def close(self, code: int, reason: str) -> None:
         """Start or answer the closing handshake, after everything queued. 1006 cuts without a frame. Idempotent."""
         if code == CloseCode.ABNORMAL:
-            if self.state == State.OPEN or self.state == State.CLOSING:
+            before, self.state = self.state, State.GONE
+            if before in (State.OPEN, State.CLOSING):
                 self.gateway.router.closed(self, CloseCode.ABNORMAL, reason, clean=False)
             self._gone()
             return
@@ -334,7 +357,6 @@ class Connection(Channel):
             self._write_close(code, reason)
         self.state = State.LINGERING
         self.decoder = None
-        self.auto_at_ms = 0
         self.gateway.close_deadline(self.number)
         if not told:
             self.gateway.router.failed(self, code, reason)
@@ -342,7 +364,7 @@ class Connection(Channel):
     def _write_close(self, code: int, reason: str) -> None:
         frame = self.encode(encode_control(Opcode.CLOSE, close_payload(code, reason)))
         if type(self.out) is Backlog:
-            self.out.add(frame)
+            self.out.add(self.seal(frame))
         else:
             self.write(frame)
 
@@ -359,11 +381,7 @@ class Connection(Channel):
             self._shut_down_writing()
 
     def _shut_down_writing(self) -> None:
-        with socket.socket(fileno=os.dup(self.fd)) as sock:
-            try:
-                sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # already reset by the client: the read that follows will say so
+        shut_down_writing(self.fd)
 
     def wanted(self) -> int:
         return 0 if self.number in self.gateway.router.held_back else READ
@@ -380,6 +398,7 @@ class Connection(Channel):
         if self.state == State.PEER_CLOSED:  # the program never answered: answer for it, as the peer was promised one
             self.close(CloseCode.NO_STATUS, "")
             self.flush()
+            self.gateway.close_deadline(self.number)
         elif self.state in (State.CLOSING, State.LINGERING, State.FLUSHING):
             if self.state == State.CLOSING:
                 self._abnormal()
@@ -405,7 +424,7 @@ class ClientConnection(Connection):
         return super().send_frame(self.encode(frame))
 
     def received(self, data: bytes) -> None:
-        if self.state >= State.FLUSHING:
+        if self.state in _DEAF:
             self._discard(len(data))
             return
         if self.decoder is None:
@@ -419,7 +438,21 @@ class ClientConnection(Connection):
         data = super().read_bytes()
         if self.tls is None or data is None:
             return data
-        return self.tls.decrypt(data)
+        plain, answer = self.tls.decrypt(data)
+        if answer:
+            super().write(answer)  # TLS itself had something to say, such as a key update
+        return plain
+
+    def seal(self, data: bytes) -> bytes:
+        return data if self.tls is None else self.tls.encrypt(data)
 
     def write(self, data: bytes) -> None:
-        super().write(data if self.tls is None else self.tls.encrypt(data))
+        if type(self.out) is Backlog and self.out.size > self.gateway.limits.max_outbound_bytes:
+            self.overflowed(data)  # before it is encrypted: what is encrypted must be sent
+            return
+        try:
+            sealed = self.seal(data)
+        except ssl.SSLError:
+            self.lost()
+            return
+        super().write(sealed)

@@ -14,7 +14,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from roost.gateway.connection import Channel, Connection, State
+from roost.gateway.connection import Channel, Connection
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.limits import Counters, GatewayLimits
 from roost.gateway.listener import Listener
@@ -81,7 +81,9 @@ class Gateway:
         self._date = ("", 0)
         self._refusals_logged_at = 0.0
         self._in_end = False
-        self._draining = False
+        self.draining = False
+        self._closing_due: dict[int, float] = {}
+        self._discarded: dict[int, int] = {}
 
     # life
 
@@ -101,7 +103,7 @@ class Gateway:
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, finish requests, say 1001 to every WebSocket, and close what is left at `timeout_s`."""
-        self._draining = True
+        self.draining = True
         for listener in self._listeners:
             listener.close()
         deadline = self.loop.time() + timeout_s
@@ -114,6 +116,8 @@ class Gateway:
         self.end_turn()
         while self._open(Connection) and self.loop.time() < deadline:
             await asyncio.sleep(0.02)
+        for connection in self._open(Connection):
+            connection.close(CloseCode.ABNORMAL, "The server has shut down.")  # type: ignore[attr-defined]
         for channel in self._open(Channel):
             channel.close_fd()
         await self.outbound.close()
@@ -147,7 +151,11 @@ class Gateway:
                     dirty = self.dirty
                     self.dirty = []
                     for channel in dirty:
-                        channel.flush()
+                        try:
+                            channel.flush()
+                        except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
+                            _log.exception("gateway: internal error while writing; the connection is closed")
+                            channel.broken(error)
                 elif self.later:
                     later, self.later = self.later, []
                     for connection, data in later:
@@ -175,8 +183,8 @@ class Gateway:
         return self._generation << 20 | fd
 
     def new_virtual_number(self) -> int:
-        """A number without a descriptor, for a socket whose client is bound later."""
-        return self.new_number(0xFFFFF)
+        """A number without a descriptor (0 is never a client's), for a socket whose client is bound later."""
+        return self.new_number(0)
 
     def accepted(self, sock: socket.socket, peer: str) -> None:
         """A new client: refuse it, or make it an `HttpConnection`."""
@@ -231,6 +239,8 @@ class Gateway:
     def connection_closed(self, channel: Channel, fd: int) -> None:
         """A channel has closed its descriptor."""
         self.counters.connections -= 1
+        self._closing_due.pop(channel.number, None)
+        self._discarded.pop(channel.number, None)
         if isinstance(channel, Connection):
             self.counters.sockets -= 1
             self.router.connection_closed(channel)
@@ -259,7 +269,14 @@ class Gateway:
 
     def close_deadline(self, number: int) -> None:
         """A closing handshake has begun."""
-        self._deadlines.add(self.loop.time() + self.limits.close_timeout_s, number)
+        due = self.loop.time() + self.limits.close_timeout_s
+        self._closing_due[number] = due
+        self._deadlines.add(due, number)
+
+    def discarded(self, number: int, size: int) -> int:
+        """Count bytes that a closing client still sent; how many so far."""
+        self._discarded[number] = self._discarded.get(number, 0) + size
+        return self._discarded[number]
 
     def _expire(self, number: int, now: float) -> float | None:
         channel = self.reactor.table[number & 0xFFFFF] if number & 0xFFFFF < len(self.reactor.table) else None
@@ -268,7 +285,7 @@ class Gateway:
         following = None
         if isinstance(channel, HttpConnection):
             following = channel.expire(now)
-        elif isinstance(channel, Connection) and channel.fd >= 0 and channel.state != State.OPEN:
+        elif isinstance(channel, Connection) and channel.fd >= 0 and self._closing_due.get(number, now + 1) <= now + 0.01:
             channel.expire()
         self.end_turn()
         return following

@@ -7,13 +7,14 @@ closed: nothing after them is read as HTTP again (RFC 9112 §11.2).
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from roost.errors import RemoteProtocolError
 from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData, Headers, Request, Response
-from roost.gateway.connection import Backlog, Channel
-from roost.gateway.reactor import READ
+from roost.gateway.connection import Backlog, Channel, shut_down_writing
+from roost.gateway.reactor import READ, WRITE
 from roost.protocol.http import (
     Data,
     EndOfMessage,
@@ -32,7 +33,10 @@ from roost.protocol.http import (
 if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
 
-_NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive"})
+_NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?\Z")
+_EARLY_BYTES: Final = 64 * 1024  # what a client may send before its 101
+_LINGER_BYTES: Final = 4 * 1024 * 1024  # read and dropped after an early answer, so that it is not lost to a reset
 _BODY_IDLE_S: Final = 60.0  # a body that makes no progress for so long ends its request
 
 
@@ -40,8 +44,24 @@ class HttpConnection(Channel):
     """One client's HTTP side. `peer` is its address as text."""
 
     __slots__ = (
-        "_body_bytes", "_chunked", "_close_after", "_head", "_head_since", "_key", "_last_active", "_parser", "_queue",
-        "_reading_body", "_request", "_responding", "_uncredited", "_unsent", "peer",
+        "_body_bytes",
+        "_chunked",
+        "_close_after",
+        "_early",
+        "_head",
+        "_head_since",
+        "_key",
+        "_last_active",
+        "_left",
+        "_lingering",
+        "_parser",
+        "_queue",
+        "_reading_body",
+        "_request",
+        "_responding",
+        "_uncredited",
+        "_unsent",
+        "peer",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, fd: int, number: int, peer: str) -> None:
@@ -58,15 +78,19 @@ class HttpConnection(Channel):
         self._responding = False  # a response head has been written
         self._chunked = False
         self._close_after = False
+        self._lingering = False  # answered and half-closed; what still comes is dropped
+        self._left = -1  # body bytes that the response's Content-Length still promises; -1: not promised
+        self._early = b""  # after an upgrade's head, before its 101
         self._unsent = 0  # response body bytes not yet credited to the host
         self._head_since = self._last_active = gateway.loop.time()
 
     # in
 
     def ready(self, mask: int) -> None:
-        if mask & 4:
+        if mask & WRITE:
+            self._last_active = self.gateway.loop.time()
             self.writable()
-            if self.fd < 0 or mask == 4:
+            if self.fd < 0 or mask == WRITE:
                 return
         data = self.read_bytes()
         if data == b"":
@@ -76,7 +100,15 @@ class HttpConnection(Channel):
 
     def _received(self, data: bytes) -> None:
         if self._close_after and self._head is None:
+            self._body_bytes += len(data)
+            if self._body_bytes > _LINGER_BYTES:
+                self.close_fd()
             return  # refused or finished: what follows is not a request
+        if self._key:
+            self._early += data
+            if len(self._early) > _EARLY_BYTES:
+                self._abort("Too much was sent before the WebSocket was open.")
+            return
         now = self.gateway.loop.time()
         if self._head is None and not self._queue and self._head_since == 0.0:
             self._head_since = now
@@ -115,7 +147,7 @@ class HttpConnection(Channel):
         held = self.number in self.gateway.router.held_back
         if hold != held:
             (self.gateway.router.held_back.add if hold else self.gateway.router.held_back.discard)(self.number)
-            self.gateway.reactor.watch(self.fd, self.wanted() | (4 if type(self.out) is Backlog else 0))
+            self.gateway.reactor.watch(self.fd, self.wanted() | (WRITE if type(self.out) is Backlog else 0))
 
     def wanted(self) -> int:
         return 0 if self.number in self.gateway.router.held_back else READ
@@ -125,6 +157,8 @@ class HttpConnection(Channel):
         self._head_since = 0.0
         self._close_after = not head.keep_alive
         self._responding = self._chunked = False
+        self._left = -1
+        self._key = ""
         self._request = self._body_bytes = self._uncredited = self._unsent = 0
         body = b""
         while self._queue and type(self._queue[0]) is Data:
@@ -149,6 +183,9 @@ class HttpConnection(Channel):
             return
         if head.upgrade and not upgrade:
             self._close_after = True  # another protocol was offered; what follows the head is not ours to read
+            if any(name.lower() in ("content-length", "transfer-encoding") for name, _ in head.headers):
+                self._refuse(400, "A request with a body cannot offer another protocol here.")
+                return
         if not upgrade and self.gateway.assets is not None and self.gateway.assets.serve(self, head):
             return
         if self._reading_body and has_token(head.headers, "expect", "100-continue"):
@@ -181,6 +218,8 @@ class HttpConnection(Channel):
         if not head.target.startswith("/") and head.target != "*":
             raise RemoteProtocolError(400, "The request target must be a path or an absolute URL.")
         host = get_header(head.headers, "host") or "localhost"
+        if not _HOST.match(host):
+            raise RemoteProtocolError(400, "The Host header is not a host and port.")
         return f"http://{host}{head.target if head.target != '*' else '/*'}"
 
     def _body(self, event: HttpEvent) -> None:
@@ -208,20 +247,12 @@ class HttpConnection(Channel):
             return
         fields: Headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_FROM_WORKERS]
         bodiless = head.method == "HEAD" or response.status in (204, 304) or response.status < 200
-        self._chunked = False
-        if not bodiless or head.method == "HEAD":
-            if response.more_body:
-                if get_header(fields, "content-length") is None and head.keep_alive:
-                    fields = [field for field in fields if field[0].lower() != "transfer-encoding"]
-                    fields.append(("Transfer-Encoding", "chunked"))
-                    self._chunked = not bodiless
-                elif get_header(fields, "content-length") is None:
-                    self._close_after = True
-            else:
-                fields = [field for field in fields if field[0].lower() not in ("content-length", "transfer-encoding")]
-                if response.status not in (204, 304):
-                    fields.append(("Content-Length", str(len(response.body))))
-        if self._reading_body:
+        last = not response.more_body
+        if bodiless and response.more_body:  # a stream that nobody may see
+            self.gateway.router.to_host(self._request, Abort(self._request, "The response has no body."))
+            last = True
+        self._frame_body(head, response, fields, bodiless=bodiless)
+        if self._reading_body or self.gateway.draining:
             self._close_after = True  # answered before the whole body was read: the rest is not waited for
         if self._close_after:
             fields.append(("Connection", "close"))
@@ -230,17 +261,43 @@ class HttpConnection(Channel):
             data = encode_head(response.status, response.reason, fields)
         except ValueError as error:
             self.gateway.log_worker_fault(head.target, str(error))
-            self._refuse(500, "Internal Server Error")
+            self.gateway.router.to_host(self._request, Abort(self._request, "The response cannot be sent."))
+            self.refuse(500, "Internal Server Error")
             return
         self._responding = True
         self.gateway.log_request(head.method, head.target, response.status)
-        self._write_body(data, b"" if bodiless else response.body, last=not response.more_body)
+        self._write_body(data, b"" if bodiless else response.body, last=last)
+
+    def _frame_body(self, head: RequestHead, response: Response, fields: Headers, *, bodiless: bool) -> None:
+        """Say where the body ends (RFC 9112 §6.3): a length, chunks, or for HTTP/1.0 the end of the connection."""
+        length = get_header(fields, "content-length")
+        if response.more_body and not bodiless and length is not None and length.isdigit():
+            self._left = int(length)
+            return
+        if head.method == "HEAD" and length is not None:
+            return
+        fields[:] = [field for field in fields if field[0].lower() != "content-length"]
+        if response.status in (204, 304) or response.status < 200:
+            return
+        if not response.more_body:
+            fields.append(("Content-Length", str(len(response.body))))
+        elif head.version == "1.1":
+            fields.append(("Transfer-Encoding", "chunked"))
+            self._chunked = not bodiless
+        else:
+            self._close_after = True
 
     def on_body(self, event: BodyData) -> None:
         """The next piece of the response."""
         if self._head is not None and self._responding:
             self._unsent += len(event.data)
-            self._write_body(b"", event.data if self._head.method != "HEAD" else b"", last=event.last)
+            if self._left >= 0:
+                self._left -= len(event.data)
+                if self._left < 0 or (event.last and self._left):
+                    self.gateway.log_worker_fault(self._head.target, "the body is not as long as its Content-Length says")
+                    self._abort("The response's body and Content-Length differ.")
+                    return
+            self._write_body(b"", event.data, last=event.last)
 
     def _write_body(self, prefix: bytes, data: bytes, *, last: bool) -> None:
         if self._chunked:
@@ -254,6 +311,8 @@ class HttpConnection(Channel):
             self.write(prefix)
         if last:
             self._request_over()
+            self._uncredited = 0
+            self._lingering = self._reading_body
             if not self._close_after and not self._reading_body:
                 self._head = None
                 self._advance_later()
@@ -263,7 +322,7 @@ class HttpConnection(Channel):
                 self._reading_body = False
                 self._close_after = True
                 if self.out is None:
-                    self.close_fd()
+                    self.drained()
 
     def _finish_if_done(self) -> None:
         if self._head is None and not self._close_after:
@@ -310,12 +369,12 @@ class HttpConnection(Channel):
             for name, value in response.headers
             if name.lower() not in _NOT_FROM_WORKERS and name.lower() not in ("content-length", "transfer-encoding")
         ]
-        self.write(encode_head(101, "Switching Protocols", fields))
+        self.write(encode_head(101, "Switching Protocols", fields))  # raises before anything has changed
         assert self._head is not None
         self.gateway.log_request(self._head.method, self._head.target, 101)
         self._request_over()
         self._parser.close()
-        return self._parser.leftover
+        return self._parser.leftover + self._early
 
     @property
     def busy(self) -> bool:
@@ -347,9 +406,12 @@ class HttpConnection(Channel):
         if body_free:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         self._head = None
+        self._key = ""
         self._queue.clear()
         self._reading_body = False
-        self._close_after = True
+        self._close_after = self._lingering = True
+        self._body_bytes = 0
+        self._last_active = self.gateway.loop.time()
         self.write(answer)
 
     def _abort(self, reason: str, status: int = 400) -> None:
@@ -370,7 +432,12 @@ class HttpConnection(Channel):
         if self._unsent and self._request:
             self.gateway.router.to_host(self._request, BodyCredit(self._request, self._unsent))
             self._unsent = 0
-        if self._head is None and self._close_after:
+        if self._head is not None or not self._close_after:
+            return
+        if self._lingering:
+            shut_down_writing(self.fd)  # and read on, until their end or the deadline
+            self._hold_or_read()
+        else:
             self.close_fd()
 
     def overflowed(self, data: bytes) -> None:
@@ -391,7 +458,9 @@ class HttpConnection(Channel):
     def expire(self, now: float) -> float | None:
         """Close what takes too long; the next time to look, or None if this was the end."""
         limits = self.gateway.limits
-        if self._head is None and self._close_after:
+        if type(self.out) is Backlog:  # a reader that has stalled, whatever it is owed
+            due = self._last_active + limits.idle_timeout_s
+        elif self._head is None and self._close_after:
             due = self._last_active + limits.close_timeout_s
         elif self._head is None and self._head_since:
             due = self._head_since + limits.head_timeout_s

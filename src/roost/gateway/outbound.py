@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from roost.errors import RemoteProtocolError
 from roost.events import Dial, Dialled, Headers
 from roost.gateway.connection import ClientConnection
-from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header
+from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
 
 if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
@@ -52,8 +52,8 @@ class TlsPipe:
         self._tls.write(data)
         return self._outgoing.read()
 
-    def decrypt(self, data: bytes) -> bytes | None:
-        """Plaintext; None if there is none yet, b"" at the end of the stream."""
+    def decrypt(self, data: bytes) -> tuple[bytes | None, bytes]:
+        """Plaintext (None if there is none yet, b"" at the end of the stream), and what TLS itself has to send."""
         if data:
             self._incoming.write(data)
         else:
@@ -63,10 +63,10 @@ class TlsPipe:
             while piece := self._tls.read(256 * 1024):
                 plain += piece
         except ssl.SSLWantReadError:
-            return plain or None
+            return plain or None, self._outgoing.read()
         except ssl.SSLError as error:
             _log.debug("outbound: TLS ended: %s", error)
-        return plain
+        return plain, b""
 
 
 class Outbound:
@@ -100,7 +100,10 @@ class Outbound:
 
     async def _open(self, slot: HostSlot, dial: Dial) -> None:
         loop = self._gateway.loop
+        link = slot.link
         url = urlsplit(dial.url)
+        if url.scheme not in _DEFAULT_PORTS:
+            raise ValueError(f"{dial.url} is not a WebSocket URL")
         host = url.hostname or ""
         port = url.port or _DEFAULT_PORTS[url.scheme]
         sock = await _connect(loop, host, port)
@@ -126,19 +129,23 @@ class Outbound:
             parser = ResponseParser()
             while parser.head is None:
                 data = await loop.sock_recv(sock, 65536)
-                plain = tls.decrypt(data) if tls else data
+                plain = tls.decrypt(data)[0] if tls else data
                 if plain == b"":
                     raise RemoteProtocolError(502, "The upstream closed the connection during the handshake.")
                 if plain:
                     parser.feed(plain)
             head = parser.head
             if head.status != 101:
+                sock.close()
                 self._gateway.router.dialled(slot, Dialled(dial.dial, 0, head.status, head.headers, ""))
                 return
             _check_response(head.headers, key, dial.protocols)
         except BaseException:
             sock.close()
             raise
+        if slot.link is not link:
+            sock.close()
+            return  # the host that asked is gone, and with it who would own the socket
         fd = sock.detach()
         connection = ClientConnection(self._gateway, fd, self._gateway.new_number(fd), slot.plain, tls)
         connection.protocol = get_header(head.headers, "sec-websocket-protocol") or ""
@@ -190,10 +197,12 @@ async def _connect(loop: asyncio.AbstractEventLoop, host: str, port: int) -> soc
 
 def _check_response(headers: Headers, key: str, protocols: list[str]) -> None:
     """RFC 6455 §4.1: the server must prove that it understood."""
+    if not has_token(headers, "upgrade", "websocket") or not has_token(headers, "connection", "upgrade"):
+        raise RemoteProtocolError(502, "The upstream's 101 does not say that it upgrades to WebSocket.")
     if get_header(headers, "sec-websocket-accept") != accept_key(key):
         raise RemoteProtocolError(502, "The upstream's Sec-WebSocket-Accept is wrong.")
     chosen = get_header(headers, "sec-websocket-protocol")
-    if chosen is not None and protocols and chosen not in protocols:
+    if chosen is not None and chosen not in protocols:
         raise RemoteProtocolError(502, f"The upstream chose the protocol {chosen!r}, which was not offered.")
     if get_header(headers, "sec-websocket-extensions"):
         raise RemoteProtocolError(502, "The upstream chose an extension that was not offered.")

@@ -35,7 +35,7 @@ from roost.events import (
     SocketError,
     SocketMessage,
 )
-from roost.gateway.connection import Connection
+from roost.gateway.connection import Connection, State
 from roost.gateway.sockets import ActorRecord, Owner, Relay
 from roost.ids import slot_of
 from roost.protocol.websocket import CloseCode, encode_message
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
+_BINDING_WAITS_S = 30.0  # for the client's connection of an object on another host
 _MAX_ATTEMPTS = 5  # hosts that may die with one event unfinished before it is dropped
 _COUNT_FROM_BYTES = 4096  # smaller messages are bounded by their number
 
@@ -100,14 +101,15 @@ class HostSlot:
     def done(self, upto: int, stragglers: tuple[int, ...]) -> None:
         """The host has finished every event up to `upto`, but for the stragglers."""
         unfinished = self.unfinished
+        running = set(stragglers)
         while unfinished and unfinished[0].event <= upto:
             event = unfinished.popleft()
-            if stragglers and event.event in stragglers:
+            if running and event.event in running:
                 self.late[event.event] = event
             else:
                 self._finished(event)
         if self.late:
-            for number in [n for n in self.late if n <= upto and n not in stragglers]:
+            for number in [n for n in self.late if n <= upto and n not in running]:
                 self._finished(self.late.pop(number))
         if self._attempts and not unfinished and not self.late:
             self._attempts.clear()
@@ -140,12 +142,15 @@ class HostSlot:
             self.unfinished.append(event)
             link.send(event)
         while self.waiting:
-            link.send(self.waiting.popleft())
+            request = self.waiting.popleft()
+            if self._router.is_open(request.request):
+                link.send(request)
 
     def on_closed(self, reason: str) -> None:
         self.link = None
-        for event in (*self.late.values(), *self.unfinished):
-            self._attempts[event.event] = self._attempts.get(event.event, 0) + 1
+        unfinished = [*self.late, *(event.event for event in self.unfinished)]
+        if unfinished:  # handlers start in order: the oldest is the suspect, not those that waited behind it
+            self._attempts[min(unfinished)] = self._attempts.get(min(unfinished), 0) + 1
         self._router.host_lost(self, reason)
 
     def on_drained(self) -> None:
@@ -166,6 +171,17 @@ class Origin:
         self.target: HostSlot | None = None  # the answering host
 
 
+class PendingBinding:
+    """A 101 whose client's connection is not bound yet, and what the object has said in the meantime."""
+
+    __slots__ = ("answer", "events", "slot")
+
+    def __init__(self, slot: HostSlot, answer: Response) -> None:
+        self.slot = slot
+        self.answer = answer
+        self.events: list[Send | CloseSocket | Attach] = []
+
+
 class Router:
     """The gateway's decisions. Owns no descriptor and no link."""
 
@@ -178,7 +194,7 @@ class Router:
         self._origins: dict[int, Origin] = {}
         self._last_request = 0
         self._next_slot = 0
-        self._bindings: dict[int, tuple[HostSlot, Response]] = {}  # 101s waiting for the client's connection
+        self._bindings: dict[int, PendingBinding] = {}  # 101s of objects elsewhere, waiting for the client's connection
 
     # clients → hosts
 
@@ -206,6 +222,8 @@ class Router:
             slot.link.send(message)
         if len(data) >= _COUNT_FROM_BYTES:
             slot.count_large(message, 1)
+        if not number & 0x3FF:
+            slot.update_full()  # besides once a turn: one turn may bring a million tiny messages
         if slot.full:
             self._hold_back(connection, slot)
 
@@ -328,6 +346,10 @@ class Router:
         elif origin is not None and origin.target is not None and type(event) is BodyData:
             self._unavailable(request)  # the host has not come yet and the body does not fit into the wait
 
+    def is_open(self, request: int) -> bool:
+        """Whether anybody still waits for the answer."""
+        return request in self._origins
+
     def request_over(self, request: int) -> None:
         self._origins.pop(request, None)
 
@@ -339,24 +361,30 @@ class Router:
         aliases = self.aliases
         counters = self.gateway.counters
         for event in events:
-            kind = type(event)
-            if kind is Send:
-                frame = encode_message(event.payload, event.text)  # type: ignore[union-attr]
-                number: int
-                for number in event.sockets:  # type: ignore[union-attr,assignment]
-                    connection = table[number & 0xFFFFF]
-                    if connection is None or connection.number != number:
-                        connection = aliases.get(number)
-                        if connection is None:
+            try:
+                kind = type(event)
+                if kind is Send:
+                    frame = encode_message(event.payload, event.text)  # type: ignore[union-attr]
+                    number: int
+                    for number in event.sockets:  # type: ignore[union-attr,assignment]
+                        connection = table[number & 0xFFFFF]
+                        if connection is None or connection.number != number:
+                            connection = aliases.get(number)
+                            if connection is None:
+                                if number in self._bindings:
+                                    self._bindings[number].events.append(Send([number], event.payload, event.text))  # type: ignore[union-attr]
+                                else:
+                                    counters.sends_to_closed += 1
+                                continue
+                        if not connection.send_frame(frame):
                             counters.sends_to_closed += 1
-                            continue
-                    if not connection.send_frame(frame):
-                        counters.sends_to_closed += 1
-                counters.sends += len(event.sockets)  # type: ignore[union-attr]
-            elif kind is Done:
-                slot.done(event.event, event.stragglers)  # type: ignore[union-attr]
-            else:
-                self._HANDLERS[kind](self, slot, event)
+                    counters.sends += len(event.sockets)  # type: ignore[union-attr]
+                elif kind is Done:
+                    slot.done(event.event, event.stragglers)  # type: ignore[union-attr]
+                else:
+                    self._HANDLERS[kind](self, slot, event)
+            except Exception:  # noqa: BLE001 - one event's bug must not lose the rest of the batch
+                _log.exception("gateway: internal error in %s; please report it", type(event).__name__)
         self.gateway.end_turn()
 
     def find(self, number: int) -> Connection | None:
@@ -370,11 +398,15 @@ class Router:
         connection = self.find(event.socket)
         if connection is not None:
             connection.close(event.code, event.reason)
+        elif event.socket in self._bindings:
+            self._bindings[event.socket].events.append(event)
 
     def _attach_value(self, slot: HostSlot, event: Attach) -> None:
         connection = self.find(event.socket)
         if connection is not None:
             connection.attachment = event.attachment
+        elif event.socket in self._bindings:
+            self._bindings[event.socket].events.append(event)
 
     def _set_auto(self, slot: HostSlot, event: SetAutoResponse) -> None:
         record = self.gateway.sockets.get(event.object)
@@ -398,6 +430,7 @@ class Router:
     def _response(self, slot: HostSlot, event: Response) -> None:
         origin = self._origins.get(event.request)
         if origin is None:
+            self._nobody_waits(slot, event)
             return
         if origin.connection is None:
             self._response_to_host(slot, origin, event)
@@ -410,16 +443,45 @@ class Router:
             if bound is None:
                 origin.connection.refuse(502, "The object's socket is gone.")
                 return
-            owner_slot, answer = bound
-            self._bind(owner_slot, origin.connection, answer, event.socket, event)
+            self._bind(bound.slot, origin.connection, bound.answer, event.socket, event)
+            self.from_host(bound.slot, bound.events)
         else:
             self._bind(slot, origin.connection, event, origin.connection.number, event)
+
+    def _nobody_waits(self, slot: HostSlot, event: Response) -> None:
+        """The client left before its answer: a socket that was accepted for it ends, a body stops."""
+        if event.status == 101 and event.binding is None:
+            bound = self._bindings.pop(event.socket, None)
+            if bound is not None:
+                self._end_unbound(bound.slot, event.socket, bound.answer)
+        elif event.status == 101:
+            self._end_unbound(slot, event.socket, event)
+        elif event.more_body and slot.link is not None:
+            slot.link.send(Abort(event.request, "The client disconnected."))
+
+    def _end_unbound(self, slot: HostSlot, number: int, answer: Response) -> None:
+        """A socket whose client never came: its program hears of the end like of any other."""
+        assert answer.binding is not None
+        if answer.binding.relay:
+            upstream = self.find(answer.binding.relay)
+            if upstream is not None:
+                upstream.close(CloseCode.GOING_AWAY, "The client left.")
+            return
+        reason = "WebSocket disconnected without sending Close frame."
+        slot.deliver(SocketClose(slot.next_event(), 0, number, CloseCode.ABNORMAL, reason, clean=False))
+
+    def _binding_expired(self, number: int) -> None:
+        bound = self._bindings.pop(number, None)
+        if bound is not None:
+            self._end_unbound(bound.slot, number, bound.answer)
+            self.gateway.end_turn()
 
     def _response_to_host(self, slot: HostSlot, origin: Origin, event: Response) -> None:
         if event.status == 101 and event.binding is not None:
             # The asking host gets a reference (the number); the binding waits here for the client's connection.
             number = event.socket
-            self._bindings[number] = (slot, event)
+            self._bindings[number] = PendingBinding(slot, event)
+            self.gateway.loop.call_later(_BINDING_WAITS_S, self._binding_expired, number)
             event = Response(event.request, 101, event.reason, event.headers, b"", False, None, number)
         if origin.slot is not None and origin.slot.link is not None:
             origin.slot.link.send(event)
@@ -435,6 +497,7 @@ class Router:
         except ValueError as error:
             self.gateway.log_worker_fault("101", str(error))
             http.refuse(500, "Internal Server Error")
+            self._end_unbound(slot, number, answer)
             return
         connection = Connection(self.gateway, http.fd, number, slot.plain)
         for name, value in response.headers:
@@ -463,7 +526,7 @@ class Router:
 
     def _splice(self, connection: Connection, upstream_number: int) -> None:
         upstream = self.find(upstream_number)
-        if upstream is None:
+        if upstream is None or upstream.state != State.OPEN:
             connection.owner = Owner(None, 0)
             connection.close(CloseCode.INTERNAL_ERROR, "The upstream is gone.")
             return
@@ -536,8 +599,8 @@ class Router:
             if connection.owner is slot.plain:
                 self.gateway.counters.closed_host_lost += 1
                 connection.close(CloseCode.SERVICE_RESTART, "The worker restarted.")
-        for number, (owner_slot, _) in list(self._bindings.items()):
-            if owner_slot is slot:
+        for number, bound in list(self._bindings.items()):
+            if bound.slot is slot:
                 del self._bindings[number]
         for event in [e for e in (*slot.late.values(), *slot.unfinished) if e.actor == 0]:
             if not isinstance(event, SocketMessage):

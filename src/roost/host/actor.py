@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+from asyncio import CancelledError
 from collections import deque
 from contextvars import ContextVar
 from enum import Enum
@@ -24,7 +25,7 @@ from roost.api.state import MAX_SOCKETS, DurableObjectState
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
 from roost.errors import JsException, WorkerError
 from roost.events import AutoResponse, Binding, ObjectRef, Roster, SetAutoResponse
-from roost.host.io_context import Context
+from roost.host.io_context import Context, request_link
 from roost.host.running import SUSPENDED, in_context
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ class Actor(Context):
         self.woke_for = ""
         self.sockets: dict[WebSocket, GatewayLink | None] = {}  # oldest first; None until the 101 has left
         self._waiting: deque[Any] | None = deque()  # None: the gate is open
+        self.asked: set[GatewayLink] = set()  # gateways whose roster is awaited
         self._rosters: dict[int, Roster] = {}
         self._auto: AutoResponse | None = None
         self._fetches: dict[WebSocket, object | None] = {}
         self._on_message: Any = None
         self._listening = 0
-        self._running: dict[int, int] = {}  # pins of suspended message handlers, by event
+        self._running: dict[tuple[int, int], int] = {}  # pins of suspended message handlers, by link and event
         self._variables = super().fresh_variables()
 
     def fresh_variables(self) -> contextvars.Context:
@@ -81,10 +83,8 @@ class Actor(Context):
 
     def roster(self, link: GatewayLink, roster: Roster) -> None:
         """One gateway has told of its sockets."""
+        self.asked.discard(link)
         self._rosters[link.index] = roster
-
-    def missing_rosters(self, links: Iterable[GatewayLink]) -> list[GatewayLink]:
-        return [link for link in links if link.index not in self._rosters]
 
     def wake(self, links: Iterable[GatewayLink]) -> None:
         """All rosters are here: build the instance and open the gate."""
@@ -124,9 +124,9 @@ class Actor(Context):
 
     def _give_up(self, error: BaseException) -> None:
         """The constructor failed: what waited fails, the sockets stay with the gateway, the next event tries again."""
-        self.phase = Phase.GONE
         waiting, self._waiting = self._waiting or deque(), deque()
         self.host.actors.forget(self)
+        self._leave()
         for entry in waiting:
             entry(error)
 
@@ -146,7 +146,7 @@ class Actor(Context):
     def message(self, socket: WebSocket, event: SocketMessage, link: GatewayLink) -> None:
         """A message: start its handler now, or keep it until the gate opens."""
         if self._waiting is not None:
-            self._keep(lambda: self.message(socket, event, link), link, event.event)
+            self._not_now(socket, event, link)
             return
         self.last_active = self.host.now
         handler = self._on_message
@@ -169,15 +169,24 @@ class Actor(Context):
             done = partial(self._done, number, link)
             if self.host.runner.start(variables, result, done) is SUSPENDED:
                 link.running.add(number)
-                self._running[number] = self.pin("webSocketMessage running")
-        except Exception as error:  # noqa: BLE001 - the user's
+                self._running[link.index, number] = self.pin("webSocketMessage running")
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - the user's
             self.failed_in("webSocketMessage", error)
 
     def _done(self, event: int, link: GatewayLink, result: Any, error: BaseException | None) -> None:
-        self.unpin(self._running.pop(event, 0))
+        self.unpin(self._running.pop((link.index, event), 0))
         if error is not None:
             self.failed_in("webSocketMessage", error)
         link.finished(event)
+
+    def _not_now(self, socket: WebSocket, event: Any, link: GatewayLink) -> None:
+        """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
+        if self.phase is Phase.GONE:
+            link.forget(socket)
+        else:
+            self._keep(lambda: self.host.socket_event(link, event), link, event.event)
+            return
+        self.host.socket_event(link, event)
 
     def _keep(self, again: Any, link: GatewayLink, event: int) -> None:
         """Hold an event until the gate opens; it is not done before."""
@@ -197,7 +206,7 @@ class Actor(Context):
         if socket._accept is not Accept.HIBERNATABLE:
             super().closed(socket, event, link)
         elif self._waiting is not None:
-            self._keep(lambda: self.closed(socket, event, link), link, event.event)
+            self._not_now(socket, event, link)
         else:
             item = Item("close", code=event.code, reason=event.reason, clean=event.clean)
             self._end(socket, item, link, event.event)
@@ -206,7 +215,7 @@ class Actor(Context):
         if socket._accept is not Accept.HIBERNATABLE:
             super().failed(socket, event, link)
         elif self._waiting is not None:
-            self._keep(lambda: self.failed(socket, event, link), link, event.event)
+            self._not_now(socket, event, link)
         else:
             self._end(socket, Item("error", code=event.code, reason=event.message), link, event.event)
 
@@ -256,7 +265,7 @@ class Actor(Context):
                 if result is SUSPENDED:
                     pinned = self.pin(f"{name} running")
                     return
-        except Exception as error:  # noqa: BLE001 - the user's
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - the user's
             done(None, error)
             return
         done(None, None)
@@ -265,7 +274,7 @@ class Actor(Context):
         error: BaseException | None = None
         try:
             await coroutine
-        except Exception as failure:  # noqa: BLE001 - the user's
+        except (Exception, CancelledError) as failure:  # noqa: BLE001 - the user's
             error = failure
         done(None, error)
 
@@ -290,6 +299,13 @@ class Actor(Context):
 
     async def serve(self, request: Request) -> Response:
         """Run the object's `fetch`. Raises WorkerError if it cannot be woken, or what the handler raised."""
+        pinned = self.pin(f"fetch {request.method} running")
+        try:
+            return await self._serve(request)
+        finally:
+            self.unpin(pinned)
+
+    async def _serve(self, request: Request) -> Response:
         if self._waiting is not None:
             opened: asyncio.Future[None] = self.host.loop.create_future()
 
@@ -310,33 +326,36 @@ class Actor(Context):
         handler = self.kind.handler(self.instance, "fetch")
         if handler is None:
             raise WorkerError(f"{self.kind.name} has no fetch method; add `async def fetch(self, request)`.")
-        pinned = self.pin(f"fetch {request.method} running")
         token = object()
         variables = self.fresh_variables()
         variables.run(_current_fetch.set, token)
+        variables.run(request_link.set, request_link.get())
+        returned: WebSocket | None = None
         try:
             response = await in_context(variables, self._call(handler, request))
-        except BaseException:
-            self._drop_unbound(token)
-            raise
+            if not isinstance(response, Response):
+                raise WorkerError(f"{self.kind.name}.fetch returned {type(response).__name__}, not a Response.")
+            returned = response.web_socket
+            return response
         finally:
-            self.unpin(pinned)
-        if not isinstance(response, Response):
-            self._drop_unbound(token)
-            raise WorkerError(f"{self.kind.name}.fetch returned {type(response).__name__}, not a Response.")
-        return response
+            self._drop_unbound(token, returned)
 
     @staticmethod
     async def _call(handler: Any, request: Request) -> Any:
         result = handler(request)
         return await result if hasattr(result, "__await__") else result
 
-    def _drop_unbound(self, token: object) -> None:
-        """The fetch that accepted them failed: their clients never get a 101."""
+    def _drop_unbound(self, token: object, returned: WebSocket | None) -> None:
+        """Forget the sockets that this fetch accepted but whose other end it did not return: they never get a client."""
         for socket, fetch in list(self._fetches.items()):
-            if fetch is token:
-                self._fetches.pop(socket)
-                self.sockets.pop(socket, None)
+            if fetch is token and (socket._peer is None or socket._peer is not returned):
+                self.drop_unbound(socket)
+
+    def drop_unbound(self, socket: WebSocket) -> None:
+        """Forget one accepted socket whose client will never come (unless its other end is used in this process)."""
+        if self._fetches.pop(socket, self) is not self and (socket._peer is None or socket._peer._accept is Accept.NONE):
+            self.sockets.pop(socket, None)
+            self._listener_gone(socket)
 
     # api.state.ObjectHost
 
@@ -405,12 +424,15 @@ class Actor(Context):
 
     def sleep(self) -> None:
         """Forget the instance; the sockets stay with their gateways."""
-        self.phase = Phase.GONE
         self._waiting = deque()
+        self._leave()
+        self._variables = contextvars.Context()  # the kept one refers to this actor: a cycle
+
+    def _leave(self) -> None:
+        self.phase = Phase.GONE
         self.shut()
         for socket, link in self.sockets.items():
             if link is not None:
                 link.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None
-        self._variables = contextvars.Context()  # the kept one refers to this actor: a cycle

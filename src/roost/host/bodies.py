@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from roost.events import BODY_WINDOW_BYTES, BodyCredit, BodyData
+from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,6 +39,10 @@ class BodyReader:
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
 
+    def __del__(self) -> None:
+        if not self._complete and not self._broken:  # nobody will read the rest: let its sender stop
+            self._link.link.send(Abort(self._request, "The body was not read."))
+
     def __aiter__(self) -> BodyReader:
         return self
 
@@ -55,40 +59,61 @@ class BodyReader:
         return piece
 
 
+class ReceiverGone(ConnectionError):
+    """The receiver of a body gave up; its source is not at fault."""
+
+
 class BodyWriter:
-    """A body that leaves: waits while too much of it is on its way. `abort` ends it: `send` then raises."""
+    """A body that leaves: waits while too much of it is on its way. `abort` ends it, also while its source is slow."""
 
     def __init__(self, link: GatewayLink, request: int) -> None:
         self._link = link
         self._request = request
         self._outstanding = 0
-        self._broken = False
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._room: asyncio.Future[None] | None = None
 
     def credit(self, size: int) -> None:
         self._outstanding -= size
-        self._wake()
-
-    def abort(self) -> None:
-        self._broken = True
-        self._wake()
-
-    def _wake(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
+    def abort(self) -> None:
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    async def _unless_gone(self, awaitable: Any) -> Any:
+        """Await something, unless the receiver goes first. Raises ReceiverGone."""
+        waiting = asyncio.ensure_future(awaitable)
+        await asyncio.wait({waiting, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        raise ReceiverGone("The client disconnected.")
+
     async def send(self, pieces: AsyncIterator[bytes]) -> None:
-        """Send all pieces and the end. Raises ConnectionError if the receiver is gone."""
-        async for piece in pieces:
-            for start in range(0, len(piece), BODY_WINDOW_BYTES):
-                part = piece[start : start + BODY_WINDOW_BYTES]
-                while self._outstanding + len(part) > BODY_WINDOW_BYTES and self._outstanding:
-                    if self._broken:
-                        break
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
-                if self._broken:
-                    raise ConnectionError("The client disconnected.")
-                self._outstanding += len(part)
-                self._link.link.send(BodyData(self._request, part, last=False))
+        """Send all pieces and the end. Raises ReceiverGone, or what the source raises."""
+        try:
+            while (piece := await self._unless_gone(_next(pieces))) is not None:
+                for start in range(0, len(piece), BODY_WINDOW_BYTES):
+                    await self._send_part(piece[start : start + BODY_WINDOW_BYTES])
+        finally:
+            close = getattr(pieces, "aclose", None)
+            if close is not None:
+                await close()
         self._link.link.send(BodyData(self._request, b"", last=True))
+
+    async def _send_part(self, part: bytes) -> None:
+        while self._outstanding and self._outstanding + len(part) > BODY_WINDOW_BYTES:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._unless_gone(self._room)
+        if self._gone.done():
+            raise ReceiverGone("The client disconnected.")
+        self._outstanding += len(part)
+        self._link.link.send(BodyData(self._request, part, last=False))
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    """The next piece, None at the end."""
+    return await anext(pieces, None)

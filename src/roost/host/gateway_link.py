@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from typing import TYPE_CHECKING, Any
 
 from roost.events import Attach, CloseSocket, Done, Event
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from roost.host.host import Host
     from roost.link.port import Link
 
-MAX_STRAGGLERS = 64
+
+_RELAY_WINDOW_S = 30.0
 
 
 class GatewayLink:
@@ -31,6 +31,8 @@ class GatewayLink:
         "index",
         "last_event",
         "link",
+        "readers",
+        "relayed",
         "responses",
         "running",
         "sockets",
@@ -48,6 +50,8 @@ class GatewayLink:
         self.bodies: dict[int, BodyReader] = {}
         self.responses: dict[int, Any] = {}  # futures of stub calls that went through this gateway
         self.dials: dict[int, Any] = {}
+        self.readers: dict[int, BodyReader] = {}  # bodies of stub answers that the caller has not taken yet
+        self.relayed: dict[int, int] = {}
         self.gone = asyncio.Event()
 
     # api.runtime.SocketPort
@@ -70,6 +74,12 @@ class GatewayLink:
 
     def forget(self, socket: WebSocket) -> None:
         self.sockets.pop(socket._number, None)
+
+    def relay(self, upstream: WebSocket, client: int) -> None:
+        """The gateway joins an upstream to a client's socket: pass on what arrives here until it has done so."""
+        self.forget(upstream)
+        self.relayed[upstream._number] = client
+        self._host.loop.call_later(_RELAY_WINDOW_S, self.relayed.pop, upstream._number, None)
 
     def shrink(self) -> None:
         """A table that was large and is nearly empty is made anew: a dict never shrinks by itself."""
@@ -95,12 +105,6 @@ class GatewayLink:
         self.say_done()
 
     def say_done(self) -> None:
-        """Report progress: everything up to `last_event`, but for what still runs."""
-        running = self.running
-        if not running:
-            self.link.send(Done(self.last_event, ()))
-        elif len(running) <= MAX_STRAGGLERS:
-            self.link.send(Done(self.last_event, tuple(running)))
-        else:
-            first = heapq.nsmallest(MAX_STRAGGLERS + 1, running)
-            self.link.send(Done(first[-1] - 1, tuple(first[:-1])))
+        """Report progress: everything up to `last_event`, but for what still runs (the gateway bounds how many)."""
+        if not self._host.abandoning:
+            self.link.send(Done(self.last_event, tuple(self.running)))

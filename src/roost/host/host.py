@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ from roost.events import (
 )
 from roost.host import memory
 from roost.host.actor import Actor, Phase
+from roost.host.bodies import BodyReader
 from roost.host.gateway_link import GatewayLink
 from roost.host.outbound import Outbound
 from roost.host.registry import Actors
@@ -95,13 +97,16 @@ class Host:
         self.actors = Actors()
         self.counters = HostCounters()
         self.runner = Runner(loop)
+        self.closing = False
+        self._random_bytes = random_bytes
         self.outbound = Outbound(self)
         self.requests = Requests(self)
         self.warned_listeners: set[str] = set()
         self._idle_s = idle_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
-        self.closing = False
+        self.abandoning = False  # handlers are being cancelled: what they end with is not done
+        self._link_numbers = itertools.count()
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
@@ -114,7 +119,7 @@ class Host:
             Request: self._request,
             Response: self._response,
             BodyData: self._body_data,
-            BodyCredit: lambda link, event: self.requests.credit(event.request, event.size),
+            BodyCredit: lambda link, event: self.requests.credit(link, event.request, event.size),
             Abort: self._abort,
             Roster: self._roster,
             Dialled: self._dialled,
@@ -123,7 +128,7 @@ class Host:
 
     def add_gateway(self, link: Link) -> None:
         """Serve a gateway from now on."""
-        gateway_link = GatewayLink(self, link, len(self.links))
+        gateway_link = GatewayLink(self, link, next(self._link_numbers))
         self.links.append(gateway_link)
         link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots))
         link.start(gateway_link)
@@ -141,6 +146,19 @@ class Host:
         for answered in link.responses.values():
             if not answered.done():
                 answered.set_exception(WorkerError("The gateway that carried this call is gone."))
+        for number, dialled in list(link.dials.items()):
+            dialled(link, Dialled(number, 0, 0, [], "the gateway that dialled is gone"))
+        link.dials.clear()
+        for reader in [*link.bodies.values(), *link.readers.values()]:
+            reader.abort("The gateway is gone.")
+        self.requests.gateway_lost(link)
+        for actor in self.actors:
+            actor.asked.discard(link)
+            self._wake_if_ready(actor)
+
+    def unique_numbers(self) -> int:
+        """An even start for numbers that no earlier host of this slot has used."""
+        return int.from_bytes(self._random_bytes(4), "big") << 24
 
     # events
 
@@ -150,18 +168,22 @@ class Host:
         sockets = link.sockets
         before = link.last_event
         for event in events:
-            if type(event) is SocketMessage:
-                link.last_event = event.event
-                socket = sockets.get(event.socket)
-                if socket is not None:
-                    socket._context.message(socket, event, link)  # type: ignore[union-attr]
+            try:
+                if type(event) is SocketMessage:
+                    link.last_event = event.event
+                    socket = sockets.get(event.socket)
+                    if socket is not None:
+                        socket._context.message(socket, event, link)  # type: ignore[union-attr]
+                    else:
+                        self._unknown(link, event)
+                elif type(event) is SocketClose or type(event) is SocketError:
+                    link.last_event = event.event
+                    self.socket_event(link, event)
                 else:
-                    self._unknown(link, event)
-            elif type(event) is SocketClose or type(event) is SocketError:
-                link.last_event = event.event
-                self.socket_event(link, event)
-            else:
-                self._handlers[type(event)](link, event)
+                    self._handlers[type(event)](link, event)
+            except Exception:  # noqa: BLE001
+                # Ours, not the user's (that is caught where it runs): the rest of the batch must not be lost with it.
+                _log.exception("host: internal error in %s; please report it", type(event).__name__)
         if link.last_event != before:
             self.counters.events += link.last_event - before
             link.say_done()
@@ -183,7 +205,10 @@ class Host:
     def _unknown(self, link: GatewayLink, event: Any) -> None:
         """A socket of a sleeping object: ask its gateway whose it is, and keep the event until then."""
         waking = link.waking.get(event.actor)
-        if event.actor == 0:
+        if event.actor == 0 and type(event) is SocketMessage and event.socket in link.relayed:
+            payload = event.data.encode() if isinstance(event.data, str) else event.data
+            link.send_message(link.relayed[event.socket], payload, isinstance(event.data, str))
+        elif event.actor == 0:
             self.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
         elif isinstance(waking, Actor) and waking.phase is Phase.WAKING:
             waking.hold(link, event)
@@ -208,7 +233,14 @@ class Host:
         if actor is None and not events:
             return  # answered too late: nobody waits for it
         if actor is None or actor.phase is Phase.WAKING:
-            actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
+            try:
+                actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
+            except ConfigError as error:  # the class is gone from the code; its sockets stay for when it is back
+                _log.error("host: %d events of %s are dropped: %s", len(events), roster.object.name, error)
+                for event in events:
+                    link.running.discard(event.event)
+                link.say_done()
+                return
             actor.roster(link, roster)
             if roster.actor:
                 link.waking[roster.actor] = actor
@@ -240,13 +272,14 @@ class Host:
         self.counters.wakes += 1
         for link in self.links:
             if link is not ask_all_but:
+                actor.asked.add(link)
                 link.link.send(RosterRequest(0, ref))
         if self._sweep is None:
             self._arm_sweep()
         return actor
 
     def _wake_if_ready(self, actor: Actor) -> None:
-        if actor.phase is Phase.WAKING and not actor.missing_rosters(self.links):
+        if actor.phase is Phase.WAKING and not actor.asked:
             actor.wake(self.links)
             for link in self.links:
                 for number in [n for n, waking in link.waking.items() if waking is actor]:
@@ -268,6 +301,9 @@ class Host:
     def _response(self, link: GatewayLink, event: Response) -> None:
         answered = link.responses.get(event.request)
         if answered is not None and not answered.done():
+            if event.more_body:  # at once: its pieces may be in this very batch
+                reader = BodyReader(link, event.request, event.body)
+                link.bodies[event.request] = link.readers[event.request] = reader
             answered.set_result(event)
 
     def _body_data(self, link: GatewayLink, event: BodyData) -> None:
@@ -284,7 +320,7 @@ class Host:
         answered = link.responses.get(event.request)
         if answered is not None and not answered.done():
             answered.set_exception(WorkerError(event.reason))
-        self.requests.abort(event.request)
+        self.requests.abort(link, event.request)
 
     def _dialled(self, link: GatewayLink, event: Dialled) -> None:
         dialled = link.dials.pop(event.dial, None)
@@ -308,7 +344,7 @@ class Host:
         """The loop's task factory: a task that worker code starts pins its object until it ends."""
         task = asyncio.Task(coroutine, loop=loop, **options)
         context = current_context.get(None)
-        if isinstance(context, Actor) and task.get_name() != "roost handler":
+        if isinstance(context, Actor):
             pinned = context.pin(f"task {getattr(coroutine, '__qualname__', 'unnamed')}")
             task.add_done_callback(lambda _: context.unpin(pinned))
         return task
@@ -334,12 +370,16 @@ class Host:
         gc.collect()
         memory.trim()
 
+    def _busy(self) -> bool:
+        return bool(self.requests.open or self._tasks or any(link.running for link in self.links))
+
     async def close(self, timeout_s: float = 5.0) -> None:
         """Let running handlers finish, for at most `timeout_s`, then end."""
         deadline = self.loop.time() + timeout_s
-        while self.loop.time() < deadline and any(link.running for link in self.links):
-            await asyncio.sleep(0.01)
         self.closing = True
+        while self.loop.time() < deadline and self._busy():
+            await asyncio.sleep(0.01)
+        self.abandoning = True
         if self._sweep is not None:
             self._sweep.cancel()
         for actor in self.actors:

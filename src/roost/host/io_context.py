@@ -11,6 +11,7 @@ import contextvars
 import inspect
 import itertools
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from roost.api.runtime import Compat, current_context
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.worker")
 
 MAX_TIMERS = 10_000
+MAX_PENDING = 1_000  # events that may wait for a socket to be accepted
+
+request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", default=None)
+"""The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
 
 
 class Context:
@@ -41,6 +46,7 @@ class Context:
         self.last_active = host.now
         self._pin_numbers = itertools.count(1)
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._socket_pins: dict[WebSocket, int] = {}
 
     def fresh_variables(self) -> contextvars.Context:
         """Context variables for one run of worker code: only who it belongs to is set.
@@ -70,7 +76,7 @@ class Context:
         variables = self.fresh_variables()
         try:
             result = variables.run(function, *args)
-        except Exception as error:  # noqa: BLE001 - the user's
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's
             self.failed_in(what, error)
             return
         if inspect.iscoroutine(result):
@@ -93,7 +99,7 @@ class Context:
         try:
             if self.host.runner.start(variables, coroutine, done) is SUSPENDED:
                 pinned = self.pin(what)
-        except Exception as error:  # noqa: BLE001 - the user's
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's
             self.failed_in(what, error)
 
     def _as_task(self, awaitable: Any, what: str) -> None:
@@ -174,6 +180,16 @@ class Context:
 
         self.host.loop.call_soon(hand_over)
 
+    def deliver_pending(self, socket: WebSocket) -> None:
+        pinned = self.pin("events that waited for accept()")
+
+        def hand_over() -> None:
+            self.unpin(pinned)
+            while socket._pending:
+                self.take(socket, socket._pending.pop(0))
+
+        self.host.loop.call_soon(hand_over)
+
     def take(self, socket: WebSocket, item: Item) -> None:
         """Give an item to an accepted socket's listeners."""
         socket.dispatch(item)
@@ -182,6 +198,10 @@ class Context:
         """A message from the network for a socket of this context."""
         self.last_active = self.host.now
         self._take_or_keep(socket, Item("message", event.data))
+        if len(socket._pending) > MAX_PENDING:
+            socket._pending.clear()
+            link.forget(socket)
+            link.close_socket(event.socket, 1013, "Nobody accepted the socket.")
 
     def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
         link.forget(socket)
@@ -194,20 +214,19 @@ class Context:
         self.socket_ended(socket)
 
     def _take_or_keep(self, socket: WebSocket, item: Item) -> None:
-        if socket._accept == Accept.NONE:
-            socket._pending.append(item)
+        if socket._accept == Accept.NONE or socket._pending:
+            socket._pending.append(item)  # behind what still waits
         else:
             socket.dispatch(item)
 
     def socket_ended(self, socket: WebSocket) -> None:
         """A socket that pinned this context no longer does."""
-        for number, what in list(self.pins.items()):
-            if what == _socket_pin(socket):
-                self.unpin(number)
+        self.unpin(self._socket_pins.pop(socket, 0))
 
     def socket_opened(self, socket: WebSocket) -> None:
         """A socket that lives in memory pins this context."""
-        self.pin(_socket_pin(socket))
+        if socket not in self._socket_pins:
+            self._socket_pins[socket] = self.pin(_socket_pin(socket))
 
     def listener_on_hibernatable(self, socket: WebSocket) -> None:
         """A listener was added to a hibernatable socket: see `Actor`."""
@@ -221,6 +240,16 @@ class Context:
 
 class RequestContext(Context):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
+
+    def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink) -> None:
+        super().__init__(host, label, compat)
+        self.received: list[WebSocket] = []  # client ends that stubs answered with: used, or dropped at the end
+        self._link = link
+
+    def fresh_variables(self) -> contextvars.Context:
+        variables = super().fresh_variables()
+        variables.run(request_link.set, self._link)
+        return variables
 
 
 def _socket_pin(socket: WebSocket) -> str:

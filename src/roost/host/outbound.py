@@ -9,6 +9,7 @@ from roost.api.http import Request, Response
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, JsTypeError
 from roost.events import Dial, Dialled
+from roost.host.io_context import request_link
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,7 +27,7 @@ class Outbound:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._last_dial = 0
+        self._last_dial = host.unique_numbers()
         self._client: httpx.AsyncClient | None = None
 
     # WebSockets
@@ -50,17 +51,24 @@ class Outbound:
             context.socket_opened(socket)
             socket.dispatch(Item("open"))
 
-        self._send(url, protocols, [], dialled, lambda reason: socket.dial_failed(reason))
+        def failed(reason: str) -> None:
+            context.unpin(pinned)
+            socket.dial_failed(reason)
+
+        self._send(url, protocols, [], dialled, failed)
 
     def _send(self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any) -> None:
         links = self._host.links
-        if not links:
-            self._host.loop.call_soon(failed, "no gateway is connected")
-            return
+        link = request_link.get()
+        if link is None or link not in links:
+            if not links:
+                self._host.loop.call_soon(failed, "no gateway is connected")
+                return
+            link = links[0]
         self._last_dial += 2
         number = self._last_dial + 1
-        links[0].dials[number] = dialled
-        links[0].link.send(Dial(number, url, protocols, headers))
+        link.dials[number] = dialled
+        link.link.send(Dial(number, url, protocols, headers))
 
     # fetch
 
@@ -82,6 +90,8 @@ class Outbound:
                 if outcome.socket:
                     socket._context = context
                     link.adopt(socket, outcome.socket)
+            elif outcome.socket:
+                link.close_socket(outcome.socket, 1000, "")  # the caller no longer waits
 
         def failed(reason: str) -> None:
             if not answered.done():

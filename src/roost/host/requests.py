@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from roost.api.http import Request, Response
 from roost.api.state import ExecutionContext
 from roost.api.websocket import Accept, WebSocket
 from roost.errors import JsTypeError, WorkerError
-from roost.events import Abort, Binding
+from roost.events import BODY_WINDOW_BYTES, Abort, Binding
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
-from roost.host.bodies import BodyReader, BodyWriter
+from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
 from roost.host.io_context import Context, RequestContext
 from roost.host.outbound import is_unaccepted_upstream
 from roost.host.stubs import SocketReference
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
 
@@ -30,13 +33,15 @@ class Requests:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._writers: dict[int, BodyWriter] = {}
+        self.open = 0
+        self._writers: dict[tuple[int, int], BodyWriter] = {}  # by link and request
 
     def begin(self, link: GatewayLink, event: RequestEvent) -> None:
         """Start to serve; in place as far as it goes without waiting."""
         host = self._host
         path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
-        context = RequestContext(host, f"{event.method} /{path}", host.worker.compat)
+        context = RequestContext(host, f"{event.method} /{path}", host.worker.compat, link)
+        self.open += 1
         context.run_coroutine(self._serve(link, event, context), context.fresh_variables(), "request")
 
     async def _serve(self, link: GatewayLink, event: RequestEvent, context: RequestContext) -> None:
@@ -44,16 +49,21 @@ class Requests:
         if event.more_body:
             body = link.bodies[event.request] = BodyReader(link, event.request, event.body)
         request = Request.incoming(event.method, event.url, event.headers, body)
-        if event.peer and "cf-connecting-ip" not in request.headers:
-            request.headers.pairs.append(("CF-Connecting-IP", event.peer))
+        if event.peer:
+            request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
         try:
             response = await self._run(event, request, context)
             await self._answer(link, event, response, context)
-        except Exception as error:  # noqa: BLE001 - the user's
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - the user's
             context.failed_in("fetch", error)
-            self._error(link, event)
+            self._error(link, event, error)
         finally:
+            self.open -= 1
             link.bodies.pop(event.request, None)
+            for client in context.received:
+                server = client._peer
+                if not client._used and client._accept is Accept.NONE and server and isinstance(server._context, Actor):
+                    server._context.drop_unbound(server)
 
     async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
         host = self._host
@@ -73,10 +83,12 @@ class Requests:
             raise WorkerError(f"fetch returned {type(response).__name__}, not a Response.")
         return response
 
-    def _error(self, link: GatewayLink, event: RequestEvent) -> None:
-        if event.request in self._writers:  # its head has left: the honest end is a cut
-            self._writers.pop(event.request)
+    def _error(self, link: GatewayLink, event: RequestEvent, error: BaseException) -> None:
+        if self._writers.pop((link.index, event.request), None) is not None:  # its head has left: the honest end is a cut
             link.link.send(Abort(event.request, "The worker failed."))
+            return
+        if event.target is not None:  # a stub of another host asked: its caller gets the exception
+            link.link.send(Abort(event.request, f"{type(error).__name__}: {error}"))
             return
         headers = [("Content-Type", "text/plain;charset=UTF-8")]
         link.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))
@@ -91,16 +103,19 @@ class Requests:
         if response.status == 101:
             raise JsTypeError("A response with status 101 must carry a WebSocket.")
         body = response.take_body()
+        if isinstance(body, bytes) and len(body) > BODY_WINDOW_BYTES and event.method != "HEAD":
+            headers = [*((n, v) for n, v in headers if n.lower() != "content-length"), ("Content-Length", str(len(body)))]
+            body = _once(body)  # in pieces, so that no envelope is huge
         if isinstance(body, bytes):
             link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, body, False))
             return
-        writer = self._writers[event.request] = BodyWriter(link, event.request)
+        writer = self._writers[link.index, event.request] = BodyWriter(link, event.request)
         link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, b"", True))
         try:
             await writer.send(body)
-        except ConnectionError as error:
+        except ReceiverGone as error:
             _log.debug("response body: %s", error)
-        self._writers.pop(event.request, None)
+        self._writers.pop((link.index, event.request), None)
 
     def _couple(
         self, link: GatewayLink, event: RequestEvent, response: Response, client: WebSocket, context: Context
@@ -112,6 +127,8 @@ class Requests:
                 '"Upgrade: websocket".'
             )
         headers = response.headers.pairs
+        if (isinstance(client, SocketReference) or is_unaccepted_upstream(client)) and client._port is not link:
+            raise JsTypeError("This WebSocket came through another gateway than the client and cannot be passed on.")
         if isinstance(client, SocketReference):
             link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client._number))
             return
@@ -124,7 +141,7 @@ class Requests:
         client._used = True
         if is_unaccepted_upstream(client):
             binding = Binding(relay=client._number)
-            link.forget(client)
+            link.relay(client, event.socket)
         else:
             binding = self._bind(link, event, client, context)
         link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, binding, event.socket))
@@ -150,12 +167,22 @@ class Requests:
             server._context.socket_opened(server)
         return Binding()
 
-    def credit(self, request: int, size: int) -> None:
-        writer = self._writers.get(request)
+    def credit(self, link: GatewayLink, request: int, size: int) -> None:
+        writer = self._writers.get((link.index, request))
         if writer is not None:
             writer.credit(size)
 
-    def abort(self, request: int) -> None:
-        writer = self._writers.get(request)
+    def gateway_lost(self, link: GatewayLink) -> None:
+        """Bodies that were on their way to that gateway end."""
+        for (index, _), writer in list(self._writers.items()):
+            if index == link.index:
+                writer.abort()
+
+    def abort(self, link: GatewayLink, request: int) -> None:
+        writer = self._writers.get((link.index, request))
         if writer is not None:
             writer.abort()
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

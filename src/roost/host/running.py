@@ -10,12 +10,14 @@ Each run has its own copy of the context variables, so nothing one handler sets 
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import sys
 import types
 from asyncio.tasks import _enter_task, _leave_task  # documented for alternative loops
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
@@ -52,27 +54,54 @@ def _carry_on(variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: 
             return stop.value
 
 
+@types.coroutine
+def _interrupt(variables: Context, coroutine: Coroutine[Any, Any, Any], error: BaseException) -> Generator[Any, Any, Any]:
+    """The rest of a coroutine that was cancelled before its task could take it over."""
+    try:
+        awaited = variables.run(coroutine.throw, error)
+    except StopIteration as stop:
+        return stop.value
+    return (yield from _carry_on(variables, coroutine, awaited))
+
+
 class _Spare:
     """A task that waits to be given a coroutine which has begun in its name."""
 
-    __slots__ = ("_handed", "task")
+    __slots__ = ("_wake", "_work", "references", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._handed: asyncio.Future[tuple[Context, Coroutine[Any, Any, Any], Any, Done]] = loop.create_future()
-        self.task: asyncio.Task[None] = loop.create_task(self._run(), name="roost handler")
+        self._wake: asyncio.Future[None] = loop.create_future()
+        self._work: tuple[Context, Coroutine[Any, Any, Any], Any, Done] | None = None
+        # Made outside of any handler's context: it belongs to none yet.
+        self.task: asyncio.Task[None] = contextvars.Context().run(loop.create_task, self._run())
+        self.references = sys.getrefcount(self.task)
 
     async def _run(self) -> None:
-        variables, coroutine, awaited, done = await self._handed
+        interrupted: BaseException | None = None
+        try:
+            await self._wake
+        except asyncio.CancelledError as error:
+            interrupted = error  # the coroutine asked for its own end before it first waited
+        if self._work is None:
+            return
+        variables, coroutine, awaited, done = self._work
         result: Any = None
         failure: BaseException | None = None
         try:
-            result = await _carry_on(variables, coroutine, awaited)
+            if interrupted is None:
+                result = await _carry_on(variables, coroutine, awaited)
+            else:
+                if isinstance(awaited, asyncio.Future):
+                    awaited.cancel()
+                result = await _interrupt(variables, coroutine, interrupted)
         except BaseException as error:  # noqa: BLE001 - handed to `done`, which logs it
             failure = error
         done(result, failure)
 
     def hand(self, variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any, done: Done) -> None:
-        self._handed.set_result((variables, coroutine, awaited, done))
+        self._work = (variables, coroutine, awaited, done)
+        if not self._wake.done():
+            self._wake.set_result(None)
 
 
 class Runner:
@@ -89,7 +118,8 @@ class Runner:
         Must not be called from within a task.
         """
         spare = self._spare
-        if spare is None or spare.task.done() or spare.task.cancelling():
+        if spare is None or spare.task.cancelling() or sys.getrefcount(spare.task) > spare.references:
+            # None yet, or an earlier handler kept `current_task()`: a later one must not be taken for it.
             spare = self._spare = _Spare(self._loop)
         loop = self._loop
         _enter_task(loop, spare.task)

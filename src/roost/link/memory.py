@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from roost.link.port import Batch
+from roost.link.port import NO_CONTEXT, Batch
 
 if TYPE_CHECKING:
     from roost.events import Event
@@ -41,7 +41,7 @@ class MemoryLink:
 
     def _schedule(self) -> None:
         self._scheduled = True
-        self._loop.call_soon(self._turn)
+        self._loop.call_soon(self._turn, context=NO_CONTEXT)
 
     def _turn(self) -> None:
         self._scheduled = False
@@ -55,8 +55,7 @@ class MemoryLink:
             self._batch.take()
             return
         peer = self._peer
-        receiver = peer._receiver
-        if receiver is None:
+        if peer._receiver is None:
             return  # kept until the other end starts
         if asyncio.current_task(self._loop) is not None:
             self._schedule()  # the other end drives coroutines in place, which nothing may do inside a task
@@ -65,7 +64,9 @@ class MemoryLink:
         peer._scheduled = True  # its replies leave with this very call, below
         try:
             while self._batch.events:
-                receiver.on_events(self._batch.take())
+                batch = self._batch.take()
+                if peer._receiver is not None:  # looked up each time: a hello makes another take its place
+                    peer._receiver.on_events(batch)
         finally:
             self._flushing = False
             peer._scheduled = False

@@ -7,12 +7,17 @@ else; it must not know what events mean. The invariant: the receiver sees exactl
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Protocol
 
 from roost.events import Done, Event, Send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+NO_CONTEXT = contextvars.Context()
+"""A link's turns run in this: it is often worker code that first sends, and the link must not go on in its name."""
 
 
 class Batch:

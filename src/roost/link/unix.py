@@ -6,11 +6,13 @@ task switch per batch would double the cost of a short batch.
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import struct
 from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
-from roost.link.port import Batch
+from roost.link.port import NO_CONTEXT, Batch
 from roost.protocol.envelope import Splitter, encode
 
 if TYPE_CHECKING:
@@ -50,20 +52,20 @@ class UnixLink:
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._loop.add_reader(self._sock.fileno(), self._readable)
+        contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)
 
     def send(self, event: Event) -> None:
         self._batch.add(event)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=NO_CONTEXT)
 
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         batch = self._batch
         batch.add_message(socket, payload, text)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=NO_CONTEXT)
         if batch.payload_bytes > FLUSH_EARLY_BYTES:
             self.flush()
 
@@ -91,7 +93,7 @@ class UnixLink:
             if sent == len(data):
                 return
             self._backlog += data[sent:]
-            self._loop.add_writer(self._sock.fileno(), self._writable)
+            contextvars.Context().run(self._loop.add_writer, self._sock.fileno(), self._writable)
         if not self.congested and len(self._backlog) > HIGH_WATER_BYTES:
             self.congested = True
             if self._hold_reading:
@@ -111,7 +113,7 @@ class UnixLink:
         if self.congested and len(self._backlog) <= HIGH_WATER_BYTES // 4:
             self.congested = False
             if self._hold_reading:
-                self._loop.add_reader(self._sock.fileno(), self._readable)
+                contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)
             if self._receiver is not None:
                 self._receiver.on_drained()
 
@@ -134,7 +136,7 @@ class UnixLink:
             events = self._splitter.feed(data)
             if events:
                 receiver.on_events(events)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, UnicodeDecodeError, struct.error) as error:
             self._lost(f"the other end broke the envelope format: {error}")
         finally:
             self._scheduled = False

@@ -6,6 +6,7 @@ Orders and answers are JSON lines on that socket; its end of file means that the
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -20,7 +21,7 @@ import uvloop
 from roost.errors import ConfigError, WorkerError
 from roost.link.unix import UnixLink
 from roost.node.assemble import fault_of, gateway_report, host_report, make_gateway, make_host
-from roost.node.spec import ChildSpec, FromChild, ToChild
+from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
 _log = logging.getLogger("roost.node")
@@ -43,6 +44,8 @@ class Child:
             return 1
         spec = order.spec
         logs.set_up(spec.log_format, debug=spec.debug)
+        if spec.role == "host":
+            _die_with_parent()
         try:
             role: Any = await (_Gateway if spec.role == "gateway" else _HostRole).start(spec)
         except (ConfigError, WorkerError) as error:
@@ -156,9 +159,15 @@ class _HostRole:
         await self._host.close(timeout_s)
 
 
+def _die_with_parent() -> None:
+    """A host may be stuck in the worker's code when the node is killed; the kernel then ends it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 async def _main(fd: int) -> int:
     sock = socket.socket(fileno=fd)
-    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    reader, writer = await asyncio.open_unix_connection(sock=sock, limit=CONTROL_LINE_BYTES)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: None)  # the node decides; a terminal's Ctrl-C reaches every process

@@ -93,7 +93,9 @@ def read_app(
     for key, what in _UNSUPPORTED.items():
         if raw.get(key):
             raise ConfigError(f"{path}: {key}: {what} are not supported by Roost yet.", key=key)
-    dev = raw.get("dev", {})
+    dev = _table(raw.get("dev", {}), "dev", path)
+    if dev.get("port") is not None and type(dev["port"]) is not int:
+        raise ConfigError(f"{path}: dev.port must be a number.", key="dev.port")
     return App(
         folder=str(folder.resolve()),
         name=_text(raw.get("name", folder.resolve().name), "name", path),
@@ -131,7 +133,7 @@ def _for_env(raw: dict[str, Any], env: str | None, path: Path) -> dict[str, Any]
             key="env",
         )
     inherited = {key: value for key, value in raw.items() if key not in _NOT_INHERITED}
-    merged = {**inherited, **environments[env]}
+    merged = {**inherited, **_table(environments[env], f"env.{env}", path)}
     if "name" not in environments[env] and "name" in raw:
         merged["name"] = f"{raw['name']}-{env}"
     return merged
@@ -155,12 +157,11 @@ def _date(value: Any, path: Path, warnings: list[str]) -> str:
         return DEFAULT_COMPATIBILITY_DATE
     text = value.isoformat() if isinstance(value, date) else str(value)
     try:
-        date.fromisoformat(text)
+        return date.fromisoformat(text).isoformat()
     except ValueError as error:
         raise ConfigError(
             f"{path}: compatibility_date: {text!r} is not a date (YYYY-MM-DD).", key="compatibility_date"
         ) from error
-    return text
 
 
 def _bindings(raw: dict[str, Any], path: Path) -> dict[str, str]:

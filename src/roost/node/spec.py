@@ -7,6 +7,8 @@ import msgspec
 from roost.node.config import App
 from roost.node.settings import Settings
 
+CONTROL_LINE_BYTES = 64 * 1024 * 1024
+
 
 class ChildSpec(msgspec.Struct, frozen=True):
     """A gateway's or a host's orders. `sockets` are the gateways' unix socket paths; a gateway listens on its own."""

@@ -20,7 +20,7 @@ from roost.errors import ConfigError, InternalError, WorkerError
 from roost.link.memory import memory_pair
 from roost.node import control
 from roost.node.assemble import gateway_report, host_report, make_gateway, make_host
-from roost.node.spec import ChildSpec, FromChild, ToChild
+from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class ChildProcess:
         self.process = process
         self.health = Health.STARTING
         self.failure: FromChild | None = None
+        self.replaced = False  # its end is wanted: a reload
         self.started_at = asyncio.get_running_loop().time()
         self.settled = asyncio.Event()  # ready, failed or gone
         self._writer = writer
@@ -77,6 +78,21 @@ class ChildProcess:
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Take the child's messages until it ends."""
+        try:
+            await self._take_messages(reader)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:  # it was killed in the middle of a line, or worse
+            _log.debug("node: the control socket of %s broke: %s", self.name, error)
+            self.process.kill()
+        await self.process.wait()
+        self.health = Health.GONE
+        self.settled.set()
+        self._writer.close()
+        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
+        for waiting in self._reports.values():
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def _take_messages(self, reader: asyncio.StreamReader) -> None:
         decoder = msgspec.json.Decoder(FromChild)
         while line := await reader.readline():
             message = decoder.decode(line)
@@ -88,14 +104,6 @@ class ChildProcess:
                 self.settled.set()
             elif (waiting := self._reports.pop(message.request, None)) is not None and not waiting.done():
                 waiting.set_result(msgspec.json.decode(message.report))
-        await self.process.wait()
-        self.health = Health.GONE
-        self.settled.set()
-        self._writer.close()
-        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
-        for waiting in self._reports.values():
-            if not waiting.done():
-                waiting.set_result(None)
 
     async def report(self) -> Any:
         """The child's own report; None if it does not answer in time."""
@@ -130,6 +138,7 @@ class Node:
         self._hosts: list[ChildProcess | None] = [None] * options.hosts
         self._keepers: list[asyncio.Task[None]] = []
         self._run_folder = ""
+        self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
 
     def stop(self) -> None:
@@ -246,6 +255,8 @@ class Node:
         """Wait until every child is ready; raise what made one fail."""
         while True:
             children = [*self._gateways, *self._hosts]
+            if self._spawn_error:
+                raise InternalError(self._spawn_error)
             for child in children:
                 if child is not None and child.failure is not None:
                     raise _as_error(child.failure)
@@ -260,7 +271,13 @@ class Node:
         table = self._gateways if role == "gateway" else self._hosts
         deaths = 0
         while not self._stopping.is_set():
-            child, reader = await self._spawn(role, index, listen_fds)
+            try:
+                child, reader = await self._spawn(role, index, listen_fds)
+            except (OSError, subprocess.SubprocessError) as error:
+                self._spawn_error = f"{role} {index} cannot be started: {error}"
+                _log.error("node: %s", self._spawn_error)
+                await asyncio.sleep(_BACK_OFF_S[-1])
+                continue
             table[index] = child
             if self._stopping.is_set():
                 child.process.kill()
@@ -268,6 +285,8 @@ class Node:
             if self._stopping.is_set():
                 return
             ran_s = asyncio.get_running_loop().time() - child.started_at
+            if child.replaced:
+                continue
             deaths = 0 if ran_s > _STABLE_AFTER_S else deaths + 1
             pause = _BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)]
             code = child.process.returncode or 0
@@ -288,7 +307,7 @@ class Node:
             pass_fds=(theirs.fileno(), *listen_fds), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=CONTROL_LINE_BYTES)
         child = ChildProcess(f"{role} {index}", process, writer)
         options = self._options
         spec = ChildSpec(
@@ -310,7 +329,9 @@ class Node:
         """Run the app as it is now: new hosts load it, one after the other; sockets stay with the gateways."""
         self._app = app
         for child in list(self._hosts):
-            if child is not None and child.health is Health.READY:
+            if child is not None and child.health is not Health.GONE:
+                await child.settled.wait()
+                child.replaced = True
                 await child.stop(2.0)
 
     # control

@@ -39,6 +39,7 @@ class RequestHead(msgspec.Struct, frozen=True):
     headers: Headers
     keep_alive: bool
     upgrade: bool
+    version: str = "1.1"
 
 
 class Data(msgspec.Struct, frozen=True):
@@ -96,7 +97,7 @@ class RequestParser:
         except httptools.HttpParserError as error:
             raise RemoteProtocolError(400, f"Malformed HTTP request: {error}.") from error
         if self._in_head:
-            self._head_bytes = len(data) + (self._head_bytes if len(self.events) == before else 0)
+            self._head_bytes = self._head_bytes + len(data) if len(self.events) == before else 0
             if self._head_bytes > self._limits.max_head_bytes:
                 raise RemoteProtocolError(431, f"The request head exceeds {self._limits.max_head_bytes} bytes.")
 
@@ -149,6 +150,7 @@ class RequestParser:
                 self._headers,
                 parser.should_keep_alive() and version == "1.1",
                 parser.should_upgrade(),
+                version,
             )
         )
 
@@ -262,8 +264,8 @@ def check_handshake(head: RequestHead) -> str:
 
     Source: RFC 6455 §4.2.1. Connection is required: a 101 that a proxy did not ask for is how requests are smuggled.
     """
-    if head.method != "GET":
-        raise RemoteProtocolError(400, "WebSocket handshake failed: it must be a GET request.")
+    if head.method != "GET" or head.version != "1.1":
+        raise RemoteProtocolError(400, "WebSocket handshake failed: it must be a GET request of HTTP/1.1.")
     if not has_token(head.headers, "connection", "upgrade"):
         raise RemoteProtocolError(
             400, 'WebSocket handshake failed: missing header "Connection: Upgrade" (a proxy in front must pass it on).'
