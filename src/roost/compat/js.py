@@ -351,9 +351,8 @@ class _Unsupported:
         self._name = name
 
     def _refuse(self) -> NoReturn:
-        raise NotImplementedError(
-            f"js.{self._name} is not supported by Roost; {_INSTEAD.get(self._name, 'use Python for it')}."
-        )
+        instead = _INSTEAD.get(self._name, "use Python for it")
+        raise NotImplementedError(f"js.{self._name} is not supported by Roost; {instead}.")
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         self._refuse()

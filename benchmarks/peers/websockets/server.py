@@ -1,0 +1,32 @@
+"""`websockets` on uvloop: /echo echoes, /fan broadcasts."""
+
+import asyncio
+import sys
+
+import uvloop
+from websockets.asyncio.server import broadcast, serve
+
+everybody = set()
+
+
+async def handle(ws):
+    fan = ws.request.path.startswith("/fan")
+    if fan:
+        everybody.add(ws)
+    try:
+        async for message in ws:
+            if fan:
+                broadcast(everybody, message)
+            else:
+                await ws.send(message)
+    finally:
+        everybody.discard(ws)
+
+
+async def main():
+    async with serve(handle, "127.0.0.1", int(sys.argv[1]), compression=None, ping_interval=None, backlog=4096):
+        print("ready", flush=True)
+        await asyncio.Future()
+
+
+uvloop.run(main())
