@@ -353,6 +353,7 @@ class HttpConnection(Channel):
             return
         self._request_over()
         if self._responding:
+            self.flush()  # what the client was told so far, it may have
             self.close_fd()
         else:
             self._refuse(502, event.reason)

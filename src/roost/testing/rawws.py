@@ -44,7 +44,18 @@ def http_get(
     head, _, body = data.partition(b"\r\n\r\n")
     first, *rest = head.decode("latin-1").split("\r\n")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+    if fields.get("transfer-encoding") == "chunked":
+        body = _unchunked(body)
     return int(first.split()[1]), fields, body
+
+
+def _unchunked(data: bytes) -> bytes:
+    body = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        body += data[: int(size, 16)]
+        data = data[int(size, 16) + 2 :]
+    return body
 
 
 class HandshakeRefused(Exception):
