@@ -82,9 +82,13 @@ class _Spare:
             await self._wake
         except asyncio.CancelledError as error:
             interrupted = error  # the coroutine asked for its own end before it first waited
+        await self.work_off(interrupted)
+
+    async def work_off(self, interrupted: BaseException | None) -> None:
+        """Carry on what was handed over, if anything was and nobody did yet."""
         if self._work is None:
             return
-        variables, coroutine, awaited, done = self._work
+        (variables, coroutine, awaited, done), self._work = self._work, None
         result: Any = None
         failure: BaseException | None = None
         try:
@@ -97,6 +101,11 @@ class _Spare:
         except BaseException as error:  # noqa: BLE001 - handed to `done`, which logs it
             failure = error
         done(result, failure)
+
+    @property
+    def left_over(self) -> bool:
+        """Whether the task ended without carrying on: it was cancelled before its very first step."""
+        return self._work is not None
 
     def hand(self, variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any, done: Done) -> None:
         self._work = (variables, coroutine, awaited, done)
@@ -130,11 +139,19 @@ class Runner:
         finally:
             _leave_task(loop, spare.task)
         self._spare = None
-        task = spare.task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         spare.hand(variables, coroutine, awaited, done)
+        self._own(spare.task, spare)
         return SUSPENDED
+
+    def _own(self, task: asyncio.Task[None], spare: _Spare) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if spare.left_over:
+                rescue = self._loop.create_task(spare.work_off(asyncio.CancelledError()))
+                self._own(rescue, spare)
+
+        self._tasks.add(task)
+        task.add_done_callback(ended)
 
     def close(self) -> None:
         """Cancel what still runs."""

@@ -1,0 +1,301 @@
+"""host/: one host, with the test as its gateway: waking, order, what is done and when. No socket, no process."""
+
+import asyncio
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from roost import events as e
+from roost.api.runtime import Compat
+from roost.host.host import Host
+from roost.host.loader import load_worker
+from roost.ids import id_from_name, namespace_key
+from roost.link.memory import memory_pair
+
+SOURCE = """
+import asyncio
+from workers import DurableObject, Response, WorkerEntrypoint
+
+GATES, SEEN, FAIL = {}, [], []
+
+class Room(DurableObject):
+    def __init__(self, ctx, env):
+        super().__init__(ctx, env)
+        if FAIL:
+            raise ValueError(FAIL.pop())
+
+    async def webSocketMessage(self, ws, message):
+        if message.startswith("wait"):
+            GATES[message] = asyncio.get_running_loop().create_future()
+            await GATES[message]
+        if message == "cancelled":
+            task = asyncio.get_running_loop().create_future()
+            task.cancel()
+            await task
+        SEEN.append(message)
+        ws.send("did " + message)
+
+    async def webSocketClose(self, ws, code, reason, wasClean):
+        SEEN.append(("close", code, len(self.ctx.getWebSockets())))
+
+class Default(WorkerEntrypoint):
+    async def fetch(self, request):
+        return Response("ok")
+"""
+
+REF = e.ObjectRef("Room", id_from_name(namespace_key("t", "Room"), "x"), "x")
+ENTRIES = [e.RosterEntry(n, ("t",), None, 0, "", "", close_sent=False) for n in (101, 102)]
+
+
+class Gateway:
+    """The test's end of the link."""
+
+    def __init__(self, link):
+        self.link = link
+        self.got = []
+        self.event = 0
+        link.start(self)
+
+    def on_events(self, events):
+        self.got += events
+
+    def on_closed(self, reason):
+        pass
+
+    def on_drained(self):
+        pass
+
+    def message(self, socket, data, actor=1):
+        self.event += 1
+        self.link.send(e.SocketMessage(self.event, actor, socket, data))
+
+    def close(self, socket):
+        self.event += 1
+        self.link.send(e.SocketClose(self.event, 1, socket, 1000, "", clean=True))
+
+    def roster(self, actor=1, ref=REF, entries=ENTRIES):
+        self.link.send(e.Roster(actor, ref, entries, None))
+
+    def take(self, kind):
+        found = [event for event in self.got if type(event) is kind]
+        self.got = [event for event in self.got if type(event) is not kind]
+        return found
+
+    def done(self):
+        return self.take(e.Done)[-1]
+
+
+def hosted(tmp_path: Path, test, **options):
+    source = tmp_path / "worker_under_test.py"
+    source.write_text(textwrap.dedent(SOURCE))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        worker = load_worker(source, ["Room"], Compat())
+        host = Host(loop, worker, worker_name="t", variables={}, bindings={"ROOM": "Room"}, **options)
+        module = worker.classes["Room"].cls.__init__.__globals__
+        ours, theirs = memory_pair(loop)
+        gateway = Gateway(theirs)
+        host.add_gateway(ours)
+        await settle()
+        assert gateway.take(e.Hello) == [e.Hello(1, 0, 1)]
+        try:
+            await test(host, gateway, module)
+        finally:
+            await host.close(0)
+
+    asyncio.run(main())
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_waking_asks_once_and_keeps_order(tmp_path):
+    async def body(host, gateway, module):
+        for number in range(5):
+            gateway.message(101 + number % 2, str(number))
+        await settle()
+        assert gateway.take(e.RosterRequest) == [e.RosterRequest(1, None)]
+        assert sorted(gateway.done().stragglers) == [1, 2, 3, 4, 5]  # none of them is done
+        gateway.message(101, "5")
+        gateway.roster()
+        gateway.message(102, "6")
+        await settle()
+        assert module["SEEN"] == [str(n) for n in range(7)]
+        assert gateway.done() == e.Done(7, ())
+
+    hosted(tmp_path, body)
+
+
+def test_nothing_is_done_before_it_ran(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        await settle()
+        assert gateway.done() == e.Done(1, (1,))
+        gateway.roster()
+        await settle()
+        assert gateway.done() == e.Done(1, ())
+        gateway.message(101, "wait 1")
+        gateway.message(102, "b")
+        gateway.message(101, "wait 2")
+        await settle()
+        done = gateway.done()
+        assert (done.event, sorted(done.stragglers)) == (4, [2, 4])
+        module["GATES"]["wait 2"].set_result(None)
+        await settle()
+        assert gateway.done() == e.Done(4, (2,))
+        module["GATES"]["wait 1"].set_result(None)
+        await settle()
+        assert gateway.done() == e.Done(4, ())
+        assert module["SEEN"] == ["a", "b", "wait 2", "wait 1"]
+
+    hosted(tmp_path, body)
+
+
+def test_more_stragglers_than_64_do_not_stall_the_rest(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        gateway.roster()
+        for number in range(100):
+            gateway.message(101, f"wait {number}")
+        gateway.message(102, "b")
+        await settle()
+        done = gateway.done()
+        assert done.event == 102
+        assert sorted(done.stragglers) == list(range(2, 102))
+
+    hosted(tmp_path, body)
+
+
+def test_constructor_that_fails_once(tmp_path):
+    """The event is dropped and logged, the socket stays, and the next event builds the object."""
+
+    async def body(host, gateway, module):
+        module["FAIL"].append("not yet")
+        gateway.message(101, "lost")
+        gateway.roster()
+        await settle()
+        assert gateway.done() == e.Done(1, ())
+        assert len(host.actors) == 0
+        gateway.message(101, "again")
+        await settle()
+        assert gateway.take(e.RosterRequest)
+        gateway.roster()
+        await settle()
+        assert module["SEEN"] == ["again"]
+        assert gateway.done() == e.Done(2, ())
+
+    hosted(tmp_path, body)
+
+
+def test_a_class_that_is_gone_stalls_nothing(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(7, "x", actor=9)
+        gateway.message(101, "a")
+        await settle()
+        gateway.roster(9, e.ObjectRef("Gone", REF.id, "x"), [])
+        gateway.roster()
+        await settle()
+        assert module["SEEN"] == ["a"]
+        assert gateway.done() == e.Done(2, ())
+
+    hosted(tmp_path, body)
+
+
+def test_cancelled_handler_does_not_take_its_neighbours(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        gateway.roster()
+        await settle()
+        gateway.message(101, "cancelled")
+        gateway.message(102, "b")
+        await settle()
+        assert module["SEEN"] == ["a", "b"]
+        assert gateway.done() == e.Done(3, ())
+
+    hosted(tmp_path, body)
+
+
+def test_close_while_asleep_finds_its_socket(tmp_path):
+    async def body(host, gateway, module):
+        gateway.close(101)
+        await settle()
+        gateway.roster()
+        await settle()
+        assert module["SEEN"] == [("close", 1000, 2)]
+        assert gateway.take(e.CloseSocket) == [e.CloseSocket(101, 1000, "")]
+        assert gateway.done() == e.Done(1, ())
+        assert list(host.links[0].sockets) == [102]
+
+    hosted(tmp_path, body)
+
+
+def test_sleep_forgets_and_costs_no_message(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        gateway.roster()
+        await settle()
+        gateway.got.clear()
+        assert host.actors.put_to_sleep(host.loop.time() + 60, 10) == 1
+        await settle()
+        assert gateway.got == []
+        assert host.links[0].sockets == {}
+        gateway.message(101, "b")
+        await settle()
+        gateway.roster()
+        await settle()
+        assert module["SEEN"] == ["a", "b"]
+
+    hosted(tmp_path, body)
+
+
+def test_roster_of_an_object_that_is_gone(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        await settle()
+        gateway.roster(1, None, [])
+        await settle()
+        assert gateway.done() == e.Done(1, ())
+        assert module["SEEN"] == []
+
+    hosted(tmp_path, body)
+
+
+def test_gateway_lost_while_waking_ends_the_wait(tmp_path):
+    async def body(host, gateway, module):
+        actor = host.awaken(REF, "test")
+        assert actor.phase.value == "waking"
+        gateway.link.close()
+        await settle()
+        assert actor.phase.value == "awake"
+
+    hosted(tmp_path, body)
+
+
+def test_interrupted_handlers_are_not_done(tmp_path):
+    """A host that is told to end while a handler waits leaves the event to its successor."""
+
+    async def body(host, gateway, module):
+        gateway.message(101, "wait 1")
+        gateway.roster()
+        await settle()
+        assert gateway.done() == e.Done(1, (1,))
+        await host.close(0)
+        await settle()
+        assert all(1 in done.stragglers for done in gateway.take(e.Done))
+
+    hosted(tmp_path, body)
+
+
+@pytest.mark.parametrize("idle_s", [0, 10])
+def test_requests_answer(tmp_path, idle_s):
+    async def body(host, gateway, module):
+        gateway.link.send(e.Request(2, "GET", "http://a/", [("Host", "a")], b"", False, False, 0, "1.2.3.4"))
+        await settle()
+        (response,) = gateway.take(e.Response)
+        assert (response.request, response.status, response.body) == (2, 200, b"ok")
+
+    hosted(tmp_path, body, idle_s=idle_s)

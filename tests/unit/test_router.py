@@ -1,0 +1,213 @@
+"""gateway/router.py and gateway/sockets.py: what is kept, done, redelivered and forgotten. No socket, no loop."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from roost import events as e
+from roost.clock import ManualClock
+from roost.errors import RemoteProtocolError
+from roost.gateway.connection import State
+from roost.gateway.limits import Counters, GatewayLimits
+from roost.gateway.router import Router, check_hello
+from roost.gateway.sockets import SocketTable
+
+REF = e.ObjectRef("Room", "ab" * 32, "x")
+
+
+class Link:
+    congested = False
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, event):
+        self.sent.append(event)
+
+    def close(self):
+        pass
+
+
+class Socket:
+    """What the router needs of a connection."""
+
+    def __init__(self, number, owner):
+        self.number, self.owner = number, owner
+        self.fd, self.state = number & 0xFFFFF, State.OPEN
+        self.tags, self.attachment, self.auto_at_ms, self.protocol = (), None, 0, ""
+        self.frames, self.closes = [], []
+
+    def send_frame(self, frame):
+        self.frames.append(frame)
+        return True
+
+    def close(self, code, reason):
+        self.closes.append(code)
+
+
+@pytest.fixture
+def gateway():
+    made = SimpleNamespace(
+        limits=GatewayLimits(max_unfinished_events=10),
+        counters=Counters(),
+        clock=ManualClock(),
+        sockets=SocketTable(),
+        reactor=SimpleNamespace(table=[None] * 200),
+        end_turn=lambda: None,
+        rewatch=lambda channel: None,
+    )
+    made.router = Router(made, 1)
+    return made
+
+
+@pytest.fixture
+def slot(gateway):
+    return gateway.router.slots[0]
+
+
+def bound(gateway, slot, number):
+    socket = Socket(number, None)
+    gateway.sockets.bind(socket, REF, slot)
+    return socket
+
+
+def messages(events):
+    return [(event.event, event.data) for event in events if isinstance(event, e.SocketMessage)]
+
+
+def test_events_are_kept_until_done(gateway, slot):
+    link = Link()
+    slot.attach(link)
+    socket = bound(gateway, slot, 7)
+    for text in "abcd":
+        gateway.router.message(socket, text)
+    assert messages(link.sent) == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+    slot.done(3, (2,))
+    assert [event.event for event in slot.unfinished] == [4]
+    assert list(slot.late) == [2]
+    slot.done(3, ())
+    assert slot.late == {}
+    slot.done(4, ())
+    assert not slot.unfinished
+
+
+def test_a_successor_gets_what_was_unfinished_in_order(gateway, slot):
+    first = Link()
+    slot.attach(first)
+    socket = bound(gateway, slot, 7)
+    for text in "abcd":
+        gateway.router.message(socket, text)
+    slot.done(3, (2,))
+    slot.on_closed("killed")
+    gateway.router.message(socket, "e")  # while nobody is there
+    second = Link()
+    slot.attach(second)
+    assert messages(second.sent) == [(2, "b"), (4, "d"), (5, "e")]
+    assert gateway.counters.events_redelivered == 1
+    assert socket.closes == []
+    slot.done(5, ())
+    assert not slot.unfinished
+
+
+def test_an_event_that_kills_every_host_is_dropped_and_its_neighbours_are_not(gateway, slot):
+    socket = bound(gateway, slot, 7)
+    slot.attach(Link())
+    gateway.router.message(socket, "poison")
+    gateway.router.message(socket, "innocent")
+    for _ in range(5):
+        slot.on_closed("killed")
+        link = Link()
+        slot.attach(link)
+    assert messages(link.sent) == [(2, "innocent")]
+    assert gateway.counters.events_dropped == 1
+
+
+def test_plain_sockets_die_with_their_host(gateway, slot):
+    link = Link()
+    slot.attach(link)
+    plain = Socket(9, slot.plain)
+    gateway.router.message(plain, "x")
+    slot.on_closed("killed")
+    assert not slot.unfinished
+
+
+def test_the_record_stays_until_the_end_is_done(gateway, slot):
+    link = Link()
+    slot.attach(link)
+    socket = bound(gateway, slot, 7)
+    gateway.counters.hibernatable = 1
+    gateway.router.closed(socket, 1000, "bye", clean=True)
+    socket.fd = -1
+    gateway.router.connection_closed(socket)
+    roster = gateway.sockets.roster(1, None)
+    assert [entry.socket for entry in roster.sockets] == [7]
+    assert gateway.router.find(7) is socket
+    slot.done(1, ())
+    assert gateway.sockets.roster(1, None) == e.Roster(1, None, [], None)
+    assert gateway.router.aliases == {}
+    assert len(gateway.sockets) == 0
+    assert gateway.counters.hibernatable == 0
+
+
+def test_roster_is_oldest_first_with_everything(gateway, slot):
+    for number in (5, 6):
+        socket = bound(gateway, slot, number)
+        socket.tags, socket.attachment, socket.auto_at_ms = (f"t{number}",), b"a", number
+    record = gateway.sockets.get(REF)
+    record.auto = e.AutoResponse("ping", "pong")
+    roster = gateway.sockets.roster(0, REF)
+    assert [(s.socket, s.tags, s.attachment, s.auto_at_ms) for s in roster.sockets] == [
+        (5, ("t5",), b"a", 5),
+        (6, ("t6",), b"a", 6),
+    ]
+    assert roster.auto_response == e.AutoResponse("ping", "pong")
+
+
+def test_auto_response_is_not_an_event(gateway, slot):
+    link = Link()
+    slot.attach(link)
+    socket = bound(gateway, slot, 7)
+    gateway.sockets.get(REF).auto = e.AutoResponse("ping", "pong")
+    gateway.router.message(socket, "ping")
+    assert socket.frames == [b"\x81\x04pong"]
+    assert link.sent == [e.AutoAnswered(1, 7, gateway.clock.wall_ms())]
+    gateway.router.from_host(slot, [e.Asleep(1)])
+    gateway.router.message(socket, "ping")
+    assert len(link.sent) == 1
+    assert not slot.unfinished
+    gateway.router.message(socket, b"ping")
+    assert len(slot.unfinished) == 1
+
+
+def test_clients_are_held_back_while_a_host_is_behind(gateway, slot):
+    slot.attach(Link())
+    socket = bound(gateway, slot, 7)
+    for number in range(11):
+        gateway.router.message(socket, str(number))
+    slot.update_full()
+    assert slot.full
+    gateway.router.message(socket, "one more")
+    assert gateway.router.held_back == {7}
+    assert gateway.counters.clients_held_back == 1
+    slot.done(12, ())
+    slot.update_full()
+    assert gateway.router.held_back == set()
+
+
+def test_one_bad_event_does_not_lose_the_batch(gateway, slot, caplog):
+    socket = bound(gateway, slot, 7)
+    gateway.reactor.table[7] = socket
+    gateway.router.from_host(slot, [e.Hello(1, 0, 1), e.Send([7], b"after", True)])
+    assert socket.frames == [b"\x81\x05after"]
+
+
+def test_sends_to_nobody_are_counted(gateway, slot):
+    gateway.router.from_host(slot, [e.Send([7, 1 << 40 | 3], b"x", True), e.CloseSocket(9, 1000, ""), e.Attach(9, b"")])
+    assert gateway.counters.sends_to_closed == 2
+
+
+def test_hello():
+    assert check_hello(e.Hello(1, 1, 2), 2) == 1
+    for wrong in (None, e.Asleep(1), e.Hello(2, 0, 1), e.Hello(1, 3, 2), e.Hello(1, 0, 3)):
+        with pytest.raises(RemoteProtocolError):
+            check_hello(wrong, 2)
