@@ -8,8 +8,9 @@ from roost import events as e
 from roost.clock import ManualClock
 from roost.errors import RemoteProtocolError
 from roost.gateway.connection import State
+from roost.gateway.host_slot import check_hello
 from roost.gateway.limits import Counters, GatewayLimits
-from roost.gateway.router import Router, check_hello
+from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
 
 REF = e.ObjectRef("Room", "ab" * 32, "x")

@@ -15,12 +15,13 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from roost.gateway.connection import Channel, Connection
+from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.limits import Counters, GatewayLimits
 from roost.gateway.listener import Listener
 from roost.gateway.outbound import Outbound
 from roost.gateway.reactor import WRITE, Deadlines, Reactor
-from roost.gateway.router import Router, check_hello
+from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
 from roost.protocol.http import http_date, simple_response
 from roost.protocol.websocket import CloseCode

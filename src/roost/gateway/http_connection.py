@@ -191,8 +191,8 @@ class HttpConnection(Channel):
         if self._reading_body and has_token(head.headers, "expect", "100-continue"):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._uncredited = len(body) if self._reading_body else 0
-        self._request = self.gateway.router.new_request(self)
-        self.gateway.router.request(
+        self._request = self.gateway.router.exchanges.new_request(self)
+        self.gateway.router.exchanges.request(
             Request(
                 self._request,
                 head.method,
@@ -231,11 +231,11 @@ class HttpConnection(Channel):
                 return
             self._uncredited += len(event.data)
             if self._request:
-                self.gateway.router.to_host(self._request, BodyData(self._request, event.data, last=False))
+                self.gateway.router.exchanges.to_host(self._request, BodyData(self._request, event.data, last=False))
         elif type(event) is EndOfMessage:
             self._reading_body = False
             if self._request:
-                self.gateway.router.to_host(self._request, BodyData(self._request, b"", last=True))
+                self.gateway.router.exchanges.to_host(self._request, BodyData(self._request, b"", last=True))
             self._finish_if_done()
 
     # out
@@ -249,7 +249,7 @@ class HttpConnection(Channel):
         bodiless = head.method == "HEAD" or response.status in (204, 304) or response.status < 200
         last = not response.more_body
         if bodiless and response.more_body:  # a stream that nobody may see
-            self.gateway.router.to_host(self._request, Abort(self._request, "The response has no body."))
+            self.gateway.router.exchanges.to_host(self._request, Abort(self._request, "The response has no body."))
             last = True
         self._frame_body(head, response, fields, bodiless=bodiless)
         if self._reading_body or self.gateway.draining:
@@ -261,7 +261,7 @@ class HttpConnection(Channel):
             data = encode_head(response.status, response.reason, fields)
         except ValueError as error:
             self.gateway.log_worker_fault(head.target, str(error))
-            self.gateway.router.to_host(self._request, Abort(self._request, "The response cannot be sent."))
+            self.gateway.router.exchanges.to_host(self._request, Abort(self._request, "The response cannot be sent."))
             self.refuse(500, "Internal Server Error")
             return
         self._responding = True
@@ -417,7 +417,7 @@ class HttpConnection(Channel):
 
     def _abort(self, reason: str, status: int = 400) -> None:
         if self._request:
-            self.gateway.router.to_host(self._request, Abort(self._request, reason))
+            self.gateway.router.exchanges.to_host(self._request, Abort(self._request, reason))
         self._request_over()
         if self._responding:
             self.close_fd()
@@ -426,12 +426,12 @@ class HttpConnection(Channel):
 
     def _request_over(self) -> None:
         if self._request:
-            self.gateway.router.request_over(self._request)
+            self.gateway.router.exchanges.request_over(self._request)
             self._request = 0
 
     def drained(self) -> None:
         if self._unsent and self._request:
-            self.gateway.router.to_host(self._request, BodyCredit(self._request, self._unsent))
+            self.gateway.router.exchanges.to_host(self._request, BodyCredit(self._request, self._unsent))
             self._unsent = 0
         if self._head is not None or not self._close_after:
             return
@@ -447,7 +447,7 @@ class HttpConnection(Channel):
 
     def lost(self) -> None:
         if self._request:
-            self.gateway.router.to_host(self._request, Abort(self._request, "The client disconnected."))
+            self.gateway.router.exchanges.to_host(self._request, Abort(self._request, "The client disconnected."))
             self._request_over()
         self.close_fd()
 

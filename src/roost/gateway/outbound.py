@@ -21,7 +21,7 @@ from roost.protocol.http import ResponseParser, accept_key, encode_request, get_
 
 if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
-    from roost.gateway.router import HostSlot
+    from roost.gateway.host_slot import HostSlot
 
 _log = logging.getLogger("roost.gateway")
 

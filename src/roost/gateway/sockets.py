@@ -14,7 +14,7 @@ from roost.gateway.connection import State
 
 if TYPE_CHECKING:
     from roost.gateway.connection import Connection
-    from roost.gateway.router import HostSlot
+    from roost.gateway.host_slot import HostSlot
 
 
 class Owner:

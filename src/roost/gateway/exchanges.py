@@ -1,0 +1,293 @@
+"""Requests and their answers: which host, which client, and a 101 that makes a connection a WebSocket.
+
+An exchange has two sides: who asked (a client's connection, or a host through a stub) and the host that answers. The
+invariant: every exchange ends, by an answer, an abort, or the end of either side, and a socket that was accepted for a
+client who never came is told so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from roost.events import (
+    Abort,
+    Attach,
+    BodyCredit,
+    BodyData,
+    CloseSocket,
+    Request,
+    Response,
+    Send,
+    SocketClose,
+)
+from roost.gateway.connection import Connection, State
+from roost.gateway.sockets import Owner, Relay
+from roost.ids import slot_of
+from roost.protocol.websocket import CloseCode
+
+if TYPE_CHECKING:
+    from roost.events import ObjectRef
+    from roost.gateway.gateway import Gateway
+    from roost.gateway.host_slot import HostSlot
+    from roost.gateway.http_connection import HttpConnection
+    from roost.gateway.router import Router
+
+_BINDING_WAITS_S = 30.0  # for the client's connection of an object on another host
+
+
+class Origin:
+    """Who asked a request: a client's connection, or a host with its own number for it."""
+
+    __slots__ = ("connection", "slot", "target")
+
+    def __init__(self, connection: HttpConnection | None, slot: HostSlot | None) -> None:
+        self.connection = connection
+        self.slot = slot  # the asking host
+        self.target: HostSlot | None = None  # the answering host
+
+
+class PendingBinding:
+    """A 101 whose client's connection is not bound yet, and what the object has said in the meantime."""
+
+    __slots__ = ("answer", "events", "slot")
+
+    def __init__(self, slot: HostSlot, answer: Response) -> None:
+        self.slot = slot
+        self.answer = answer
+        self.events: list[Send | CloseSocket | Attach] = []
+
+
+class Exchanges:
+    """The requests under way at one gateway."""
+
+    def __init__(self, gateway: Gateway, router: Router) -> None:
+        self.gateway = gateway
+        self.bindings: dict[int, PendingBinding] = {}  # 101s of objects elsewhere, waiting for the client's connection
+        self._router = router
+        self._origins: dict[int, Origin] = {}
+        self._last_request = 0
+        self._next_slot = 0
+
+    # asking
+
+    def new_request(self, connection: HttpConnection) -> int:
+        self._last_request += 2
+        self._origins[self._last_request] = Origin(connection, None)
+        return self._last_request
+
+    def request(self, request: Request) -> None:
+        """Give a request to a host: the owner of its target object, or else the next one."""
+        if request.target is not None:
+            slot = self.slot_for(request.target)
+        else:
+            up = [slot for slot in self._router.slots if slot.link is not None] or self._router.slots
+            self._next_slot += 1
+            slot = up[self._next_slot % len(up)]
+        origin = self._origins[request.request]
+        origin.target = slot
+        if slot.link is not None:
+            slot.link.send(request)
+        elif len(slot.waiting) < self.gateway.limits.max_waiting_requests:
+            slot.waiting.append(request)
+            if len(slot.waiting) == 1:
+                self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
+        else:
+            self._unavailable(request.request)
+
+    def _host_wait_over(self, slot: HostSlot) -> None:
+        while slot.waiting and slot.link is None:
+            self._unavailable(slot.waiting.popleft().request)
+        self.gateway.end_turn()
+
+    def _unavailable(self, request: int) -> None:
+        self.gateway.counters.refused_requests += 1
+        origin = self._origins.get(request)
+        if origin is None:
+            return
+        if origin.connection is not None:
+            text = "The worker is not running at the moment (see the server's log). Try again in a moment."
+            origin.connection.refuse(503, text, [("Retry-After", "1")])
+        elif origin.slot is not None and origin.slot.link is not None:
+            origin.slot.link.send(Abort(request, "The object's host is not running; try again."))
+            self._origins.pop(request, None)
+
+    def slot_for(self, ref: ObjectRef) -> HostSlot:
+        return self._router.slots[slot_of(ref.id, len(self._router.slots))]
+
+    def to_host(self, request: int, event: BodyData | BodyCredit | Abort) -> None:
+        """What follows a client's request goes where the request went."""
+        origin = self._origins.get(request)
+        if origin is not None and origin.target is not None and origin.target.link is not None:
+            origin.target.link.send(event)
+        elif origin is not None and origin.target is not None and type(event) is BodyData:
+            self._unavailable(request)  # the host has not come yet and the body does not fit into the wait
+
+    def is_open(self, request: int) -> bool:
+        """Whether anybody still waits for the answer."""
+        return request in self._origins
+
+    def request_over(self, request: int) -> None:
+        self._origins.pop(request, None)
+
+    # answering
+
+    def response(self, slot: HostSlot, event: Response) -> None:
+        origin = self._origins.get(event.request)
+        if origin is None:
+            self._nobody_waits(slot, event)
+            return
+        if origin.connection is None:
+            self._response_to_host(slot, origin, event)
+            return
+        if event.status != 101:
+            origin.connection.on_response(event)
+            return
+        if event.binding is None:
+            bound = self.bindings.pop(event.socket, None)
+            if bound is None:
+                origin.connection.refuse(502, "The object's socket is gone.")
+                return
+            self._bind(bound.slot, origin.connection, bound.answer, event.socket, event)
+            self._router.from_host(bound.slot, bound.events)
+        else:
+            self._bind(slot, origin.connection, event, origin.connection.number, event)
+
+    def _nobody_waits(self, slot: HostSlot, event: Response) -> None:
+        """The client left before its answer: a socket that was accepted for it ends, a body stops."""
+        if event.status == 101 and event.binding is None:
+            bound = self.bindings.pop(event.socket, None)
+            if bound is not None:
+                self._end_unbound(bound.slot, event.socket, bound.answer)
+        elif event.status == 101:
+            self._end_unbound(slot, event.socket, event)
+        elif event.more_body and slot.link is not None:
+            slot.link.send(Abort(event.request, "The client disconnected."))
+
+    def _end_unbound(self, slot: HostSlot, number: int, answer: Response) -> None:
+        """A socket whose client never came: its program hears of the end like of any other."""
+        assert answer.binding is not None
+        if answer.binding.relay:
+            upstream = self._router.find(answer.binding.relay)
+            if upstream is not None:
+                upstream.close(CloseCode.GOING_AWAY, "The client left.")
+            return
+        reason = "WebSocket disconnected without sending Close frame."
+        slot.deliver(SocketClose(slot.next_event(), 0, number, CloseCode.ABNORMAL, reason, clean=False))
+
+    def _binding_expired(self, number: int) -> None:
+        bound = self.bindings.pop(number, None)
+        if bound is not None:
+            self._end_unbound(bound.slot, number, bound.answer)
+            self.gateway.end_turn()
+
+    def _response_to_host(self, slot: HostSlot, origin: Origin, event: Response) -> None:
+        if event.status == 101 and event.binding is not None:
+            # The asking host gets a reference (the number); the binding waits here for the client's connection.
+            number = event.socket
+            self.bindings[number] = PendingBinding(slot, event)
+            self.gateway.loop.call_later(_BINDING_WAITS_S, self._binding_expired, number)
+            event = Response(event.request, 101, event.reason, event.headers, b"", False, None, number)
+        if origin.slot is not None and origin.slot.link is not None:
+            origin.slot.link.send(event)
+        if not event.more_body:
+            self._origins.pop(event.request, None)
+
+    def _bind(self, slot: HostSlot, http: HttpConnection, answer: Response, number: int, response: Response) -> None:
+        """The client's connection becomes the WebSocket that a worker accepted."""
+        binding = answer.binding
+        assert binding is not None
+        try:
+            leftover = http.upgraded(response)
+        except ValueError as error:
+            self.gateway.log_worker_fault("101", str(error))
+            http.refuse(500, "Internal Server Error")
+            self._end_unbound(slot, number, answer)
+            return
+        connection = Connection(self.gateway, http.fd, number, slot.plain)
+        for name, value in response.headers:
+            if name.lower() == "sec-websocket-protocol":
+                connection.protocol = value
+        connection.out = http.out
+        self.gateway.dirty.append(connection)  # `http` is there too, but without a descriptor it does nothing
+        if number != http.number:
+            self._router.aliases[number] = connection
+        self.gateway.reactor.replace(http.fd, connection)
+        http.fd = -1
+        self.gateway.counters.upgrades += 1
+        self.gateway.counters.sockets += 1
+        if binding.relay:
+            self._splice(connection, binding.relay)
+        elif binding.object is not None:
+            record = self.gateway.sockets.bind(connection, binding.object, slot)
+            self.gateway.counters.hibernatable += 1
+            connection.tags = record.shared_tags(binding.tags)
+            connection.attachment = binding.attachment
+            if binding.auto_response is not None:
+                record.auto = binding.auto_response
+        if leftover or http.number in self._router.held_back:
+            self._router.held_back.discard(http.number)
+            self.gateway.later.append((connection, leftover))
+
+    def _splice(self, connection: Connection, upstream_number: int) -> None:
+        upstream = self._router.find(upstream_number)
+        if upstream is None or upstream.state != State.OPEN:
+            connection.owner = Owner(None, 0)
+            connection.close(CloseCode.INTERNAL_ERROR, "The upstream is gone.")
+            return
+        connection.owner = Relay(upstream)
+        upstream.owner = Relay(connection)
+
+    def stub_request(self, slot: HostSlot, event: Request) -> None:
+        """A stub call of a host to an object elsewhere."""
+        origin = Origin(None, slot)
+        self._origins[event.request] = origin
+        if event.upgrade:
+            event = Request(
+                event.request, event.method, event.url, event.headers, event.body, event.more_body, True,
+                self.gateway.new_virtual_number(), event.peer, event.target,
+            )  # fmt: skip
+        self.request(event)
+
+    def body_data(self, slot: HostSlot, event: BodyData) -> None:
+        self.forward(slot, event)
+        origin = self._origins.get(event.request)
+        if event.last and origin is not None and origin.connection is None and origin.target is slot:
+            del self._origins[event.request]
+
+    def forward(self, slot: HostSlot, event: BodyData | BodyCredit | Abort) -> None:
+        """Body traffic of a request: from the asked to the asker, or the other way."""
+        origin = self._origins.get(event.request)
+        if origin is None:
+            return
+        if origin.connection is not None:
+            if type(event) is BodyData:
+                origin.connection.on_body(event)
+            elif type(event) is BodyCredit:
+                origin.connection.on_credit(event)
+            elif type(event) is Abort:
+                origin.connection.on_abort(event)
+            return
+        other = origin.slot if slot is origin.target else origin.target
+        if other is not None and other.link is not None:
+            other.link.send(event)
+        if type(event) is Abort:
+            self._origins.pop(event.request, None)
+
+    # a host's death
+
+    def host_lost(self, slot: HostSlot) -> None:
+        """Requests that the host was to answer end with 502; what it asked is no longer wanted."""
+        for number, origin in list(self._origins.items()):
+            if origin.target is slot:
+                if origin.connection is not None:
+                    origin.connection.on_abort(Abort(number, "The worker's host ended before it answered."))
+                elif origin.slot is not None and origin.slot.link is not None:
+                    origin.slot.link.send(Abort(number, "The object's host ended before it answered."))
+                self._origins.pop(number, None)
+            elif origin.slot is slot:
+                if origin.target is not None and origin.target.link is not None:
+                    origin.target.link.send(Abort(number, "The caller's host ended."))
+                self._origins.pop(number, None)
+        for number, bound in list(self.bindings.items()):
+            if bound.slot is slot:
+                del self.bindings[number]

@@ -1,0 +1,156 @@
+"""One host's place at a gateway: what it is owed, whether a host is there or not.
+
+It numbers events, keeps them until the host says done, and gives them to the successor of a host that died. The invariant:
+an event of a hibernatable socket is either done or in `unfinished`/`late`, so no death of a host loses one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from roost.errors import RemoteProtocolError
+from roost.events import ENVELOPE_VERSION, Hello, Request, SocketClose, SocketError, SocketMessage
+from roost.gateway.sockets import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from roost.events import Event
+    from roost.gateway.router import Router
+    from roost.link.port import Link
+
+_log = logging.getLogger("roost.gateway")
+
+_MAX_ATTEMPTS = 5  # hosts that may die with one event unfinished before it is dropped
+COUNT_FROM_BYTES = 4096  # smaller messages are bounded by their number
+
+SocketEvent = SocketMessage | SocketClose | SocketError
+
+
+class HostSlot:
+    """One host's place: its link while a host is there, and the events it owes an answer for. A link.Receiver."""
+
+    def __init__(self, router: Router, index: int) -> None:
+        self.index = index
+        self.link: Link | None = None
+        self.plain = Owner(self, 0)
+        self.full = False
+        self.unfinished: deque[SocketEvent] = deque()
+        self.late: dict[int, SocketEvent] = {}
+        self.waiting: deque[Request] = deque()  # requests that found no host here yet
+        self._router = router
+        self._last_event = 0
+        self._large_bytes = 0
+        self._attempts: dict[int, int] = {}
+
+    def next_event(self) -> int:
+        self._last_event += 1
+        return self._last_event
+
+    def deliver(self, event: SocketEvent) -> None:
+        """Keep the event until it is done, and send it if a host is there."""
+        self.unfinished.append(event)
+        if self.link is not None:
+            self.link.send(event)
+
+    def count_large(self, message: SocketMessage, sign: int) -> None:
+        self._large_bytes += sign * len(message.data)
+
+    def update_full(self) -> None:
+        """Decide, once a turn, whether clients of this host are held back."""
+        limits = self._router.gateway.limits
+        full = (
+            len(self.unfinished) + len(self.late) > limits.max_unfinished_events
+            or self._large_bytes > limits.max_unfinished_bytes
+            or (self.link is not None and self.link.congested)
+        )
+        if self.full and not full:
+            self._router.release_held(self)
+        self.full = full
+
+    def done(self, upto: int, stragglers: tuple[int, ...]) -> None:
+        """The host has finished every event up to `upto`, but for the stragglers."""
+        unfinished = self.unfinished
+        running = set(stragglers)
+        while unfinished and unfinished[0].event <= upto:
+            event = unfinished.popleft()
+            if running and event.event in running:
+                self.late[event.event] = event
+            else:
+                self._finished(event)
+        if self.late:
+            for number in [n for n in self.late if n <= upto and n not in running]:
+                self._finished(self.late.pop(number))
+        if self._attempts and not unfinished and not self.late:
+            self._attempts.clear()
+
+    def _finished(self, event: SocketEvent) -> None:
+        if isinstance(event, SocketMessage):
+            if len(event.data) >= COUNT_FROM_BYTES:
+                self.count_large(event, -1)
+        else:
+            self._router.end_finished(event)
+
+    # the host's coming and going
+
+    def attach(self, link: Link) -> None:
+        """A host is here: give it what its predecessor left unfinished, in order, then what waited."""
+        self.link = link
+        events = [*self.late.values(), *self.unfinished]
+        events.sort(key=lambda event: event.event)
+        self.late.clear()
+        self.unfinished.clear()
+        for event in events:
+            attempts = self._attempts.get(event.event, 0)
+            if attempts >= _MAX_ATTEMPTS:
+                self._router.gateway.counters.events_dropped += 1
+                _log.error("gateway: an event of socket %d was dropped after %d hosts died with it", event.socket, attempts)
+                self._finished(event)
+                continue
+            if attempts:
+                self._router.gateway.counters.events_redelivered += 1
+            self.unfinished.append(event)
+            link.send(event)
+        while self.waiting:
+            request = self.waiting.popleft()
+            if self._router.exchanges.is_open(request.request):
+                link.send(request)
+
+    def on_closed(self, reason: str) -> None:
+        self.link = None
+        unfinished = [*self.late, *(event.event for event in self.unfinished)]
+        if unfinished:  # handlers start in order: the oldest is the suspect, not those that waited behind it
+            self._attempts[min(unfinished)] = self._attempts.get(min(unfinished), 0) + 1
+        self._router.host_lost(self, reason)
+
+    def on_drained(self) -> None:
+        self.update_full()
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        self._router.from_host(self, events)
+
+    def forget_plain(self) -> None:
+        """The host is gone, and with it the program's end of every plain socket: their events have no one to go to."""
+        for event in [e for e in (*self.late.values(), *self.unfinished) if e.actor == 0]:
+            if not isinstance(event, SocketMessage):
+                self._router.end_finished(event)
+        self.late = {n: e for n, e in self.late.items() if e.actor}
+        self.unfinished = deque(e for e in self.unfinished if e.actor)
+        self._large_bytes = sum(
+            len(e.data)
+            for e in (*self.late.values(), *self.unfinished)
+            if isinstance(e, SocketMessage) and len(e.data) >= COUNT_FROM_BYTES
+        )
+
+
+def check_hello(event: Event | None, slots: int) -> int:
+    """The slot a new host serves. Raises RemoteProtocolError if it is not one of ours."""
+    if type(event) is not Hello:
+        raise RemoteProtocolError(1002, "a host must say hello first")
+    if event.version != ENVELOPE_VERSION:
+        raise RemoteProtocolError(1002, f"a host speaks envelope version {event.version}, not {ENVELOPE_VERSION}")
+    if event.slots != slots or not 0 <= event.slot < slots:
+        raise RemoteProtocolError(1002, f"a host serves slot {event.slot} of {event.slots}, but there are {slots}")
+    return event.slot
