@@ -123,7 +123,8 @@ def test_a_message_takes_six_files(tmp_path):
     assert position == len(expected), f"missing {expected[position]} in {route}"
     stops = {file for file, _ in expected}
     known = stops | {  # what carries it between them
-        "roost/gateway/reactor.py", "roost/gateway/gateway.py", "roost/gateway/host_slot.py", "roost/link/memory.py", "roost/link/port.py",
+        "roost/gateway/reactor.py", "roost/gateway/gateway.py", "roost/gateway/host_slot.py",
+        "roost/link/memory.py", "roost/link/port.py",
         "roost/host/host.py", "roost/host/gateway_link.py", "roost/host/running.py", "roost/host/io_context.py",
     }  # fmt: skip
     assert {file for file, _ in route if file.startswith("roost/")} <= known
