@@ -58,6 +58,10 @@ class JsException(Exception):
         self.message = message
 
 
+class DurableObjectAbort(BaseException):
+    """`ctx.abort(reason)` ends the object. A BaseException, so that `except Exception` cannot swallow it."""
+
+
 class JsTypeError(JsException, TypeError):
     """A JavaScript TypeError; Python code may catch it as TypeError."""
 

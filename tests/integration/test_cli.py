@@ -204,3 +204,60 @@ def test_dev_reloads_and_keeps_sockets(make_app):
         wait_for(lambda: node.pid("host 0") != before)
         ws.send("b")
         assert ws.recv() == "2 b"
+
+        (app / "worker.py").write_text(text.replace("VERSION = 1", "VERSION = (3"))
+        wait_for(lambda: node.logged("syntax error") and node.logged("the running version goes on"))
+        ws.send("c")
+        assert ws.recv() == "2 c"
+        before = node.pid("host 0")
+        (app / "state.log").write_text("the worker's own files do not reload it")
+        (app / "worker.py").write_text(text.replace("VERSION = 1", "VERSION = 4"))
+        wait_for(lambda: node.pid("host 0") != before)
+        ws.send("d")
+        assert ws.recv() == "4 d"
+        assert not node.logged("state.log")
+
+
+def test_common_mistakes_are_named(make_app):
+    """What a newcomer does first: each has one line that says what happened and what to do."""
+    app = make_app(
+        """
+        from js import WebSocketPair
+        from workers import DurableObject, Response, WorkerEntrypoint
+        class Room(DurableObject):
+            async def fetch(self, request):
+                action = request.url.rsplit("/", 1)[1]
+                client, server = WebSocketPair.new()
+                if action == "tag":
+                    self.ctx.acceptWebSocket(server, "tag")
+                if action == "hibernate":
+                    self.ctx.acceptWebSocket(server)
+                return Response(None, status=101, web_socket=client)
+            async def webSocketMesage(self, ws, message):
+                pass
+        class Default(WorkerEntrypoint):
+            async def fetch(self, request):
+                action = request.url.rsplit("/", 1)[1]
+                if action == "exit":
+                    raise SystemExit(3)
+                room = self.env.ROOM.getByName("x").fetch(request)
+                return room if action == "await" else await room
+        """,
+        "Room",
+    )
+    with running(app) as node:
+        assert node.logged("Room.webSocketMesage is not a handler and is never called. Did you mean webSocketMessage?")
+        assert node.get("/tag")[0] == 500
+        wait_for(lambda: node.logged("takes a list of tags: ['tag'], not 'tag'"))
+        assert node.get("/await")[0] == 500
+        wait_for(lambda: node.logged("did you forget `await`?"))
+        assert node.get("/exit")[0] == 500
+        wait_for(lambda: node.logged("fetch failed: SystemExit: 3"))
+        with node.connect("/hibernate"):
+            wait_for(lambda: node.logged("Room has no webSocketMessage"))
+        with node.connect("/forgotten") as ws:
+            ws.send("hello?")
+            wait_for(lambda: node.logged("a message came for a WebSocket that nobody accepted"))
+            ws.close(4000)
+            assert ws.recv_close(3)[0] == 4000
+        assert not node.logged("roost/host")

@@ -400,7 +400,7 @@ def test_a_socket_for_a_plain_request_is_refused(node, name):
 
 def test_wrong_result_is_named(node, name):
     assert node.get(f"/{name}/wrong")[0] == 500
-    wait_for(lambda: node.logged("Probe.fetch returned dict, not a Response."))
+    wait_for(lambda: node.logged("Probe.fetch returned dict, not a Response; return Response.json(value)."))
 
 
 def test_ping_is_answered_without_waking(node, name):

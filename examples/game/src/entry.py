@@ -45,7 +45,9 @@ class GameSession(DurableObject):
             if move["type"] != "move" or type(points) is not int or not -MAX_POINTS <= points <= MAX_POINTS:
                 raise ValueError
         except (ValueError, KeyError, TypeError):
-            ws.send(json.dumps({"type": "error", "text": 'send {"type": "move", "points": 1 to 100}'}))
+            ws.send(
+                json.dumps({"type": "error", "text": f'send {{"type": "move", "points": -{MAX_POINTS} to {MAX_POINTS}}}'})
+            )
             return
         player = ws.deserializeAttachment()
         player["score"] += points

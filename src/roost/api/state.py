@@ -13,10 +13,11 @@ from roost.api.websocket import Accept, WebSocket, WebSocketRequestResponsePair
 from roost.errors import JsException, JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from roost.api.namespace import DurableObjectId
     from roost.api.runtime import IoContext
+    from roost.api.storage import DurableObjectStorage
 
 MAX_TAGS: Final = 10
 MAX_TAG_BYTES: Final = 256
@@ -35,6 +36,10 @@ class ObjectHost(Protocol):
         ...
 
     def set_auto_response(self, pair: WebSocketRequestResponsePair | None) -> None: ...
+
+    def block_while(self, callback: Callable[[], Any]) -> Awaitable[Any]: ...
+
+    def abort(self, reason: str | None) -> NoReturn: ...
 
     def get_auto_response(self) -> WebSocketRequestResponsePair | None: ...
 
@@ -62,22 +67,28 @@ class ExecutionContext:
 class DurableObjectState:
     """`ctx` of a Durable Object."""
 
-    def __init__(self, object_id: DurableObjectId, context: IoContext, host: ObjectHost) -> None:
+    def __init__(
+        self, object_id: DurableObjectId, context: IoContext, host: ObjectHost, storage: DurableObjectStorage
+    ) -> None:
         self.id = object_id
         self.props: dict[str, Any] = {}
+        self.storage = storage
         self._context = context
         self._host = host
         self._event_timeout_ms: int | None = None
 
-    @property
-    def storage(self) -> NoReturn:
-        raise NotImplementedError(
-            "ctx.storage is not in this version of Roost; keep per-socket state with ws.serializeAttachment(value)."
-        )
-
     def waitUntil(self, awaitable: Awaitable[Any]) -> None:
         """Keep the object awake until `awaitable` ends; its failure is logged."""
         self._context.wait_until(awaitable)
+
+    def blockConcurrencyWhile(self, callback: Callable[[], Any]) -> Awaitable[Any]:
+        """Run `callback()` while no other event of the object starts; also as a decorator. The object is reset if it
+        raises or takes more than 30 s."""
+        return self._host.block_while(callback)
+
+    def abort(self, reason: str | None = None) -> NoReturn:
+        """End the object at once: uncommitted writes are undone and its sockets cut. Cannot be caught as Exception."""
+        self._host.abort(reason)
 
     def acceptWebSocket(self, socket: WebSocket, tags: Any = None) -> None:
         """Make a pair's end hibernatable: its events come to the object's webSocket* handlers, also after a sleep.
@@ -139,6 +150,8 @@ class DurableObjectState:
 
 def check_tags(tags: Any) -> tuple[str, ...]:
     """Distinct tags in their order. Raises Error (as JsException) for too many or too long ones."""
+    if isinstance(tags, str | bytes):
+        raise JsTypeError(f"acceptWebSocket() takes a list of tags: [{tags!r}], not {tags!r}.")
     distinct = tuple(dict.fromkeys(str(tag) for tag in tags or ()))
     if len(distinct) > MAX_TAGS:
         raise JsException(f"A WebSocket can have at most {MAX_TAGS} tags; {len(distinct)} were given.")

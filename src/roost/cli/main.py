@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log-format", choices=("text", "json"), default="text")
         command.add_argument("--debug", action="store_true", help="debug log lines, and tracebacks of Roost's own errors")
     objects = commands.add_parser("objects", help="list the objects that are awake, and why")
-    objects.add_argument("--data", metavar="DIR", default=".roost/data", help="the running node's data folder")
+    objects.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
+    objects.add_argument("--data", metavar="DIR", help="the running node's data folder (default: DIR/.roost/data)")
     objects.add_argument("--json", action="store_true", help="everything, as JSON")
     return parser
 
@@ -140,7 +141,8 @@ def _objects(parsed: Any) -> int:
 
     from roost.node.control import ask
 
-    status = ask(os.path.abspath(parsed.data), {"command": "status"})
+    data = parsed.data or os.path.join(parsed.dir, ".roost", "data")
+    status = ask(os.path.abspath(data), {"command": "status"})
     if "error" in status:
         raise ConfigError(str(status["error"]))
     if parsed.json:
@@ -148,8 +150,8 @@ def _objects(parsed: Any) -> int:
         return 0
     awake = [entry for host in status["hosts"] if host for entry in host["awake"]]
     sockets = sum(gateway["counters"]["hibernatable"] for gateway in status["gateways"] if gateway)
-    print(f"{len(awake)} objects awake; {sockets} hibernatable sockets")
+    print(f"objects awake: {len(awake)}; hibernatable sockets: {sockets}")
     for entry in awake:
-        why = ", ".join(entry["pins"]) or "nothing pins it: it will sleep when it has been idle long enough"
-        print(f"  {entry['object']}  {entry['phase']}  {entry['sockets']} sockets  awake for: {why}")
+        why = "awake for: " + ", ".join(entry["pins"]) if entry["pins"] else "idle: sleeps soon, nothing pins it"
+        print(f"  {entry['object']}  {entry['phase']}  sockets: {entry['sockets']}  {why}")
     return 0

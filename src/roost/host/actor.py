@@ -9,42 +9,77 @@ Source: reference 4.1-4.3, and 3.4-3.5 of the observed behaviour.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
-from asyncio import CancelledError
 from collections import deque
 from contextvars import ContextVar
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from roost.api.buffers import ArrayBuffer
 from roost.api.http import Response
 from roost.api.namespace import DurableObjectId
+from roost.api.runtime import current_context
 from roost.api.state import MAX_SOCKETS, DurableObjectState
+from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
-from roost.errors import JsException, WorkerError
-from roost.events import AutoResponse, Binding, ObjectRef, Roster, SetAutoResponse
-from roost.host.io_context import Context, request_link
+from roost.errors import DurableObjectAbort, JsException, WorkerError
+from roost.events import Attach, AutoResponse, Binding, CloseSocket, DropSockets, Event, ObjectRef, Roster, SetAutoResponse
+from roost.host.io_context import Context, not_a_response, request_link
 from roost.host.running import SUSPENDED, in_context
+from roost.link.port import NO_CONTEXT
+from roost.storage.database import StorageError
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from roost.api.http import Request
     from roost.events import SocketClose, SocketError, SocketMessage
+    from roost.host.gates import OutputGate
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
     from roost.host.loader import ObjectClass
 
 _log = logging.getLogger("roost.worker")
 
+MAX_BLOCK_DEPTH = 64
+BLOCK_TIMEOUT_S = 30.0
 MAX_WAITING = 10_000  # events and requests that may wait for an object to wake
 
+_block_depth: ContextVar[int] = ContextVar("roost_block_depth", default=0)
 _current_fetch: ContextVar[object | None] = ContextVar("roost_current_fetch", default=None)
 
 PIN_LISTENER = "listener on a hibernatable socket"
+
+
+class ActorPort:
+    """`api.runtime.SocketPort` of one object's sockets at one gateway: what they say waits for the object's writes."""
+
+    __slots__ = ("_gate", "_link")
+
+    def __init__(self, gate: OutputGate, link: GatewayLink) -> None:
+        self._gate = gate
+        self._link = link.link
+
+    def send_message(self, number: int, payload: bytes, text: bool) -> None:
+        if self._gate.shut:
+            self._gate.hold(lambda error: None if error else self._link.send_to(number, payload, text))
+        else:
+            self._link.send_to(number, payload, text)
+
+    def close_socket(self, number: int, code: int, reason: str) -> None:
+        self.send(CloseSocket(number, code, reason))
+
+    def attach(self, number: int, attachment: bytes | None) -> None:
+        self.send(Attach(number, attachment))
+
+    def send(self, event: Event) -> None:
+        if self._gate.shut:
+            self._gate.hold(lambda error: None if error else self._link.send(event))
+        else:
+            self._link.send(event)
 
 
 class Phase(Enum):
@@ -73,6 +108,9 @@ class Actor(Context):
         self._fetches: dict[WebSocket, object | None] = {}
         self._on_message: Any = None
         self._listening = 0
+        self._blocks = 0
+        self.store = host.new_storage(self.ref, self._storage_failed, self.block)
+        self._ports: dict[int, ActorPort] = {}
         self._running: dict[tuple[int, int], int] = {}  # pins of suspended message handlers, by link and event
         self._variables = super().fresh_variables()
 
@@ -97,19 +135,90 @@ class Actor(Context):
                 if entry.socket not in link.sockets:
                     self._restore(link, entry)
         self._rosters.clear()
-        ctx = DurableObjectState(DurableObjectId(self.ref), self, self)
+        ctx = DurableObjectState(DurableObjectId(self.ref), self, self, DurableObjectStorage(self.store))
         try:
             self.instance = self.fresh_variables().run(self.kind.build, ctx, self.host.worker.env)
-        except Exception as error:  # noqa: BLE001 - the user's
+        except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("constructor", error)
             self._give_up(error)
             return
+        if self.phase is not Phase.WAKING:
+            return  # it aborted itself
         self._on_message = self.kind.bound_message_handler(self.instance)
         self.phase = Phase.AWAKE
         self.last_active = self.host.loop.time()
-        waiting, self._waiting = self._waiting or deque(), None
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Let the events go that waited, in order, unless the gate was shut again."""
+        if self._blocks or self.phase is not Phase.AWAKE or self._waiting is None:
+            return
+        waiting, self._waiting = self._waiting, None
         for entry in waiting:
             entry(None)
+
+    def block(self) -> Callable[[], None]:
+        """Start no new event until the returned function is called."""
+        self._blocks += 1
+        if self._waiting is None:
+            self._waiting = deque()
+        pinned = self.pin("blockConcurrencyWhile or a transaction")
+        once = [True]
+
+        def unblock() -> None:
+            if once:
+                once.clear()
+                self._blocks -= 1
+                self.unpin(pinned)
+                self.host.loop.call_soon(self._open_gate, context=NO_CONTEXT)
+
+        return unblock
+
+    def block_while(self, callback: Callable[[], Any]) -> asyncio.Future[Any]:
+        depth = _block_depth.get() + 1
+        if depth > MAX_BLOCK_DEPTH:
+            raise JsException(f"blockConcurrencyWhile() may be nested at most {MAX_BLOCK_DEPTH} deep.")
+        unblock = self.block()
+        variables = contextvars.copy_context()
+        variables.run(current_context.set, self)
+        variables.run(_block_depth.set, depth)
+
+        async def run() -> Any:
+            try:
+                async with asyncio.timeout(BLOCK_TIMEOUT_S):
+                    result = callback()
+                    return await result if hasattr(result, "__await__") else result
+            except BaseException as error:
+                if isinstance(error, TimeoutError):
+                    error.add_note(f"blockConcurrencyWhile() may take at most {BLOCK_TIMEOUT_S:g} s.")
+                self.failed_in("blockConcurrencyWhile", error)
+                self.reset(error)
+                raise
+            finally:
+                unblock()
+
+        task: asyncio.Task[Any] = variables.run(self.host.loop.create_task, run())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if nobody awaits it
+        return task
+
+    def abort(self, reason: str | None) -> NoReturn:
+        error = DurableObjectAbort(reason or "The object was aborted.")
+        self.reset(error)
+        for link in self.host.links:
+            link.link.send(DropSockets(self.ref))
+        raise error
+
+    def reset(self, error: BaseException) -> None:
+        """Forget the object, undoing what it has not committed. Its sockets stay; the next event builds it anew."""
+        if self.phase is Phase.GONE:
+            return
+        if self.store.gate.broken is None and not isinstance(error, StorageError):
+            self.store.give_up(StorageError(f"{self.label} was reset: {type(error).__name__}: {error}"))
+        self._give_up(error)
+
+    def _storage_failed(self, error: StorageError) -> None:
+        _log.error("%s: %s; what was to be sent because of it is dropped, and the object is reset", self.label, error)
+        self.reset(error)
 
     def _restore(self, link: GatewayLink, entry: Any) -> None:
         socket = WebSocket()
@@ -118,12 +227,12 @@ class Actor(Context):
         socket._auto_at_ms = entry.auto_at_ms
         socket._close_out = entry.close_sent
         socket.protocol = entry.protocol
-        link.adopt(socket, entry.socket)
+        link.adopt(socket, entry.socket, self._port(link))
         socket.accept_with(self, Accept.HIBERNATABLE)
         self.sockets[socket] = link
 
     def _give_up(self, error: BaseException) -> None:
-        """The constructor failed: what waited fails, the sockets stay with the gateway, the next event tries again."""
+        """The object ends in failure: what waits fails, the sockets stay with the gateway, the next event tries again."""
         waiting, self._waiting = self._waiting or deque(), deque()
         self.host.actors.forget(self)
         self._leave()
@@ -162,6 +271,8 @@ class Actor(Context):
             if not self.kind.message_is_async:
                 result = variables.run(handler, socket, data)
                 if not hasattr(result, "send"):
+                    if self.store.gate.shut:
+                        self._done_when_durable(event.event, link)
                     return
             else:
                 result = handler(socket, data)
@@ -170,14 +281,21 @@ class Actor(Context):
             if self.host.runner.start(variables, result, done) is SUSPENDED:
                 link.running.add(number)
                 self._running[link.index, number] = self.pin("webSocketMessage running")
-        except (Exception, CancelledError) as error:  # noqa: BLE001 - the user's
+            elif self.store.gate.shut:
+                self._done_when_durable(number, link)
+        except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("webSocketMessage", error)
 
     def _done(self, event: int, link: GatewayLink, result: Any, error: BaseException | None) -> None:
         self.unpin(self._running.pop((link.index, event), 0))
         if error is not None:
             self.failed_in("webSocketMessage", error)
-        link.finished(event)
+        self._done_when_durable(event, link)
+
+    def _done_when_durable(self, event: int, link: GatewayLink) -> None:
+        """The gateway may forget an event only once what it wrote is on the disk (or the object was reset for it)."""
+        link.running.add(event)
+        self.store.gate.hold(lambda _: link.finished(event))
 
     def _not_now(self, socket: WebSocket, event: Any, link: GatewayLink) -> None:
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
@@ -244,7 +362,7 @@ class Actor(Context):
             self._listener_gone(socket)
             if link is not None:
                 link.forget(socket)
-                link.finished(event)
+                self._done_when_durable(event, link)
 
         handler = self.kind.handler(self.instance, name)
         if handler is None:
@@ -265,7 +383,7 @@ class Actor(Context):
                 if result is SUSPENDED:
                     pinned = self.pin(f"{name} running")
                     return
-        except (Exception, CancelledError) as error:  # noqa: BLE001 - the user's
+        except BaseException as error:  # noqa: BLE001 - the user's
             done(None, error)
             return
         done(None, None)
@@ -274,7 +392,7 @@ class Actor(Context):
         error: BaseException | None = None
         try:
             await coroutine
-        except (Exception, CancelledError) as failure:  # noqa: BLE001 - the user's
+        except BaseException as failure:  # noqa: BLE001 - the user's
             error = failure
         done(None, error)
 
@@ -306,23 +424,8 @@ class Actor(Context):
             self.unpin(pinned)
 
     async def _serve(self, request: Request) -> Response:
-        if self._waiting is not None:
-            opened: asyncio.Future[None] = self.host.loop.create_future()
-
-            def entry(error: BaseException | None) -> None:
-                if opened.done():
-                    return
-                if error is None:
-                    opened.set_result(None)
-                else:
-                    failure = WorkerError(f"{self.label} cannot be built: {type(error).__name__}: {error}")
-                    failure.__cause__ = error
-                    opened.set_exception(failure)
-
-            if not self._wait(entry):
-                self.host.counters.events_shed += 1
-                raise WorkerError(f"{self.label} has too many waiting requests.")
-            await opened
+        while self._waiting is not None:
+            await self._opened()
         handler = self.kind.handler(self.instance, "fetch")
         if handler is None:
             raise WorkerError(f"{self.kind.name} has no fetch method; add `async def fetch(self, request)`.")
@@ -334,11 +437,32 @@ class Actor(Context):
         try:
             response = await in_context(variables, self._call(handler, request))
             if not isinstance(response, Response):
-                raise WorkerError(f"{self.kind.name}.fetch returned {type(response).__name__}, not a Response.")
+                raise not_a_response(f"{self.kind.name}.fetch", response)
             returned = response.web_socket
+            if self.store.gate.shut:
+                await self.store.durable()
             return response
         finally:
             self._drop_unbound(token, returned)
+
+    async def _opened(self) -> None:
+        """Return when the gate opens (it may be shut again by then). Raises WorkerError if the object cannot be built."""
+        opened: asyncio.Future[None] = self.host.loop.create_future()
+
+        def entry(error: BaseException | None) -> None:
+            if opened.done():
+                return
+            if error is None:
+                opened.set_result(None)
+            else:
+                failure = WorkerError(f"{self.label} cannot be built: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                opened.set_exception(failure)
+
+        if not self._wait(entry):
+            self.host.counters.events_shed += 1
+            raise WorkerError(f"{self.label} has too many waiting requests.")
+        await opened
 
     @staticmethod
     async def _call(handler: Any, request: Request) -> Any:
@@ -367,6 +491,13 @@ class Actor(Context):
         self._fetches[socket] = _current_fetch.get()
         if socket.has_listeners:
             self.listener_on_hibernatable(socket)
+        elif not self.kind.has("webSocketMessage") and self.kind.name not in self.host.warned_deaf:
+            self.host.warned_deaf.add(self.kind.name)
+            _log.warning(
+                "%s has no webSocketMessage: messages on its sockets are dropped; add"
+                " `async def webSocketMessage(self, ws, message)`.",
+                self.kind.name,
+            )
         socket.accept_with(self, Accept.HIBERNATABLE)
 
     def hibernatable(self) -> Iterable[WebSocket]:
@@ -376,13 +507,29 @@ class Actor(Context):
         """The 101 leaves: the gateway's socket `number` is the other side from now on."""
         self._fetches.pop(socket, None)
         self.sockets[socket] = link
-        link.adopt(socket, number)
+        link.adopt(socket, number, self._port(link))
         return Binding(self.ref, socket._tags, socket._attachment, self._auto)
 
     def set_auto_response(self, pair: WebSocketRequestResponsePair | None) -> None:
         self._auto = None if pair is None else AutoResponse(pair.request, pair.response)
+        event = SetAutoResponse(self.ref, self._auto)
         for link in {link for link in self.sockets.values() if link is not None}:
-            link.link.send(SetAutoResponse(self.ref, self._auto))
+            self._port(link).send(event)
+
+    def _port(self, link: GatewayLink) -> ActorPort:
+        """What leaves for that gateway, behind the output gate."""
+        port = self._ports.get(link.index)
+        if port is None:
+            port = self._ports[link.index] = ActorPort(self.store.gate, link)
+        return port
+
+    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+        self.store.gate.hold(lambda error: None if error else Context.dial(self, socket, url, protocols))
+
+    async def fetch(self, request: Request) -> Response:
+        if self.store.gate.shut:
+            await self.store.durable()
+        return await super().fetch(request)
 
     def get_auto_response(self) -> WebSocketRequestResponsePair | None:
         return None if self._auto is None else WebSocketRequestResponsePair(self._auto.request, self._auto.response)
@@ -418,6 +565,7 @@ class Actor(Context):
         return (
             self.phase is Phase.AWAKE
             and not self.pins
+            and not self.store.busy
             and now - self.last_active >= idle_s
             and None not in self.sockets.values()
         )
@@ -431,6 +579,7 @@ class Actor(Context):
     def _leave(self) -> None:
         self.phase = Phase.GONE
         self.shut()
+        self.store.close()
         for socket, link in self.sockets.items():
             if link is not None:
                 link.forget(socket)

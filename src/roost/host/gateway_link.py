@@ -10,6 +10,7 @@ from roost.events import Attach, CloseSocket, Done, Event
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from roost.api.runtime import SocketPort
     from roost.api.websocket import WebSocket
     from roost.host.actor import Actor
     from roost.host.bodies import BodyReader
@@ -67,9 +68,9 @@ class GatewayLink:
 
     # sockets
 
-    def adopt(self, socket: WebSocket, number: int) -> None:
-        """The gateway's socket `number` is this end's other side from now on."""
-        socket.connect(self, number)
+    def adopt(self, socket: WebSocket, number: int, port: SocketPort | None = None) -> None:
+        """The gateway's socket `number` is this end's other side from now on, through `port` if it has a gate."""
+        socket.connect(port or self, number)
         self.sockets[number] = socket
 
     def forget(self, socket: WebSocket) -> None:

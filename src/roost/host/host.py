@@ -11,6 +11,9 @@ import gc
 import itertools
 import logging
 import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +22,7 @@ from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
 from roost.api.runtime import current_context
 from roost.compat.pyodide.code import accepted_positionals
-from roost.errors import ConfigError, WorkerError
+from roost.errors import ConfigError, InternalError, WorkerError
 from roost.events import (
     ENVELOPE_VERSION,
     Abort,
@@ -40,6 +43,7 @@ from roost.events import (
 )
 from roost.host import memory
 from roost.host.actor import Actor, Phase
+from roost.host.actor_storage import ActorStorage
 from roost.host.bodies import BodyReader
 from roost.host.gateway_link import GatewayLink
 from roost.host.outbound import Outbound
@@ -47,17 +51,21 @@ from roost.host.registry import Actors
 from roost.host.requests import Requests
 from roost.host.running import Runner
 from roost.host.stubs import StubCaller
-from roost.ids import namespace_key
+from roost.ids import is_object_id, namespace_key
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from concurrent.futures import Future
 
     from roost.events import Event
     from roost.host.loader import Worker
     from roost.link.port import Link
+    from roost.storage.database import StorageError
 
 _log = logging.getLogger("roost.host")
+
+DISK_THREADS = 4  # fsyncs at once
 
 
 class HostCounters(msgspec.Struct):
@@ -86,6 +94,7 @@ class Host:
         slot: int = 0,
         slots: int = 1,
         idle_s: float = 10.0,
+        data: Path | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.loop = loop
@@ -99,19 +108,27 @@ class Host:
         self.runner = Runner(loop)
         self.closing = False
         self._random_bytes = random_bytes
+        self._data = data
+        self._disk = ThreadPoolExecutor(DISK_THREADS, "roost disk")
+        self._closing_files: dict[Path, Future[None]] = {}
         self.outbound = Outbound(self)
         self.requests = Requests(self)
         self.warned_listeners: set[str] = set()
+        self.warned_deaf: set[str] = set()
         self._idle_s = idle_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
+        self._scratch_folder: tempfile.TemporaryDirectory[str] | None = None
         self._link_numbers = itertools.count()
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
             key = namespace_key(worker_name, class_name)
             env[binding] = DurableObjectNamespace(class_name, key, caller, random_bytes)
+        for kind in worker.classes.values():
+            for warning in kind.warnings:
+                _log.warning("worker: %s", warning)
         worker.env = Env(env)
         LazyEnv.target = worker.env
         self.entrypoint_takes = _entrypoint_takes(worker.entrypoint)
@@ -278,6 +295,21 @@ class Host:
             self._arm_sweep()
         return actor
 
+    def new_storage(
+        self, ref: ObjectRef, failed: Callable[[StorageError], None], blocker: Callable[[], Callable[[], None]]
+    ) -> ActorStorage:
+        """An object's storage: `objects/<class>/<2 hex>/<id>.sqlite` in the data folder."""
+        if not is_object_id(ref.id) or not ref.class_name.isidentifier():
+            raise InternalError(f"{ref!r} cannot name a file")
+        path = (self._data or Path(self._scratch())) / "objects" / ref.class_name / ref.id[:2] / f"{ref.id}.sqlite"
+        return ActorStorage(path, self.loop, self._disk, self._closing_files, failed, blocker)
+
+    def _scratch(self) -> str:
+        """A folder for a host without a data folder (tests): gone with the host."""
+        if self._scratch_folder is None:
+            self._scratch_folder = tempfile.TemporaryDirectory(prefix="roost-scratch-")
+        return self._scratch_folder.name
+
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
             actor.wake(self.links)
@@ -384,6 +416,7 @@ class Host:
             self._sweep.cancel()
         for actor in self.actors:
             actor.shut()
+            actor.store.close_now()
         self.runner.close()
         for task in list(self._tasks):
             task.cancel()
@@ -391,6 +424,9 @@ class Host:
         await self.outbound.close()
         for link in self.links:
             link.link.close()
+        self._disk.shutdown(wait=True)
+        if self._scratch_folder is not None:
+            self._scratch_folder.cleanup()
 
 
 def _entrypoint_takes(entrypoint: Any) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
+from roost.errors import JsException, WorkerError
 from roost.host.running import SUSPENDED
 
 if TYPE_CHECKING:
@@ -33,6 +34,19 @@ MAX_PENDING = 1_000  # events that may wait for a socket to be accepted
 
 request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", default=None)
 """The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
+
+
+def not_a_response(what: str, value: Any) -> WorkerError:
+    """The error for a handler's wrong result, with what was probably meant."""
+    if hasattr(value, "__await__"):
+        getattr(value, "close", lambda: None)()
+        return WorkerError(f"{what} returned a coroutine, not a Response; did you forget `await`?")
+    hint = "a Response"
+    if isinstance(value, dict | list):
+        hint = "Response.json(value)"
+    elif isinstance(value, str):
+        hint = "Response(text)"
+    return WorkerError(f"{what} returned {type(value).__name__}, not a Response; return {hint}.")
 
 
 class Context:
@@ -76,7 +90,7 @@ class Context:
         variables = self.fresh_variables()
         try:
             result = variables.run(function, *args)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's
+        except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in(what, error)
             return
         if inspect.iscoroutine(result):
@@ -99,7 +113,7 @@ class Context:
         try:
             if self.host.runner.start(variables, coroutine, done) is SUSPENDED:
                 pinned = self.pin(what)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's
+        except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in(what, error)
 
     def _as_task(self, awaitable: Any, what: str) -> None:
@@ -119,7 +133,11 @@ class Context:
         """The user's code raised: a log line with its traceback. Nothing else changes."""
         if isinstance(error, asyncio.CancelledError):
             return
-        self.fresh_variables().run(_log.error, "%s failed: %s: %s", what, type(error).__name__, error, exc_info=error)
+        text = str(error) if isinstance(error, JsException) else f"{type(error).__name__}: {error}"
+        if isinstance(error, WorkerError):  # ours: its text is all there is to say, and its cause was logged where it rose
+            self.fresh_variables().run(_log.error, "%s failed: %s", what, error)
+        else:
+            self.fresh_variables().run(_log.error, "%s failed: %s", what, text, exc_info=error)
 
     def wait_until(self, awaitable: Awaitable[Any]) -> None:
         if not inspect.isawaitable(awaitable):
@@ -214,6 +232,13 @@ class Context:
         self.socket_ended(socket)
 
     def _take_or_keep(self, socket: WebSocket, item: Item) -> None:
+        if socket._accept == Accept.NONE and item.kind == "message" and not socket._pending:
+            self.fresh_variables().run(
+                _log.warning,
+                "a message came for a WebSocket that nobody accepted: call server.accept() or ctx.acceptWebSocket(server).",
+            )
+        if socket._accept == Accept.NONE and item.kind == "close" and socket._port is not None:
+            socket.close_out(item.code, item.reason)  # nobody else will answer it
         if socket._accept == Accept.NONE or socket._pending:
             socket._pending.append(item)  # behind what still waits
         else:

@@ -6,6 +6,7 @@ a WorkerError that says where; it must not know of hosts or links. Source: refer
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -49,6 +50,14 @@ class ObjectClass:
                     takes = accepted_positionals(function)
                     self._takes[handler] = None if takes is None or takes - 1 >= aliases else takes - 1
                     break
+        self.warnings = [
+            f"{self.name}.{name} is not a handler and is never called. Did you mean {known[0]}?"
+            for name in vars(cls)
+            if not name.startswith("_")
+            and name not in self._names.values()
+            and (known := _nearest_handler(name))
+            and known[0] not in self._names
+        ]
         message = self._names.get("webSocketMessage")
         self.message_is_async = message is not None and inspect.iscoroutinefunction(getattr(cls, message))
 
@@ -73,6 +82,16 @@ class ObjectClass:
 
     def bound_message_handler(self, instance: Any) -> Callable[..., Any] | None:
         return self.handler(instance, "webSocketMessage")
+
+
+def _nearest_handler(name: str) -> list[str]:
+    """The WebSocket handler that a method's name is a misspelling of, if any."""
+    if "socket" not in name.lower() and not name.startswith("on_"):
+        return []
+    handlers = [handler for handler in _HANDLER_ARITY if handler.startswith("webSocket")]
+    spelled = name.removeprefix("on_").replace("_", "").lower()
+    lower = {handler.lower(): handler for handler in handlers} | {"message": "webSocketMessage", "close": "webSocketClose"}
+    return [lower[match] for match in difflib.get_close_matches(spelled, lower, n=1, cutoff=0.8)]
 
 
 class Worker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from roost.api.http import Request, Response
@@ -15,7 +14,7 @@ from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
 from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
-from roost.host.io_context import Context, RequestContext
+from roost.host.io_context import Context, RequestContext, not_a_response
 from roost.host.outbound import is_unaccepted_upstream
 from roost.host.stubs import SocketReference
 
@@ -54,7 +53,7 @@ class Requests:
         try:
             response = await self._run(event, request, context)
             await self._answer(link, event, response, context)
-        except (Exception, CancelledError) as error:  # noqa: BLE001 - the user's
+        except BaseException as error:  # noqa: BLE001 - the user's
             context.failed_in("fetch", error)
             self._error(link, event, error)
         finally:
@@ -80,7 +79,7 @@ class Requests:
             result = entrypoint(*(request, host.worker.env, ctx)[: host.entrypoint_takes])
         response = await result if hasattr(result, "__await__") else result
         if not isinstance(response, Response):
-            raise WorkerError(f"fetch returned {type(response).__name__}, not a Response.")
+            raise not_a_response("fetch", response)
         return response
 
     def _error(self, link: GatewayLink, event: RequestEvent, error: BaseException) -> None:

@@ -10,6 +10,7 @@ from roost.api.websocket import WebSocket
 from roost.errors import JsException, JsTypeError
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
+from roost.host.actor import Actor
 from roost.host.io_context import RequestContext, request_link
 from roost.ids import slot_of
 
@@ -45,9 +46,11 @@ class StubCaller:
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
         host = self._host
+        caller = current_context.get(None)
+        if isinstance(caller, Actor) and caller.store.gate.shut:
+            await caller.store.durable()
         if slot_of(ref.id, host.slots) == host.slot:
             response = await host.awaken(ref, f"fetch {request.method}").serve(request)
-            caller = current_context.get(None)
             if response.web_socket is not None and isinstance(caller, RequestContext):
                 caller.received.append(response.web_socket)
             return response

@@ -41,7 +41,7 @@ def make_gateway(
     return gateway
 
 
-def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slot: int, slots: int) -> Host:
+def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slot: int, slots: int, data: str) -> Host:
     """A host with the worker loaded. Raises WorkerError or ConfigError."""
     # Here, so that a gateway's process never imports what only hosts need.
     from roost.host.host import Host
@@ -57,6 +57,7 @@ def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slo
         slot=slot,
         slots=slots,
         idle_s=settings.hibernation.idle_s,
+        data=Path(data),
     )
     loop.set_task_factory(host.new_task)
     return host

@@ -124,7 +124,7 @@ class _HostRole:
         loop = asyncio.get_running_loop()
         self._loop = loop
         logs.redirect_prints()
-        self._host = make_host(loop, spec.app, spec.settings, spec.index, spec.slots)
+        self._host = make_host(loop, spec.app, spec.settings, spec.index, spec.slots, spec.data)
         self._connectors = [loop.create_task(self._keep_connected(path)) for path in spec.sockets]
 
     @classmethod

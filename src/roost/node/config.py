@@ -28,7 +28,8 @@ _KEYS = (
     "$schema", "name", "main", "compatibility_date", "compatibility_flags", "vars", "durable_objects", "migrations", "env",
     "assets", "triggers", "dev", "limits", "observability", "workers_dev", "routes", "route", "preview_urls", "rules",
     "build", "placement", "account_id", "services", "kv_namespaces", "r2_buckets", "d1_databases", "queues", "ai",
-    "tail_consumers", "logpush", "minify", "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
+    "workflows", "send_email", "vectorize", "hyperdrive", "browser", "containers", "tail_consumers", "logpush", "minify",
+    "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
 )  # fmt: skip
 _UNSUPPORTED = {
     "services": "service bindings",
@@ -36,7 +37,13 @@ _UNSUPPORTED = {
     "r2_buckets": "R2 buckets",
     "d1_databases": "D1 databases",
     "queues": "queues",
-    "ai": "the AI binding",
+    "ai": "AI bindings",
+    "workflows": "workflows",
+    "send_email": "email bindings",
+    "vectorize": "vector indexes",
+    "hyperdrive": "Hyperdrive bindings",
+    "browser": "browser bindings",
+    "containers": "containers",
 }
 _NOT_INHERITED = ("vars", "durable_objects", *_UNSUPPORTED)
 
@@ -82,6 +89,8 @@ def read_app(
         f"{path.name}: unknown key {key!r} is ignored.{nearest(key, list(_KEYS))}" for key in raw if key not in _KEYS
     ]
     raw = _for_env(raw, env, path)
+    if raw.get("triggers", {}).get("crons"):
+        warnings.append(f"{path.name}: triggers.crons is ignored: scheduled handlers are not in this version of Roost.")
     main = raw.get("main")
     if not isinstance(main, str) or not main:
         raise ConfigError(f'{path}: "main" is missing; it names the worker\'s Python file.', key="main")
@@ -114,7 +123,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         raw = tomllib.loads(text) if path.suffix == ".toml" else pyjson5.decode(text)
-    except (tomllib.TOMLDecodeError, pyjson5.Json5DecoderException, UnicodeDecodeError) as error:
+    except pyjson5.Json5DecoderException as error:
+        raise ConfigError(f"{path}: cannot be parsed: {error.args[0]}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be parsed: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

@@ -79,7 +79,9 @@ def ask(data: str, request: dict[str, Any], timeout_s: float = 30.0) -> dict[str
         sock.sendall(json.dumps(request).encode() + b"\n")
         reply = json.loads(sock.makefile("rb").readline() or b'{"error": "the node closed the connection"}')
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no Roost node answers on the data folder {data} ({error}).") from error
+        raise ConfigError(
+            f"no Roost node answers on the data folder {data} ({error}); start one, or name another with --data."
+        ) from error
     finally:
         sock.close()
         if folder >= 0:

@@ -20,6 +20,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     settings: Settings
     sockets: list[str]
     listen_fds: list[int]
+    data: str
     log_format: str
     debug: bool
     ca_file: str | None = None

@@ -206,7 +206,7 @@ class Node:
         stdout = sys.stdout
         logs.redirect_prints()
         try:
-            host = make_host(loop, self._app, self._settings, 0, 1)
+            host = make_host(loop, self._app, self._settings, 0, 1, self._options.data)
             gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file)
             host_end, gateway_end = memory_pair(loop)
             gateway.add_host(gateway_end)
@@ -318,6 +318,7 @@ class Node:
             settings=self._settings,
             sockets=[os.path.join(self._run_folder, f"gateway-{number}.sock") for number in range(options.gateways)],
             listen_fds=listen_fds,
+            data=options.data,
             log_format=options.log_format,
             debug=options.debug,
             ca_file=options.ca_file,

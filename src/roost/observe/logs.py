@@ -66,12 +66,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def user_traceback(error: BaseException) -> str:
-    """A traceback without Roost's own frames, unless there are no others."""
+    """A traceback without Roost's own frames and the interpreter's."""
     own = __file__.rsplit("/observe/", 1)[0]
     summary = traceback.TracebackException.from_exception(error)
-    kept = [frame for frame in summary.stack if not frame.filename.startswith(own)]
-    if kept:
-        summary.stack = traceback.StackSummary.from_list(kept)
+    kept = [frame for frame in summary.stack if not frame.filename.startswith((own, "<frozen"))]
+    summary.stack = traceback.StackSummary.from_list(kept)
     return "".join(summary.format()).rstrip()
 
 

@@ -1,0 +1,390 @@
+"""`ctx.storage`: the object's key-value store, its SQL and its transactions, as worker code calls them (reference 5).
+
+Checks arguments and turns values into bytes and back; `StorePort` does the rest. Every operation completes within the
+call, so the async forms never suspend and no other event of the object can come between a read and a write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
+
+from roost.api.aliases import with_snake_case
+from roost.api.buffers import ArrayBuffer, to_bytes
+from roost.errors import JsException, JsRangeError, JsTypeError
+from roost.values import decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+MAX_PAIR_BYTES: Final = 2 * 1024 * 1024
+MAX_KEYS: Final = 128
+_READ_OPTIONS: Final = ("allowConcurrency", "noCache")
+_WRITE_OPTIONS: Final = ("allowUnconfirmed", *_READ_OPTIONS)
+_LIST_OPTIONS: Final = ("start", "startAfter", "end", "prefix", "reverse", "limit")
+
+
+class RunPort(Protocol):
+    """One execution of SQL."""
+
+    columns: list[str]
+    rows_read: int
+
+    @property
+    def rows_written(self) -> int: ...
+
+    def next_row(self) -> tuple[Any, ...] | None: ...
+
+
+class StorePort(Protocol):
+    """The object's database behind its gates."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, value: bytes, *, unconfirmed: bool) -> None: ...
+
+    def delete(self, key: str, *, unconfirmed: bool) -> bool: ...
+
+    def list(
+        self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None
+    ) -> Iterator[tuple[str, bytes]]: ...
+
+    def delete_all(self) -> None: ...
+
+    def execute(self, sql: str, bindings: tuple[Any, ...]) -> RunPort: ...
+
+    def size_bytes(self) -> int: ...
+
+    def begin_nested(self) -> int:
+        """Open a nested transaction; its depth."""
+        ...
+
+    def end_nested(self, depth: int, *, keep: bool) -> None: ...
+
+    async def durable(self) -> None:
+        """Return once every write so far is on the disk. Raises what made one fail."""
+        ...
+
+    def block(self) -> Callable[[], None]:
+        """Start no new event of the object until the returned function is called."""
+        ...
+
+
+class JsDict(dict[str, Any]):
+    """A row: `row["x"]` and `row.x`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the row has no column {name!r}; it has {', '.join(self)}.") from None
+
+
+def _options(given: Any, more: dict[str, Any], allowed: tuple[str, ...], what: str) -> dict[str, Any]:
+    options = {**(dict(given) if given is not None else {}), **more}
+    for name in options:
+        if name not in allowed:
+            raise JsTypeError(f"{what} has no option {name!r}; it has {', '.join(allowed)}.")
+    return options
+
+
+def _key(key: Any) -> str:
+    text = key if isinstance(key, str) else str(key)
+    if not text and key != "":
+        raise JsTypeError("A storage key must be a string.")
+    return text
+
+
+def _pair(key: Any, value: Any) -> tuple[str, bytes]:
+    text, raw = _key(key), encode(value)
+    if (size := len(text.encode("utf-8", "surrogatepass")) + len(raw)) > MAX_PAIR_BYTES:
+        raise JsRangeError(f"The key and value of {text[:40]!r} are {size} bytes; at most {MAX_PAIR_BYTES} (2 MB) fit.")
+    return text, raw
+
+
+def _few(keys: Any, what: str) -> list[Any]:
+    found = list(keys)
+    if len(found) > MAX_KEYS:
+        raise JsRangeError(f"{what} takes at most {MAX_KEYS} keys; {len(found)} were given.")
+    return found
+
+
+def _list_bounds(options: dict[str, Any]) -> dict[str, Any]:
+    start, after = options.get("start"), options.get("startAfter")
+    if start is not None and after is not None:
+        raise JsTypeError("list() cannot be called with both start and startAfter.")
+    limit = options.get("limit")
+    if limit is not None and (not isinstance(limit, int) or limit <= 0):
+        raise JsTypeError(f"List limit must be positive, not {limit!r}.")
+    return {
+        "start": start,
+        "after": after,
+        "end": options.get("end"),
+        "prefix": options.get("prefix") or "",
+        "reverse": bool(options.get("reverse")),
+        "limit": limit,
+    }
+
+
+class _Operations:
+    """The async key-value operations, which the storage and a transaction share."""
+
+    def __init__(self, store: StorePort) -> None:
+        self._store = store
+
+    async def get(self, key: Any, options: Any = None, **more: Any) -> Any:
+        """The value of a key (None if missing), or of up to 128 keys as a dict without the missing ones."""
+        _options(options, more, _READ_OPTIONS, "get()")
+        if isinstance(key, list | tuple | set):
+            found = {}
+            for one in sorted(map(_key, _few(key, "get()")), key=str.encode):
+                if (raw := self._store.get(one)) is not None:
+                    found[one] = decode(raw)
+            return found
+        raw = self._store.get(_key(key))
+        return None if raw is None else decode(raw)
+
+    async def put(self, key: Any, value: Any = None, options: Any = None, **more: Any) -> None:
+        """Store one value, or up to 128 pairs from a dict. Writes without an await between them commit together."""
+        if isinstance(key, dict):
+            chosen = _options(value, more, _WRITE_OPTIONS, "put()")
+            pairs = [_pair(name, item) for name, item in _few(key.items(), "put()")]
+        else:
+            chosen = _options(options, more, _WRITE_OPTIONS, "put()")
+            pairs = [_pair(key, value)]
+        for name, raw in pairs:
+            self._store.put(name, raw, unconfirmed=bool(chosen.get("allowUnconfirmed")))
+
+    async def delete(self, key: Any, options: Any = None, **more: Any) -> bool | int:
+        """Whether the key was there; for up to 128 keys, how many were."""
+        unconfirmed = bool(_options(options, more, _WRITE_OPTIONS, "delete()").get("allowUnconfirmed"))
+        if isinstance(key, list | tuple | set):
+            return sum(self._store.delete(_key(one), unconfirmed=unconfirmed) for one in _few(key, "delete()"))
+        return self._store.delete(_key(key), unconfirmed=unconfirmed)
+
+    async def list(self, options: Any = None, **more: Any) -> dict[str, Any]:
+        """Pairs in the order of their keys' UTF-8 bytes."""
+        chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
+        return {key: decode(raw) for key, raw in self._store.list(**_list_bounds(chosen))}
+
+
+class Transaction(_Operations):
+    """What the callback of `storage.transaction` gets."""
+
+    rolled_back = False
+
+    def rollback(self) -> None:
+        """Undo the transaction's writes when the callback returns."""
+        self.rolled_back = True
+
+
+@with_snake_case
+class DurableObjectStorage(_Operations):
+    """`ctx.storage`."""
+
+    def __init__(self, store: StorePort) -> None:
+        super().__init__(store)
+        self.kv = SyncKv(store)
+        self.sql = SqlStorage(store)
+
+    async def deleteAll(self, options: Any = None, **more: Any) -> None:
+        """Delete everything. The file goes too, when the object sleeps."""
+        _options(options, more, _WRITE_OPTIONS, "deleteAll()")
+        self._store.delete_all()
+
+    async def sync(self) -> None:
+        """Return once every write made before is on the disk."""
+        await self._store.durable()
+
+    async def transaction(self, callback: Callable[[Transaction], Awaitable[Any]]) -> Any:
+        """Run `callback(txn)`; its writes are kept together if it returns, and undone if it raises. Events wait."""
+        transaction = Transaction(self._store)
+        unblock = self._store.block()
+        try:
+            depth = self._store.begin_nested()
+            keep = False
+            try:
+                result = await callback(transaction)
+                keep = not transaction.rolled_back
+                return result
+            finally:
+                self._store.end_nested(depth, keep=keep)
+        finally:
+            unblock()
+
+    def transactionSync(self, callback: Callable[[], Any]) -> Any:
+        """Run `callback()`; its writes are kept together if it returns, and undone if it raises. May be nested."""
+        depth = self._store.begin_nested()
+        keep = False
+        try:
+            result = callback()
+            if hasattr(result, "__await__"):
+                if hasattr(result, "close"):
+                    result.close()
+                raise JsTypeError("transactionSync() needs a function that is not async; use transaction() for those.")
+            keep = True
+            return result
+        finally:
+            self._store.end_nested(depth, keep=keep)
+
+    def _alarms(self) -> NoReturn:
+        raise NotImplementedError("Alarms are not in this version of Roost.")
+
+    async def setAlarm(self, *_: Any, **__: Any) -> NoReturn:
+        self._alarms()
+
+    async def getAlarm(self, *_: Any, **__: Any) -> NoReturn:
+        self._alarms()
+
+    async def deleteAlarm(self, *_: Any, **__: Any) -> NoReturn:
+        self._alarms()
+
+
+class SyncKv:
+    """`ctx.storage.kv`: the same keys, without await."""
+
+    def __init__(self, store: StorePort) -> None:
+        self._store = store
+
+    def get(self, key: Any) -> Any:
+        raw = self._store.get(_key(key))
+        return None if raw is None else decode(raw)
+
+    def put(self, key: Any, value: Any) -> None:
+        name, raw = _pair(key, value)
+        self._store.put(name, raw, unconfirmed=False)
+
+    def delete(self, key: Any) -> bool:
+        return self._store.delete(_key(key), unconfirmed=False)
+
+    def list(self, options: Any = None, **more: Any) -> Iterator[tuple[str, Any]]:
+        """Pairs, read as they are asked for."""
+        bounds = _list_bounds(_options(options, more, _LIST_OPTIONS, "kv.list()"))
+        return ((key, decode(raw)) for key, raw in self._store.list(**bounds))
+
+
+class SqlStorage:
+    """`ctx.storage.sql`."""
+
+    def __init__(self, store: StorePort) -> None:
+        self._store = store
+
+    def exec(self, query: str, *bindings: Any) -> SqlCursor:
+        """Run SQL; several statements are allowed, the cursor is the last one's. Values: None, numbers, str, bytes."""
+        return SqlCursor(self._store.execute(query, tuple(map(_to_sql, bindings))))
+
+    @property
+    def databaseSize(self) -> int:
+        return self._store.size_bytes()
+
+    database_size = databaseSize
+
+
+def _to_sql(value: Any) -> Any:
+    if value is None or isinstance(value, str | float):
+        return value
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise JsRangeError(f"{value} does not fit into an SQL integer (64 bits).")
+        return value
+    raw = to_bytes(value)
+    if raw is None:
+        raise JsTypeError(f"A bound SQL value must be None, a number, str or bytes, not {type(value).__name__}.")
+    return raw
+
+
+def _from_sql(value: Any) -> Any:
+    return ArrayBuffer(value) if isinstance(value, bytes) else value
+
+
+class _Next:
+    """What `next()` of a JavaScript iterator returns."""
+
+    __slots__ = ("done", "value")
+
+    def __init__(self, value: Any, *, done: bool) -> None:
+        self.value = value
+        self.done = done
+
+
+@with_snake_case
+class SqlCursor:
+    """The rows of a query, read once. Iterable; `raw()` shares its position."""
+
+    def __init__(self, run: RunPort) -> None:
+        self._run = run
+        self._first = run.next_row()
+        self._started = False
+
+    def _row(self) -> tuple[Any, ...] | None:
+        if not self._started:
+            self._started = True
+            return self._first
+        return None if self._first is None else self._run.next_row()
+
+    def _as_dict(self, row: tuple[Any, ...]) -> JsDict:
+        return JsDict(zip(self._run.columns, map(_from_sql, row), strict=False))
+
+    @property
+    def columnNames(self) -> list[str]:
+        return list(self._run.columns)
+
+    @property
+    def rowsRead(self) -> int:
+        return self._run.rows_read
+
+    @property
+    def rowsWritten(self) -> int:
+        return self._run.rows_written
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> JsDict:
+        row = self._row()
+        if row is None:
+            raise StopIteration
+        return self._as_dict(row)
+
+    def next(self) -> _Next:
+        row = self._row()
+        return _Next(None, done=True) if row is None else _Next(self._as_dict(row), done=False)
+
+    def toArray(self) -> list[JsDict]:
+        return list(self)
+
+    def one(self) -> JsDict:
+        """The only row. Raises Error (as JsException) for none or several."""
+        rows = [row for _ in range(2) if (row := self._row()) is not None]
+        if len(rows) != 1:
+            count = "no" if not rows else "more than one"
+            raise JsException(f"Expected exactly one result from SQL query, but got {count} results.")
+        return self._as_dict(rows[0])
+
+    def raw(self) -> RawRows:
+        return RawRows(self._row)
+
+
+@with_snake_case
+class RawRows:
+    """Rows as lists."""
+
+    def __init__(self, row: Callable[[], tuple[Any, ...] | None]) -> None:
+        self._row = row
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[Any]:
+        row = self._row()
+        if row is None:
+            raise StopIteration
+        return list(map(_from_sql, row))
+
+    def next(self) -> _Next:
+        row = self._row()
+        return _Next(None, done=True) if row is None else _Next(list(map(_from_sql, row)), done=False)
+
+    def toArray(self) -> list[list[Any]]:
+        return list(self)

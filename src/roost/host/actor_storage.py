@@ -1,0 +1,216 @@
+"""An object's storage behind its gates: when a turn's writes commit, and when what they led to may leave.
+
+Writes of one turn of the loop are one transaction. It commits at the end of the turn, on the loop, which costs no wait for
+the disk; the fsync runs on a thread, one at a time an object, and confirms every commit made before it began.
+Fills in `api.storage.StorePort`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from roost.host.gates import OutputGate
+from roost.link.port import NO_CONTEXT
+from roost.storage.database import Database, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor, Future
+    from pathlib import Path
+
+    from roost.api.storage import RunPort
+
+_log = logging.getLogger("roost.host")
+
+
+class ActorStorage:
+    """One object's. `failed(error)` is called once if a write cannot be kept; `blocker()` closes the input gate."""
+
+    def __init__(
+        self,
+        path: Path,
+        loop: asyncio.AbstractEventLoop,
+        disk: Executor,
+        closing: dict[Path, Future[None]],
+        failed: Callable[[StorageError], None],
+        blocker: Callable[[], Callable[[], None]],
+    ) -> None:
+        self.gate = OutputGate()
+        self.block = blocker
+        self._path = path
+        self._closing = closing
+        self._database = Database(path, self._wait_for_earlier)
+        self._loop = loop
+        self._disk = disk
+        self._failed = failed
+        self._batch = 0  # of the open transaction; 0: none that holds output
+        self._scheduled = False
+        self._depth = 0
+        self._to_sync: deque[int] = deque()  # batches committed and not yet on the disk
+        self._unconfirmed_to_sync = False
+        self._syncing: asyncio.Future[None] | None = None
+
+    # api.storage.StorePort
+
+    def get(self, key: str) -> bytes | None:
+        return self._database.get(key)
+
+    def put(self, key: str, value: bytes, *, unconfirmed: bool) -> None:
+        self._writing(unconfirmed=unconfirmed)
+        self._database.put(key, value)
+
+    def delete(self, key: str, *, unconfirmed: bool) -> bool:
+        self._writing(unconfirmed=unconfirmed)
+        return self._database.delete(key)
+
+    def list(self, **bounds: Any) -> Iterator[tuple[str, bytes]]:
+        return self._database.list(**bounds)
+
+    def delete_all(self) -> None:
+        self._writing()
+        self._database.delete_all()
+
+    def execute(self, sql: str, bindings: tuple[Any, ...]) -> RunPort:
+        self._writing()
+        return self._database.execute(sql, bindings)
+
+    def size_bytes(self) -> int:
+        return self._database.size_bytes()
+
+    def begin_nested(self) -> int:
+        self._writing()
+        self._depth += 1
+        self._database.savepoint(self._depth)
+        return self._depth
+
+    def end_nested(self, depth: int, *, keep: bool) -> None:
+        if self.gate.broken is None:
+            (self._database.release if keep else self._database.rollback_to)(depth)
+        self._depth -= 1
+        if not self._depth and not self._scheduled:
+            self._schedule()
+
+    async def durable(self) -> None:
+        waiting: asyncio.Future[None] = self._loop.create_future()
+
+        def release(error: Any) -> None:
+            if not waiting.done():
+                waiting.set_exception(error) if error is not None else waiting.set_result(None)
+
+        self.gate.hold(release)
+        await waiting
+
+    # commits
+
+    def _writing(self, *, unconfirmed: bool = False) -> None:
+        if self.gate.broken is not None:
+            raise self.gate.broken
+        if not unconfirmed and not self._batch:
+            self._batch = self.gate.begin()
+        self._unconfirmed_to_sync = self._unconfirmed_to_sync or unconfirmed
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._commit, context=NO_CONTEXT)
+
+    def _commit(self) -> None:
+        self._scheduled = False
+        if self._depth or self.gate.broken is not None:
+            return  # an async transaction is open: its end schedules the commit
+        batch, self._batch = self._batch, 0
+        try:
+            wrote = self._database.commit()
+        except StorageError as error:
+            self.fail(error)
+            return
+        if not wrote:
+            if batch:
+                self._confirm_after_earlier(batch)
+            return
+        if batch:
+            self._to_sync.append(batch)
+        if self._syncing is None:
+            self._sync()
+
+    def _confirm_after_earlier(self, batch: int) -> None:
+        """A batch that wrote nothing after all needs no disk of its own."""
+        self.gate.confirm(batch)
+
+    def _sync(self) -> None:
+        batches = tuple(self._to_sync)
+        self._to_sync.clear()
+        self._unconfirmed_to_sync = False
+        self._syncing = asyncio.ensure_future(self._loop.run_in_executor(self._disk, self._database.sync), loop=self._loop)
+        self._syncing.add_done_callback(lambda future: self._synced(future, batches), context=NO_CONTEXT)
+
+    def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...]) -> None:
+        self._syncing = None
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, StorageError):
+            self.fail(error)
+            return
+        if error is not None:
+            self.fail(StorageError(f"a write could not be made durable: {error}"))
+            return
+        for batch in batches:
+            self.gate.confirm(batch)
+        if self._to_sync:
+            self._sync()
+
+    def fail(self, error: StorageError) -> None:
+        """A write is lost: nothing that came of it may leave, and the object starts anew."""
+        if self.gate.broken is None:
+            self.give_up(error)
+            self._failed(error)
+
+    def give_up(self, error: StorageError) -> None:
+        """The object is reset for another reason: undo what is not committed, and let nothing more out."""
+        self._database.rollback()
+        self.gate.break_off(error)
+
+    # the end
+
+    @property
+    def busy(self) -> bool:
+        """Whether writes are on their way to the disk, so that the object must stay."""
+        return self.gate.shut or self._scheduled or self._syncing is not None or bool(self._depth)
+
+    def close(self) -> None:
+        """Close the file, and remove it if nothing is left in it. Not while `busy`, unless the gate is broken."""
+        if not self._database.is_open:
+            return
+        if self._syncing is not None:
+            self._syncing.add_done_callback(lambda _: self._hand_to_disk(), context=NO_CONTEXT)
+        else:
+            self._hand_to_disk()
+
+    def _hand_to_disk(self) -> None:
+        closing = self._closing[self._path] = self._disk.submit(_close, self._database)
+        closing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._closing.pop, self._path, None))
+
+    def _wait_for_earlier(self) -> None:
+        """An earlier life of this object is just folding its log: a few milliseconds, and rare."""
+        closing = self._closing.get(self._path)
+        if closing is not None:
+            closing.result(30)
+
+    def close_now(self) -> None:
+        """Commit, and close on this thread: at the end of the host."""
+        if self.gate.broken is None and not self._depth:
+            self._database.commit()
+        _close(self._database)
+
+
+def _close(database: Database) -> None:
+    try:
+        if database.is_open and database.is_empty():
+            database.destroy()
+        else:
+            database.close()
+    except Exception:  # noqa: BLE001 - on a thread, where nobody else would see it
+        _log.exception("host: a database could not be closed cleanly")

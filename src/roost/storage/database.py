@@ -1,0 +1,367 @@
+"""One object's database: its key-value table, its SQL, and commits that are durable only once `sync` has returned.
+
+WAL with `synchronous=NORMAL` and an fsync of the log of our own: together what `FULL` promises, but the fsync can run on
+another thread while the object goes on reading, and one fsync confirms every commit before it. The file is created at the
+first write. Layout (format 1): `_cf_KV(key, value)`, values in `roost.values` encoding; `_cf_METADATA(key, value)`.
+
+It must not know of actors, gates or the loop. Source: SQLite documentation, "Write-Ahead Logging" §2.2, §6; reference 5.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from roost.errors import ConfigError, JsException, RoostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+FORMAT: Final = 1
+CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
+MAX_PAGES: Final = 10 * 1024**3 // 4096  # 10 GB (reference 5)
+_TRANSACTION_WORD: Final = re.compile(r"\s*(begin|commit|end|rollback|savepoint|release)\b", re.IGNORECASE)
+_WRITE: Final = 2  # SQLITE_TXN_WRITE
+
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS _cf_KV (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS _cf_METADATA (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+)
+_LIMITS: Final = {
+    apsw.SQLITE_LIMIT_COLUMN: 100,
+    apsw.SQLITE_LIMIT_SQL_LENGTH: 100_000,
+    apsw.SQLITE_LIMIT_VARIABLE_NUMBER: 100,
+    apsw.SQLITE_LIMIT_FUNCTION_ARG: 32,
+    apsw.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
+    apsw.SQLITE_LIMIT_LENGTH: 4 * 1024 * 1024,
+    apsw.SQLITE_LIMIT_COMPOUND_SELECT: 5,
+    apsw.SQLITE_LIMIT_EXPR_DEPTH: 100,
+    apsw.SQLITE_LIMIT_TRIGGER_DEPTH: 10,
+    apsw.SQLITE_LIMIT_ATTACHED: 0,
+}
+_DENIED_ACTIONS: Final = frozenset({apsw.SQLITE_ATTACH, apsw.SQLITE_DETACH, apsw.SQLITE_TRANSACTION, apsw.SQLITE_SAVEPOINT})
+_ALLOWED_PRAGMAS: Final = frozenset(
+    {
+        "table_info", "table_list", "table_xinfo", "index_info", "index_list", "index_xinfo", "foreign_key_list",
+        "foreign_key_check", "foreign_keys", "defer_foreign_keys", "quick_check", "optimize", "data_version",
+    }
+)  # fmt: skip
+
+
+class StorageError(RoostError):
+    """A commit could not be made durable: the disk is full or broken. The object is reset; what it held back is dropped."""
+
+
+class SqlError(JsException):
+    """The user's SQL is wrong or forbidden; `.message` is SQLite's own, with the fix where we know one."""
+
+
+class Database:
+    """Open on first use; `close` before the file is used by anybody else."""
+
+    def __init__(self, path: Path, before_opening: Callable[[], None] = lambda: None) -> None:
+        self._path = path
+        self._before_opening = before_opening  # waits until an earlier owner has closed the same file
+        self._connection: apsw.Connection | None = None
+        self._user_sql = False
+        self._log_fd = -1
+        self._is_new = False
+
+    # opening and closing
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def exists(self) -> bool:
+        """Whether the object has ever written (and not deleted everything since)."""
+        if self._connection is not None:
+            return True
+        self._before_opening()
+        return self._path.exists()
+
+    def connection(self) -> apsw.Connection:
+        """The connection, opened (and the file created) if need be. Raises ConfigError for a newer format."""
+        if self._connection is None:
+            self._before_opening()
+            self._is_new = not self._path.exists()
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            connection = apsw.Connection(str(self._path))
+            connection.pragma("journal_mode", "wal")
+            connection.pragma("synchronous", "normal")
+            connection.pragma("wal_autocheckpoint", 0)
+            connection.pragma("foreign_keys", 1)
+            connection.pragma("max_page_count", MAX_PAGES)
+            version = connection.pragma("user_version")
+            if version not in (0, FORMAT):
+                connection.close()
+                raise ConfigError(f"{self._path} has format {version}; this Roost knows {FORMAT}. Use the newer one.")
+            if version == 0:
+                with connection:
+                    for statement in _SCHEMA:
+                        connection.execute(statement)
+                    connection.pragma("user_version", FORMAT)
+            for limit, value in _LIMITS.items():
+                connection.limit(limit, value)
+            connection.set_authorizer(self._authorize)
+            self._connection = connection
+        return self._connection
+
+    def close(self) -> None:
+        """Close; SQLite folds the log into the file and syncs it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            connection.close()
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+    def destroy(self) -> None:
+        """Close and remove the files: an object that deleted everything leaves none."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                os.unlink(f"{self._path}{suffix}")
+            except FileNotFoundError:
+                pass
+
+    # transactions
+
+    def begin(self) -> None:
+        """Begin a transaction unless one is open."""
+        connection = self.connection()
+        if not connection.in_transaction:
+            connection.execute("BEGIN")
+
+    def commit(self) -> bool:
+        """Commit what is open; whether there was anything to make durable. Raises StorageError."""
+        connection = self._connection
+        if connection is None or not connection.in_transaction:
+            return False
+        wrote = connection.txn_state() == _WRITE
+        try:
+            connection.execute("COMMIT")
+        except apsw.Error as error:
+            self.rollback()
+            raise StorageError(f"a write could not be committed: {error}") from error
+        return wrote
+
+    def rollback(self) -> None:
+        """Undo what is not committed."""
+        if self._connection is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def savepoint(self, depth: int) -> None:
+        self.begin()
+        self.connection().execute(f"SAVEPOINT roost_{depth:d}")
+
+    def release(self, depth: int) -> None:
+        self.connection().execute(f"RELEASE roost_{depth:d}")
+
+    def rollback_to(self, depth: int) -> None:
+        connection = self.connection()
+        if connection.in_transaction:  # a full disk ends the whole transaction by itself
+            connection.execute(f"ROLLBACK TO roost_{depth:d}")
+            connection.execute(f"RELEASE roost_{depth:d}")
+
+    def sync(self) -> None:
+        """Make every commit before this call durable. Blocks on the disk: for another thread. Raises StorageError."""
+        try:
+            if self._log_fd < 0:
+                self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            os.fsync(self._log_fd)
+            if self._is_new:
+                for folder in (self._path.parent, self._path.parent.parent):
+                    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    os.fsync(fd)
+                    os.close(fd)
+                self._is_new = False
+            if os.fstat(self._log_fd).st_size > CHECKPOINT_BYTES:
+                self._checkpoint()
+        except (OSError, apsw.Error) as error:
+            raise StorageError(f"a write could not be made durable: {error}") from error
+
+    def _checkpoint(self) -> None:
+        """Fold the log into the file, through a connection of its own: the object's goes on meanwhile."""
+        other = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:
+            pass  # the next commit tries again
+        finally:
+            other.close()
+
+    # key-value
+
+    def get(self, key: str) -> bytes | None:
+        if not self.exists():
+            return None
+        row = self._row("SELECT value FROM _cf_KV WHERE key = ?", (key,))
+        return None if row is None else row[0]
+
+    def put(self, key: str, value: bytes) -> None:
+        self.begin()
+        self._run("INSERT INTO _cf_KV VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (key, value))
+
+    def delete(self, key: str) -> bool:
+        if not self.exists():
+            return False
+        self.begin()
+        before = self.connection().total_changes()
+        self._run("DELETE FROM _cf_KV WHERE key = ?", (key,))
+        return self.connection().total_changes() > before
+
+    def list(
+        self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None
+    ) -> Iterator[tuple[str, bytes]]:
+        """Pairs in the order of their keys' UTF-8 bytes; bounds keep their meaning when reversed."""
+        if not self.exists():
+            return iter(())
+        conditions, bindings = [], []
+        for condition, bound in (("key >= ?", start), ("key > ?", after), ("key < ?", end)):
+            if bound is not None:
+                conditions.append(condition)
+                bindings.append(bound)
+        if prefix:
+            conditions += ["key >= ?", "substr(key, 1, ?) = ?"]
+            bindings += [prefix, len(prefix), prefix]  # type: ignore[list-item]
+            # The next string after all that begin with the prefix, so that the index ends the scan.
+            if (last := ord(prefix[-1])) < 0xD7FF:
+                conditions.append("key < ?")
+                bindings.append(prefix[:-1] + chr(last + 1))
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        order = " ORDER BY key DESC" if reverse else " ORDER BY key"
+        bound_limit = " LIMIT ?" if limit is not None else ""
+        if limit is not None:
+            bindings.append(limit)  # type: ignore[arg-type]
+        sql = f"SELECT key, value FROM _cf_KV{where}{order}{bound_limit}"
+        return iter(self.connection().execute(sql, tuple(bindings)))
+
+    def delete_all(self) -> None:
+        """Empty the database: all keys and all of the user's tables. `destroy` frees the disk once that is committed."""
+        if not self.exists():
+            return
+        self.begin()
+        connection = self.connection()
+        names = connection.execute(
+            "SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+        ).get
+        for kind, name in names or ():
+            if name == "_cf_KV":
+                connection.execute("DELETE FROM _cf_KV")
+            elif not name.startswith("_cf_"):
+                quoted = name.replace('"', '""')
+                connection.execute(f'DROP {kind.upper()} IF EXISTS "{quoted}"')
+
+    def is_empty(self) -> bool:
+        """Whether no key, no metadata and no table of the user's is left."""
+        row = self._row(
+            "SELECT (SELECT count(*) FROM _cf_KV) + (SELECT count(*) FROM _cf_METADATA) + (SELECT count(*) FROM"
+            " sqlite_schema WHERE name NOT LIKE '!_cf!_%' ESCAPE '!' AND name NOT LIKE 'sqlite!_%' ESCAPE '!')",
+            (),
+        )
+        return row is not None and row[0] == 0
+
+    # SQL
+
+    def execute(self, sql: str, bindings: tuple[Any, ...]) -> SqlRun:
+        """Run the user's SQL up to its first row. Raises SqlError."""
+        self.begin()
+        connection = self.connection()
+        run = SqlRun(connection, connection.total_changes())
+        self._user_sql = True
+        try:
+            run.start(sql, bindings)
+        except apsw.Error as error:
+            text = str(error)
+            if _TRANSACTION_WORD.match(sql):
+                text = (
+                    "BEGIN, COMMIT, ROLLBACK and SAVEPOINT are not available in sql.exec(); use"
+                    " ctx.storage.transactionSync() or ctx.storage.transaction() instead."
+                )
+            elif isinstance(error, apsw.AuthError) and "not authorized" not in text:
+                text += ": not authorized"
+            raise SqlError(text) from error
+        finally:
+            self._user_sql = False
+        return run
+
+    def size_bytes(self) -> int:
+        """Pages in use times their size (reference 5, `databaseSize`)."""
+        if not self.exists():
+            return 0
+        pragma = self.connection().pragma
+        return int((pragma("page_count") - pragma("freelist_count")) * pragma("page_size"))
+
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, database: str | None, trigger: str | None
+    ) -> int:
+        """What the user's SQL may do. Ours is always allowed."""
+        if not self._user_sql:
+            return int(apsw.SQLITE_OK)
+        if (
+            action in _DENIED_ACTIONS
+            or (first or "").lower().startswith("_cf_")
+            or (second or "").lower().startswith("_cf_")
+        ):
+            return int(apsw.SQLITE_DENY)
+        if action == apsw.SQLITE_PRAGMA and (first or "").lower() not in _ALLOWED_PRAGMAS:
+            return int(apsw.SQLITE_DENY)
+        if action == apsw.SQLITE_FUNCTION and (second or "").lower() == "load_extension":
+            return int(apsw.SQLITE_DENY)
+        return int(apsw.SQLITE_OK)
+
+    def _run(self, sql: str, bindings: tuple[Any, ...]) -> None:
+        try:
+            self.connection().execute(sql, bindings)
+        except apsw.Error as error:
+            raise StorageError(f"a write failed: {error}") from error
+
+    def _row(self, sql: str, bindings: tuple[Any, ...]) -> Any:
+        return self.connection().execute(sql, bindings).fetchone()
+
+
+class SqlRun:
+    """One execution of the user's SQL: the columns of its last statement, and its rows as they are asked for."""
+
+    def __init__(self, connection: apsw.Connection, changes_before: int) -> None:
+        self.columns: list[str] = []
+        self.rows_read = 0
+        self._connection = connection
+        self._changes_before = changes_before
+        self._cursor = connection.cursor()
+        self._written = 0
+        self._finished = False
+
+    def start(self, sql: str, bindings: tuple[Any, ...]) -> None:
+        self._cursor.exec_trace = self._trace
+        self._cursor.execute(sql, bindings)
+        self._written = self._connection.total_changes() - self._changes_before
+
+    def _trace(self, cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
+        self.columns = [column[0] for column in cursor.get_description()]
+        return True
+
+    @property
+    def rows_written(self) -> int:
+        """Rows changed; of a statement that also returns rows, known once they have been read."""
+        return self._written
+
+    def next_row(self) -> tuple[Any, ...] | None:
+        """The next row, None after the last. Raises SqlError."""
+        try:
+            row = next(self._cursor, None)
+        except apsw.Error as error:
+            raise SqlError(str(error)) from error
+        if row is not None:
+            self.rows_read += 1
+        elif not self._finished:
+            self._finished = True
+            self._written = self._connection.total_changes() - self._changes_before
+        return row
