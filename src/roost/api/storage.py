@@ -60,6 +60,12 @@ class StorePort(Protocol):
 
     def end_nested(self, depth: int, *, keep: bool) -> None: ...
 
+    async def alone(self) -> Callable[[], None]:
+        """Wait for the object's other async transactions; the returned function lets the next one begin."""
+        ...
+
+    def enter_transaction(self) -> Callable[[], None]: ...
+
     async def durable(self) -> None:
         """Return once every write so far is on the disk. Raises what made one fail."""
         ...
@@ -200,16 +206,25 @@ class DurableObjectStorage(_Operations):
         transaction = Transaction(self._store)
         unblock = self._store.block()
         try:
-            depth = self._store.begin_nested()
-            keep = False
+            release = await self._store.alone()
             try:
-                result = await callback(transaction)
-                keep = not transaction.rolled_back
-                return result
+                return await self._in_transaction(transaction, callback)
             finally:
-                self._store.end_nested(depth, keep=keep)
+                release()
         finally:
             unblock()
+
+    async def _in_transaction(self, transaction: Transaction, callback: Callable[[Transaction], Awaitable[Any]]) -> Any:
+        depth = self._store.begin_nested()
+        leave = self._store.enter_transaction()
+        keep = False
+        try:
+            result = await callback(transaction)
+            keep = not transaction.rolled_back
+            return result
+        finally:
+            leave()
+            self._store.end_nested(depth, keep=keep)
 
     def transactionSync(self, callback: Callable[[], Any]) -> Any:
         """Run `callback()`; its writes are kept together if it returns, and undone if it raises. May be nested."""

@@ -140,7 +140,7 @@ class Actor(Context):
             self.instance = self.fresh_variables().run(self.kind.build, ctx, self.host.worker.env)
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("constructor", error)
-            self._give_up(error)
+            self.reset(error)
             return
         if self.phase is not Phase.WAKING:
             return  # it aborted itself
@@ -197,15 +197,21 @@ class Actor(Context):
             finally:
                 unblock()
 
+        def ended(task: asyncio.Task[Any]) -> None:
+            unblock()  # also if it was cancelled before its first step
+            if not task.cancelled():
+                task.exception()  # seen, also if nobody awaits it
+
         task: asyncio.Task[Any] = variables.run(self.host.loop.create_task, run())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if nobody awaits it
+        task.add_done_callback(ended)
         return task
 
     def abort(self, reason: str | None) -> NoReturn:
         error = DurableObjectAbort(reason or "The object was aborted.")
-        self.reset(error)
-        for link in self.host.links:
-            link.link.send(DropSockets(self.ref))
+        if self.phase is not Phase.GONE:  # else the sockets are a successor's already
+            self.reset(error)
+            for link in self.host.links:
+                link.link.send(DropSockets(self.ref))
         raise error
 
     def reset(self, error: BaseException) -> None:
@@ -227,7 +233,7 @@ class Actor(Context):
         socket._auto_at_ms = entry.auto_at_ms
         socket._close_out = entry.close_sent
         socket.protocol = entry.protocol
-        link.adopt(socket, entry.socket, self._port(link))
+        link.adopt(socket, entry.socket, self.port_for(link))
         socket.accept_with(self, Accept.HIBERNATABLE)
         self.sockets[socket] = link
 
@@ -425,6 +431,8 @@ class Actor(Context):
 
     async def _serve(self, request: Request) -> Response:
         while self._waiting is not None:
+            if self.phase is Phase.GONE:
+                return await self.host.awaken(self.ref, "a request that waited").serve(request)
             await self._opened()
         handler = self.kind.handler(self.instance, "fetch")
         if handler is None:
@@ -442,6 +450,10 @@ class Actor(Context):
             if self.store.gate.shut:
                 await self.store.durable()
             return response
+        except BaseException:
+            if self.store.gate.shut and self.phase is not Phase.GONE:  # an error is an answer, too
+                await asyncio.gather(self.store.durable(), return_exceptions=True)
+            raise
         finally:
             self._drop_unbound(token, returned)
 
@@ -507,16 +519,16 @@ class Actor(Context):
         """The 101 leaves: the gateway's socket `number` is the other side from now on."""
         self._fetches.pop(socket, None)
         self.sockets[socket] = link
-        link.adopt(socket, number, self._port(link))
+        link.adopt(socket, number, self.port_for(link))
         return Binding(self.ref, socket._tags, socket._attachment, self._auto)
 
     def set_auto_response(self, pair: WebSocketRequestResponsePair | None) -> None:
         self._auto = None if pair is None else AutoResponse(pair.request, pair.response)
         event = SetAutoResponse(self.ref, self._auto)
         for link in {link for link in self.sockets.values() if link is not None}:
-            self._port(link).send(event)
+            self.port_for(link).send(event)
 
-    def _port(self, link: GatewayLink) -> ActorPort:
+    def port_for(self, link: GatewayLink) -> ActorPort:
         """What leaves for that gateway, behind the output gate."""
         port = self._ports.get(link.index)
         if port is None:

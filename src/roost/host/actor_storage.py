@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+import apsw
 
 from roost.host.gates import OutputGate
 from roost.link.port import NO_CONTEXT
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from roost.api.storage import RunPort
 
 _log = logging.getLogger("roost.host")
+
+in_transaction: ContextVar[object | None] = ContextVar("roost_in_transaction", default=None)
+"""The storage whose `transaction()` the current code runs in."""
 
 
 class ActorStorage:
@@ -49,13 +55,22 @@ class ActorStorage:
         self._batch = 0  # of the open transaction; 0: none that holds output
         self._scheduled = False
         self._depth = 0
+        self._transactions = asyncio.Lock()
         self._to_sync: deque[int] = deque()  # batches committed and not yet on the disk
         self._unconfirmed_to_sync = False
+        self._sync_wanted = False
         self._syncing: asyncio.Future[None] | None = None
+        self._on_disk: Future[None] | None = None
+        self._closed = False
 
     # api.storage.StorePort
 
+    def _alive(self) -> None:
+        if self.gate.broken is not None:
+            raise self.gate.broken
+
     def get(self, key: str) -> bytes | None:
+        self._alive()
         return self._database.get(key)
 
     def put(self, key: str, value: bytes, *, unconfirmed: bool) -> None:
@@ -67,6 +82,7 @@ class ActorStorage:
         return self._database.delete(key)
 
     def list(self, **bounds: Any) -> Iterator[tuple[str, bytes]]:
+        self._alive()
         return self._database.list(**bounds)
 
     def delete_all(self) -> None:
@@ -78,22 +94,41 @@ class ActorStorage:
         return self._database.execute(sql, bindings)
 
     def size_bytes(self) -> int:
+        self._alive()
         return self._database.size_bytes()
 
     def begin_nested(self) -> int:
         self._writing()
+        self._database.savepoint(self._depth + 1)
         self._depth += 1
-        self._database.savepoint(self._depth)
         return self._depth
 
     def end_nested(self, depth: int, *, keep: bool) -> None:
-        if self.gate.broken is None:
-            (self._database.release if keep else self._database.rollback_to)(depth)
-        self._depth -= 1
-        if not self._depth and not self._scheduled:
-            self._schedule()
+        try:
+            if self.gate.broken is None:
+                (self._database.release if keep else self._database.rollback_to)(depth)
+        except Exception as error:
+            failure = error if isinstance(error, StorageError) else StorageError(f"a transaction cannot end: {error}")
+            self.fail(failure)
+            raise failure from error
+        finally:
+            self._depth -= 1
+            if not self._depth and not self._scheduled:
+                self._schedule()
+
+    async def alone(self) -> Callable[[], None]:
+        """Wait until no other `transaction()` of this object runs; call the result when this one is over."""
+        await self._transactions.acquire()
+        return self._transactions.release
 
     async def durable(self) -> None:
+        if self._unconfirmed_to_sync and not self._batch and self.gate.broken is None:
+            self._batch = self.gate.begin()  # so that there is something to wait for
+        if in_transaction.get() is self:
+            raise StorageError(
+                "inside storage.transaction() nothing can wait for the transaction's own writes: call sync(), fetch() or a"
+                " stub before or after it."
+            )
         waiting: asyncio.Future[None] = self._loop.create_future()
 
         def release(error: Any) -> None:
@@ -125,8 +160,10 @@ class ActorStorage:
         batch, self._batch = self._batch, 0
         try:
             wrote = self._database.commit()
-        except StorageError as error:
-            self.fail(error)
+        except (StorageError, apsw.Error) as error:
+            self.fail(
+                error if isinstance(error, StorageError) else StorageError(f"a write could not be committed: {error}")
+            )
             return
         if not wrote:
             if batch:
@@ -134,6 +171,7 @@ class ActorStorage:
             return
         if batch:
             self._to_sync.append(batch)
+        self._sync_wanted = True
         if self._syncing is None:
             self._sync()
 
@@ -144,8 +182,9 @@ class ActorStorage:
     def _sync(self) -> None:
         batches = tuple(self._to_sync)
         self._to_sync.clear()
-        self._unconfirmed_to_sync = False
-        self._syncing = asyncio.ensure_future(self._loop.run_in_executor(self._disk, self._database.sync), loop=self._loop)
+        self._sync_wanted = self._unconfirmed_to_sync = False
+        self._on_disk = self._disk.submit(self._database.sync)
+        self._syncing = asyncio.wrap_future(self._on_disk, loop=self._loop)
         self._syncing.add_done_callback(lambda future: self._synced(future, batches), context=NO_CONTEXT)
 
     def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...]) -> None:
@@ -159,7 +198,7 @@ class ActorStorage:
             return
         for batch in batches:
             self.gate.confirm(batch)
-        if self._to_sync:
+        if self._sync_wanted and self.gate.broken is None:
             self._sync()
 
     def fail(self, error: StorageError) -> None:
@@ -175,6 +214,11 @@ class ActorStorage:
 
     # the end
 
+    def enter_transaction(self) -> Callable[[], None]:
+        """Mark the current code as inside `transaction()`; call the result at its end."""
+        token = in_transaction.set(self)
+        return lambda: in_transaction.reset(token)
+
     @property
     def busy(self) -> bool:
         """Whether writes are on their way to the disk, so that the object must stay."""
@@ -182,16 +226,23 @@ class ActorStorage:
 
     def close(self) -> None:
         """Close the file, and remove it if nothing is left in it. Not while `busy`, unless the gate is broken."""
-        if not self._database.is_open:
+        if self._closed:
             return
-        if self._syncing is not None:
-            self._syncing.add_done_callback(lambda _: self._hand_to_disk(), context=NO_CONTEXT)
-        else:
-            self._hand_to_disk()
+        self._closed = True
+        if not self._database.is_open:
+            self._database.close()  # nothing to do but to stay so
+            return
+        closing = self._closing[self._path] = self._disk.submit(_close, self._database, self._on_disk)
 
-    def _hand_to_disk(self) -> None:
-        closing = self._closing[self._path] = self._disk.submit(_close, self._database)
-        closing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._closing.pop, self._path, None))
+        def forget() -> None:
+            if self._closing.get(self._path) is closing:
+                del self._closing[self._path]
+
+        def closed(_: Any) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(forget)
+
+        closing.add_done_callback(closed)
 
     def _wait_for_earlier(self) -> None:
         """An earlier life of this object is just folding its log: a few milliseconds, and rare."""
@@ -201,13 +252,22 @@ class ActorStorage:
 
     def close_now(self) -> None:
         """Commit, and close on this thread: at the end of the host."""
-        if self.gate.broken is None and not self._depth:
-            self._database.commit()
-        _close(self._database)
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.gate.broken is None and not self._depth:
+                self._database.commit()
+        except (StorageError, apsw.Error) as error:
+            _log.error("host: the last writes of %s are lost: %s", self._path.stem, error)
+        _close(self._database, self._on_disk)
+        self.gate.break_off(StorageError("the host has ended."))
 
 
-def _close(database: Database) -> None:
+def _close(database: Database, running: Future[None] | None) -> None:
     try:
+        if running is not None:
+            running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served
         if database.is_open and database.is_empty():
             database.destroy()
         else:

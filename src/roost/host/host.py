@@ -403,7 +403,8 @@ class Host:
         memory.trim()
 
     def _busy(self) -> bool:
-        return bool(self.requests.open or self._tasks or any(link.running for link in self.links))
+        pending = any(link.running for link in self.links) or any(actor.store.busy for actor in self.actors)
+        return bool(self.requests.open or self._tasks or pending)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Let running handlers finish, for at most `timeout_s`, then end."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from roost.api.http import Request, Response
+    from roost.api.runtime import SocketPort
     from roost.events import SocketClose, SocketError, SocketMessage
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
@@ -70,6 +71,10 @@ class Context:
         variables = contextvars.Context()
         variables.run(current_context.set, self)
         return variables
+
+    def port_for(self, link: GatewayLink) -> SocketPort:
+        """What this context's sockets speak through: an object's waits for its writes."""
+        return link
 
     # pins
 

@@ -45,7 +45,7 @@ class Outbound:
             if outcome.status != 101:
                 socket.dial_failed(_why(outcome))
                 return
-            link.adopt(socket, outcome.socket)
+            link.adopt(socket, outcome.socket, context.port_for(link))
             protocol = Headers.of(outcome.headers).get("sec-websocket-protocol")
             socket.protocol, socket.extensions = protocol, None
             context.socket_opened(socket)
@@ -89,7 +89,7 @@ class Outbound:
                 answered.set_result((link, outcome))
                 if outcome.socket:
                     socket._context = context
-                    link.adopt(socket, outcome.socket)
+                    link.adopt(socket, outcome.socket, context.port_for(link))
             elif outcome.socket:
                 link.close_socket(outcome.socket, 1000, "")  # the caller no longer waits
 
@@ -152,3 +152,8 @@ def _why(outcome: Dialled) -> str:
 def is_unaccepted_upstream(socket: WebSocket) -> bool:
     """An upgraded `fetch` response's socket that the worker passes on without accepting it."""
     return socket._port is not None and socket._accept == Accept.NONE and socket._peer is None
+
+
+def same_gateway(socket: WebSocket, link: GatewayLink) -> bool:
+    """Whether the gateway of `link` holds the socket."""
+    return link.sockets.get(socket._number) is socket or socket._port is link

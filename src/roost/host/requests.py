@@ -15,7 +15,7 @@ from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
 from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
 from roost.host.io_context import Context, RequestContext, not_a_response
-from roost.host.outbound import is_unaccepted_upstream
+from roost.host.outbound import is_unaccepted_upstream, same_gateway
 from roost.host.stubs import SocketReference
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Requests:
                 '"Upgrade: websocket".'
             )
         headers = response.headers.pairs
-        if (isinstance(client, SocketReference) or is_unaccepted_upstream(client)) and client._port is not link:
+        if (isinstance(client, SocketReference) or is_unaccepted_upstream(client)) and not same_gateway(client, link):
             raise JsTypeError("This WebSocket came through another gateway than the client and cannot be passed on.")
         if isinstance(client, SocketReference):
             link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client._number))
@@ -161,7 +161,8 @@ class Requests:
             return owner.bind(server, link, event.socket)
         if server._context is None:
             server._context = context  # accepted later: until then its events wait
-        link.adopt(server, event.socket)
+        port = server._context.port_for(link) if isinstance(server._context, Context) else None
+        link.adopt(server, event.socket, port)
         if isinstance(server._context, Context):
             server._context.socket_opened(server)
         return Binding()

@@ -9,8 +9,10 @@ It must not know of actors, gates or the loop. Source: SQLite documentation, "Wr
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+_log = logging.getLogger("roost.storage")
+
 FORMAT: Final = 1
+_SYNCS_BETWEEN_CHECKPOINTS: Final = 100
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 MAX_PAGES: Final = 10 * 1024**3 // 4096  # 10 GB (reference 5)
 _TRANSACTION_WORD: Final = re.compile(r"\s*(begin|commit|end|rollback|savepoint|release)\b", re.IGNORECASE)
@@ -68,8 +73,11 @@ class Database:
         self._before_opening = before_opening  # waits until an earlier owner has closed the same file
         self._connection: apsw.Connection | None = None
         self._user_sql = False
+        self._begun = False  # a transaction of ours is (or should be) open
+        self._closed = False
         self._log_fd = -1
         self._is_new = False
+        self._syncs_since_checkpoint = 0
 
     # opening and closing
 
@@ -86,6 +94,8 @@ class Database:
 
     def connection(self) -> apsw.Connection:
         """The connection, opened (and the file created) if need be. Raises ConfigError for a newer format."""
+        if self._closed:
+            raise StorageError("the object was reset or is asleep; this handler belongs to its earlier life.")
         if self._connection is None:
             self._before_opening()
             self._is_new = not self._path.exists()
@@ -113,10 +123,10 @@ class Database:
 
     def close(self) -> None:
         """Close; SQLite folds the log into the file and syncs it."""
+        self._closed = True
+        self.rollback()
         connection, self._connection = self._connection, None
         if connection is not None:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
             connection.close()
         if self._log_fd >= 0:
             os.close(self._log_fd)
@@ -137,12 +147,21 @@ class Database:
         """Begin a transaction unless one is open."""
         connection = self.connection()
         if not connection.in_transaction:
+            self._check_not_undone()
             connection.execute("BEGIN")
+            self._begun = True
+
+    def _check_not_undone(self) -> None:
+        """SQLite ends the whole transaction by itself when the disk is full: what was in it is lost, and must not count."""
+        if self._begun:
+            self._begun = False
+            raise StorageError("the disk refused a write, and all writes of this turn were undone.")
 
     def commit(self) -> bool:
         """Commit what is open; whether there was anything to make durable. Raises StorageError."""
         connection = self._connection
         if connection is None or not connection.in_transaction:
+            self._check_not_undone()
             return False
         wrote = connection.txn_state() == _WRITE
         try:
@@ -150,12 +169,17 @@ class Database:
         except apsw.Error as error:
             self.rollback()
             raise StorageError(f"a write could not be committed: {error}") from error
+        self._begun = False
         return wrote
 
     def rollback(self) -> None:
         """Undo what is not committed."""
+        self._begun = False
         if self._connection is not None and self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+            try:
+                self._connection.execute("ROLLBACK")
+            except apsw.Error as error:
+                _log.warning("storage: a rollback failed, closing undoes it: %s", error)
 
     def savepoint(self, depth: int) -> None:
         self.begin()
@@ -166,9 +190,11 @@ class Database:
 
     def rollback_to(self, depth: int) -> None:
         connection = self.connection()
-        if connection.in_transaction:  # a full disk ends the whole transaction by itself
-            connection.execute(f"ROLLBACK TO roost_{depth:d}")
-            connection.execute(f"RELEASE roost_{depth:d}")
+        if not connection.in_transaction:
+            self._check_not_undone()
+            return
+        connection.execute(f"ROLLBACK TO roost_{depth:d}")
+        connection.execute(f"RELEASE roost_{depth:d}")
 
     def sync(self) -> None:
         """Make every commit before this call durable. Blocks on the disk: for another thread. Raises StorageError."""
@@ -177,12 +203,15 @@ class Database:
                 self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             os.fsync(self._log_fd)
             if self._is_new:
-                for folder in (self._path.parent, self._path.parent.parent):
+                for folder in list(self._path.parents)[:4]:
                     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                     os.fsync(fd)
                     os.close(fd)
                 self._is_new = False
-            if os.fstat(self._log_fd).st_size > CHECKPOINT_BYTES:
+            size = os.fstat(self._log_fd).st_size
+            self._syncs_since_checkpoint += 1
+            if size > CHECKPOINT_BYTES and self._syncs_since_checkpoint > _SYNCS_BETWEEN_CHECKPOINTS:
+                self._syncs_since_checkpoint = 0  # the log does not shrink, so its size alone would ask every time
                 self._checkpoint()
         except (OSError, apsw.Error) as error:
             raise StorageError(f"a write could not be made durable: {error}") from error
@@ -338,14 +367,19 @@ class SqlRun:
         self._cursor = connection.cursor()
         self._written = 0
         self._finished = False
+        self._readonly = True
+        self._rows: deque[tuple[Any, ...]] | None = None
 
     def start(self, sql: str, bindings: tuple[Any, ...]) -> None:
         self._cursor.exec_trace = self._trace
         self._cursor.execute(sql, bindings)
+        if not self._readonly:  # a writing statement with rows left would keep the commit from happening
+            self._rows = deque(self._cursor)
         self._written = self._connection.total_changes() - self._changes_before
 
     def _trace(self, cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
         self.columns = [column[0] for column in cursor.get_description()]
+        self._readonly = cursor.is_readonly
         return True
 
     @property
@@ -355,6 +389,10 @@ class SqlRun:
 
     def next_row(self) -> tuple[Any, ...] | None:
         """The next row, None after the last. Raises SqlError."""
+        if self._rows is not None:
+            row = self._rows.popleft() if self._rows else None
+            self.rows_read += row is not None
+            return row
         try:
             row = next(self._cursor, None)
         except apsw.Error as error:

@@ -1,0 +1,178 @@
+"""storage/database.py and host/actor_storage.py on real files: what a review found, each as a test."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from roost.api.storage import DurableObjectStorage
+from roost.errors import ConfigError
+from roost.host.actor_storage import ActorStorage
+from roost.storage.database import Database, SqlError, StorageError
+
+
+def stored(tmp_path, test):
+    """Run an async test with one object's storage."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        disk = ThreadPoolExecutor(2)
+        failures = []
+        closing = {}
+
+        def make():
+            return ActorStorage(
+                tmp_path / "objects" / "x.sqlite", loop, disk, closing, failures.append, lambda: lambda: None
+            )
+
+        store = make()
+        try:
+            await test(store, DurableObjectStorage(store), failures, make)
+        finally:
+            store.close_now()
+            disk.shutdown()
+
+    asyncio.run(main())
+
+
+def test_a_transaction_that_sqlite_undid_does_not_count(tmp_path):
+    """A full disk undoes the whole turn: what an earlier handler of it wrote must not be confirmed."""
+
+    async def body(store, storage, failures, make):
+        await storage.put("a", 1)
+        await storage.sync()
+        released = []
+        await storage.put("b", 2)
+        store.gate.hold(released.append)
+        store._database.connection().execute("ROLLBACK")  # as SQLITE_FULL does
+        await asyncio.sleep(0.05)
+        assert isinstance(released[0], StorageError)
+        assert len(failures) == 1
+
+    stored(tmp_path, body)
+
+
+def test_parallel_transactions_are_one_after_the_other(tmp_path):
+    async def body(store, storage, failures, make):
+        async def add(txn):
+            n = await txn.get("n") or 0
+            await asyncio.sleep(0.005)
+            await txn.put("n", n + 1)
+
+        await asyncio.gather(*(storage.transaction(add) for _ in range(5)))
+        assert await storage.get("n") == 5
+        await storage.sync()
+        assert not store.busy
+        assert failures == []
+
+    stored(tmp_path, body)
+
+
+def test_waiting_for_its_own_writes_inside_a_transaction_is_an_error(tmp_path):
+    async def body(store, storage, failures, make):
+        async def waits(txn):
+            await txn.put("a", 1)
+            await storage.sync()
+
+        with pytest.raises(StorageError, match=r"inside storage\.transaction"):
+            await asyncio.wait_for(storage.transaction(waits), 5)
+        assert await storage.get("a") is None
+        await storage.sync()
+
+    stored(tmp_path, body)
+
+
+def test_rows_of_a_writing_statement_do_not_hold_up_the_commit(tmp_path):
+    async def body(store, storage, failures, make):
+        storage.sql.exec("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        cursor = storage.sql.exec("INSERT INTO t (x) VALUES (1), (2), (3) RETURNING id")
+        assert next(cursor).id == 1
+        await storage.sync()
+        assert failures == []
+        assert [row.id for row in cursor] == [2, 3]
+
+    stored(tmp_path, body)
+
+
+def test_unconfirmed_writes_are_synced_by_sync(tmp_path):
+    """W51, W52."""
+
+    async def body(store, storage, failures, make):
+        await storage.put("a", 1, allowUnconfirmed=True)
+        assert not store.gate.shut
+        await storage.sync()
+        assert not store._database.connection().in_transaction
+
+    stored(tmp_path, body)
+
+
+def test_w48_several_puts_are_one_transaction(tmp_path):
+    async def body(store, storage, failures, make):
+        for number in range(10):
+            await storage.put(str(number), number)
+        store.give_up(StorageError("reset"))
+        store.close()
+        again = make()
+        assert again.get("0") is None
+        again.close_now()
+
+    stored(tmp_path, body)
+
+
+def test_a_successor_waits_until_the_file_is_closed(tmp_path):
+    async def body(store, storage, failures, make):
+        for _ in range(20):
+            store = make()
+            storage = DurableObjectStorage(store)
+            await storage.put("k", 1)
+            await storage.sync()
+            await storage.deleteAll()
+            await asyncio.sleep(0)
+            store.close()  # the fsync is under way; the close then finds the file empty and removes it
+            successor = make()
+            other = DurableObjectStorage(successor)
+            await other.put("mine", 2)
+            await other.sync()
+            assert await other.get("mine") == 2
+            successor.close_now()
+            third = make()
+            assert third.get("mine") is not None
+            third.close_now()
+
+    stored(tmp_path, body)
+
+
+def test_an_earlier_life_cannot_touch_the_file_again(tmp_path):
+    async def body(store, storage, failures, make):
+        await storage.put("a", 1)
+        await storage.sync()
+        store.give_up(StorageError("reset"))
+        store.close()
+        for call in (lambda: store.get("a"), lambda: store.put("a", b"", unconfirmed=False), lambda: store.size_bytes()):
+            with pytest.raises(StorageError):
+                call()
+
+    stored(tmp_path, body)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    database = Database(tmp_path / "a" / "x.sqlite")
+    database.connection().pragma("user_version", 99)
+    database.close()
+    with pytest.raises(ConfigError, match="format 99"):
+        Database(tmp_path / "a" / "x.sqlite").connection()
+
+
+def test_values_are_never_sql(tmp_path):
+    database = Database(tmp_path / "x.sqlite")
+    keys = ["'; DROP TABLE _cf_KV; --", "%", "_", "a\0b", "é🎉", "x" * 2000, ""]
+    for key in keys:
+        database.put(key, key.encode())
+    database.commit()
+    for key in keys:
+        assert database.get(key) == key.encode()
+    found = database.list(start=None, after=None, end=None, prefix="", reverse=False, limit=None)
+    assert [key for key, _ in found] == sorted(keys, key=str.encode)
+    with pytest.raises(SqlError):
+        database.execute("SELECT * FROM _cf_METADATA", ())
+    database.close()
