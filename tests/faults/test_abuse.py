@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from conftest import write_app
 from roost.protocol.websocket import mask_frame
 from roost.testing import HandshakeRefused, open_socket, running, wait_for
 
@@ -47,13 +48,7 @@ def pss_bytes(pid):
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("abuse")
-    (folder / "worker.py").write_text(SOURCE)
-    (folder / "wrangler.toml").write_text(
-        'name = "a"\nmain = "worker.py"\ncompatibility_date = "2026-11-01"\n'
-        '[[durable_objects.bindings]]\nname = "ROOM"\nclass_name = "Room"\n'
-    )
-    (folder / "roost.toml").write_text(SETTINGS)
+    folder = write_app(tmp_path_factory.mktemp("abuse"), SOURCE, "Room", settings=SETTINGS)
     with running(folder) as running_node:
         yield running_node
 

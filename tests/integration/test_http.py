@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from conftest import write_app
 from roost.testing import open_socket, running, wait_for
 
 SOURCE = """
@@ -81,11 +82,9 @@ NODE = pytest.fixture(params=["split", "inline"], scope="module")
 
 @NODE
 def node(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("http")
-    (folder / "worker.py").write_text(SOURCE)
-    (folder / "wrangler.toml").write_text(
-        'name = "http"\nmain = "worker.py"\ncompatibility_date = "2026-11-01"\n[assets]\ndirectory = "public"\n'
-    )
+    settings = "[limits]\nmax_body_bytes = 2000000\n"
+    config = '[assets]\ndirectory = "public"'
+    folder = write_app(tmp_path_factory.mktemp("http"), SOURCE, config=config, settings=settings)
     public = folder / "public"
     (public / "sub").mkdir(parents=True)
     (public / "index.html").write_text("<h1>home</h1>")
@@ -94,7 +93,6 @@ def node(request, tmp_path_factory):
     (public / "a b.css").write_text("css")
     (public / ".secret").write_text("hidden")
     (public / "link").symlink_to("/etc/passwd")
-    (folder / "roost.toml").write_text("[limits]\nmax_body_bytes = 2000000\n")
     with running(folder, *(["--inline"] if request.param == "inline" else [])) as running_node:
         yield running_node
 

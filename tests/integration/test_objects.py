@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from conftest import write_app
 from roost.testing import HandshakeRefused, running, wait_for
 
 SOURCE = """
@@ -135,13 +136,7 @@ ARGUMENTS = {
 
 @MODES
 def node(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("probe")
-    (folder / "worker.py").write_text(SOURCE)
-    (folder / "wrangler.toml").write_text(
-        'name = "probe"\nmain = "worker.py"\ncompatibility_date = "2026-11-01"\n'
-        '[[durable_objects.bindings]]\nname = "PROBE"\nclass_name = "Probe"\n'
-    )
-    (folder / "roost.toml").write_text(IDLE)
+    folder = write_app(tmp_path_factory.mktemp("probe"), SOURCE, "Probe", settings=IDLE)
     with running(folder, *ARGUMENTS[request.param]) as running_node:
         yield running_node
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import write_app
 from roost.testing import running, wait_for
 
 SOURCE = """
@@ -192,14 +193,7 @@ MODES = {"split": (), "inline": ("--inline",)}
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("storage")
-    (folder / "worker.py").write_text(SOURCE)
-    (folder / "wrangler.toml").write_text(
-        'name = "s"\nmain = "worker.py"\ncompatibility_date = "2026-11-01"\n'
-        '[[durable_objects.bindings]]\nname = "BOX"\nclass_name = "Box"\n'
-    )
-    (folder / "roost.toml").write_text("[hibernation]\nidle_s = 0.1\n")
-    return folder
+    return write_app(tmp_path_factory.mktemp("storage"), SOURCE, "Box", settings="[hibernation]\nidle_s = 0.1\n")
 
 
 @pytest.fixture(scope="module", params=MODES)

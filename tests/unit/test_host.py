@@ -29,6 +29,9 @@ class Room(DurableObject):
         if message.startswith("wait"):
             GATES[message] = asyncio.get_running_loop().create_future()
             await GATES[message]
+        if message == "write and fail":
+            self.ctx.storage.kv.put("a", 1)
+            raise ValueError("after the write")
         if message == "cancelled":
             task = asyncio.get_running_loop().create_future()
             task.cancel()
@@ -215,6 +218,23 @@ def test_cancelled_handler_does_not_take_its_neighbours(tmp_path):
         await settle()
         assert module["SEEN"] == ["a", "b"]
         assert gateway.done() == e.Done(3, ())
+
+    hosted(tmp_path, body)
+
+
+def test_a_handler_that_fails_after_writing_is_done_when_that_is_durable(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        gateway.roster()
+        await settle()
+        gateway.take(e.Done)
+        gateway.message(101, "write and fail")
+        dones = []
+        async with asyncio.timeout(10):
+            while not dones or dones[-1].stragglers:
+                await asyncio.sleep(0)
+                dones += gateway.take(e.Done)
+        assert dones == [e.Done(2, (2,)), e.Done(2, ())]
 
     hosted(tmp_path, body)
 

@@ -322,7 +322,6 @@ class _Unknown:
     def __init__(self, gateway: Gateway, link: Link) -> None:
         self._gateway = gateway
         self._link = link
-        self._slot_receiver: object = None
 
     def on_events(self, events: Sequence[Event]) -> None:
         slots = self._gateway.router.slots

@@ -163,11 +163,12 @@ class Actor(Context):
         if self._waiting is None:
             self._waiting = deque()
         pinned = self.pin("blockConcurrencyWhile or a transaction")
-        once = [True]
+        blocking = True
 
         def unblock() -> None:
-            if once:
-                once.clear()
+            nonlocal blocking
+            if blocking:
+                blocking = False
                 self._blocks -= 1
                 self.unpin(pinned)
                 self.host.loop.call_soon(self._open_gate, context=NO_CONTEXT)
@@ -246,7 +247,7 @@ class Actor(Context):
             entry(error)
 
     def hold(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError) -> None:
-        """Keep an event of a socket that only the roster will make known."""
+        """Keep an event until the gate opens; its socket may only be made known by the roster."""
         self._keep(lambda: self.host.socket_event(link, event), link, event.event)
 
     def _wait(self, entry: Any) -> bool:
@@ -274,23 +275,19 @@ class Actor(Context):
             data = ArrayBuffer(data)
         variables = self.fresh_variables()
         try:
-            if not self.kind.message_is_async:
-                result = variables.run(handler, socket, data)
-                if not hasattr(result, "send"):
-                    if self.store.gate.shut:
-                        self._done_when_durable(event.event, link)
+            # Calling an async handler only makes its coroutine: nothing of the user's runs yet.
+            result = handler(socket, data) if self.kind.message_is_async else variables.run(handler, socket, data)
+            if hasattr(result, "send"):
+                number = event.event
+                done = partial(self._done, number, link)
+                if self.host.runner.start(variables, result, done) is SUSPENDED:
+                    link.running.add(number)
+                    self._running[link.index, number] = self.pin("webSocketMessage running")
                     return
-            else:
-                result = handler(socket, data)
-            number = event.event
-            done = partial(self._done, number, link)
-            if self.host.runner.start(variables, result, done) is SUSPENDED:
-                link.running.add(number)
-                self._running[link.index, number] = self.pin("webSocketMessage running")
-            elif self.store.gate.shut:
-                self._done_when_durable(number, link)
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("webSocketMessage", error)
+        if self.store.gate.shut:  # also if it failed: what it wrote before counts
+            self._done_when_durable(event.event, link)
 
     def _done(self, event: int, link: GatewayLink, result: Any, error: BaseException | None) -> None:
         self.unpin(self._running.pop((link.index, event), 0))
@@ -307,10 +304,9 @@ class Actor(Context):
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
         if self.phase is Phase.GONE:
             link.forget(socket)
+            self.host.socket_event(link, event)
         else:
-            self._keep(lambda: self.host.socket_event(link, event), link, event.event)
-            return
-        self.host.socket_event(link, event)
+            self.hold(link, event)
 
     def _keep(self, again: Any, link: GatewayLink, event: int) -> None:
         """Hold an event until the gate opens; it is not done before."""

@@ -107,10 +107,8 @@ class ActorStorage:
         try:
             if self.gate.broken is None:
                 (self._database.release if keep else self._database.rollback_to)(depth)
-        except Exception as error:
-            failure = error if isinstance(error, StorageError) else StorageError(f"a transaction cannot end: {error}")
-            self.fail(failure)
-            raise failure from error
+        except (StorageError, apsw.Error) as error:
+            raise self.fail(error) from error
         finally:
             self._depth -= 1
             if not self._depth and not self._scheduled:
@@ -120,6 +118,11 @@ class ActorStorage:
         """Wait until no other `transaction()` of this object runs; call the result when this one is over."""
         await self._transactions.acquire()
         return self._transactions.release
+
+    def enter_transaction(self) -> Callable[[], None]:
+        """Mark the current code as inside `transaction()`; call the result at its end."""
+        token = in_transaction.set(self)
+        return lambda: in_transaction.reset(token)
 
     async def durable(self) -> None:
         if self._unconfirmed_to_sync and not self._batch and self.gate.broken is None:
@@ -141,8 +144,7 @@ class ActorStorage:
     # commits
 
     def _writing(self, *, unconfirmed: bool = False) -> None:
-        if self.gate.broken is not None:
-            raise self.gate.broken
+        self._alive()
         if not unconfirmed and not self._batch:
             self._batch = self.gate.begin()
         self._unconfirmed_to_sync = self._unconfirmed_to_sync or unconfirmed
@@ -156,28 +158,22 @@ class ActorStorage:
     def _commit(self) -> None:
         self._scheduled = False
         if self._depth or self.gate.broken is not None:
-            return  # an async transaction is open: its end schedules the commit
+            return  # a transaction is open: its end schedules the commit
         batch, self._batch = self._batch, 0
         try:
             wrote = self._database.commit()
         except (StorageError, apsw.Error) as error:
-            self.fail(
-                error if isinstance(error, StorageError) else StorageError(f"a write could not be committed: {error}")
-            )
+            self.fail(error)
             return
         if not wrote:
             if batch:
-                self._confirm_after_earlier(batch)
+                self.gate.confirm(batch)  # it only read: no disk is needed for it
             return
         if batch:
             self._to_sync.append(batch)
         self._sync_wanted = True
         if self._syncing is None:
             self._sync()
-
-    def _confirm_after_earlier(self, batch: int) -> None:
-        """A batch that wrote nothing after all needs no disk of its own."""
-        self.gate.confirm(batch)
 
     def _sync(self) -> None:
         batches = tuple(self._to_sync)
@@ -190,22 +186,21 @@ class ActorStorage:
     def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...]) -> None:
         self._syncing = None
         error = None if future.cancelled() else future.exception()
-        if isinstance(error, StorageError):
-            self.fail(error)
-            return
         if error is not None:
-            self.fail(StorageError(f"a write could not be made durable: {error}"))
+            self.fail(error)
             return
         for batch in batches:
             self.gate.confirm(batch)
         if self._sync_wanted and self.gate.broken is None:
             self._sync()
 
-    def fail(self, error: StorageError) -> None:
-        """A write is lost: nothing that came of it may leave, and the object starts anew."""
+    def fail(self, error: BaseException) -> StorageError:
+        """A write is lost: nothing that came of it may leave, and the object starts anew. The error as a StorageError."""
+        failure = error if isinstance(error, StorageError) else StorageError(f"a write could not be kept: {error}")
         if self.gate.broken is None:
-            self.give_up(error)
-            self._failed(error)
+            self.give_up(failure)
+            self._failed(failure)
+        return failure
 
     def give_up(self, error: StorageError) -> None:
         """The object is reset for another reason: undo what is not committed, and let nothing more out."""
@@ -213,11 +208,6 @@ class ActorStorage:
         self.gate.break_off(error)
 
     # the end
-
-    def enter_transaction(self) -> Callable[[], None]:
-        """Mark the current code as inside `transaction()`; call the result at its end."""
-        token = in_transaction.set(self)
-        return lambda: in_transaction.reset(token)
 
     @property
     def busy(self) -> bool:
