@@ -38,6 +38,21 @@ class AutoResponse(msgspec.Struct, frozen=True, array_like=True):
     response: str
 
 
+class Fault(msgspec.Struct, frozen=True, array_like=True):
+    """An exception on its way to a caller: its type's name and its message."""
+
+    name: str
+    message: str
+
+
+class Chain(msgspec.Struct, frozen=True, array_like=True):
+    """Through what a call has come: how many calls deep it is, and the objects whose `blockConcurrencyWhile` waits for it
+    (as `Class/id`): a call that has to wait for one of them would wait for ever."""
+
+    depth: int = 0
+    blocked: tuple[str, ...] = ()
+
+
 # --- both directions ---------------------------------------------------------------------------------------------
 
 
@@ -58,6 +73,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     socket: int
     peer: str
     target: ObjectRef | None = None
+    chain: Chain = Chain()
 
 
 class Binding(msgspec.Struct, frozen=True, array_like=True):
@@ -113,6 +129,24 @@ class Abort(msgspec.Struct, frozen=True, array_like=True):
 
 
 BODY_WINDOW_BYTES = 256 * 1024
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """A method call on an object elsewhere. `arguments` is the encoded `[args, kwargs]`, empty to read a property."""
+
+    request: int
+    target: ObjectRef
+    method: str
+    arguments: bytes
+    chain: Chain
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a `Call`: an encoded value, or what was raised."""
+
+    request: int
+    value: bytes
+    fault: Fault | None = None
 
 
 # --- gateway → host ----------------------------------------------------------------------------------------------
@@ -269,6 +303,8 @@ ToHost = (
     | BodyData
     | BodyCredit
     | Abort
+    | Call
+    | Result
     | SocketMessage
     | SocketClose
     | SocketError
@@ -283,6 +319,8 @@ ToGateway = (
     | BodyData
     | BodyCredit
     | Abort
+    | Call
+    | Result
     | Send
     | CloseSocket
     | Attach

@@ -121,8 +121,6 @@ def test_namespace():
         rooms.get("lobby")
     with pytest.raises(TypeError, match="full URL"):
         run(stub.fetch("/path"))
-    with pytest.raises(NotImplementedError, match="RPC"):
-        stub.increment()
 
 
 async def run_text(awaitable):

@@ -1,36 +1,52 @@
 """storage/database.py and host/actor_storage.py on real files: what a review found, each as a test."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from roost.api.storage import DurableObjectStorage
+from roost.clock import SystemClock
 from roost.errors import ConfigError
+from roost.events import ObjectRef
 from roost.host.actor_storage import ActorStorage
+from roost.host.disk import Disk
 from roost.storage.database import Database, SqlError, StorageError
+
+REF = ObjectRef("Room", "ab" * 32, "x")
+
+
+class Owner:
+    """The object around a storage."""
+
+    def __init__(self):
+        self.failures = []
+
+    def storage_failed(self, error):
+        self.failures.append(error)
+
+    def block(self):
+        return lambda: None
+
+    def check_alarm_handler(self):
+        pass
 
 
 def stored(tmp_path, test):
     """Run an async test with one object's storage."""
 
     async def main():
-        loop = asyncio.get_running_loop()
-        disk = ThreadPoolExecutor(2)
-        failures = []
-        closing = {}
+        disk = Disk(asyncio.get_running_loop(), tmp_path, SystemClock())
+        owner = Owner()
 
         def make():
-            return ActorStorage(
-                tmp_path / "objects" / "x.sqlite", loop, disk, closing, failures.append, lambda: lambda: None
-            )
+            return ActorStorage(REF, disk, owner)
 
         store = make()
         try:
-            await test(store, DurableObjectStorage(store), failures, make)
+            await test(store, DurableObjectStorage(store), owner.failures, make)
         finally:
             store.close_now()
-            disk.shutdown()
+            disk.end()
 
     asyncio.run(main())
 

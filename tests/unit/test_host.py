@@ -1,17 +1,11 @@
 """host/: one host, with the test as its gateway: waking, order, what is done and when. No socket, no process."""
 
 import asyncio
-import textwrap
-from pathlib import Path
 
 import pytest
 
+from hosted import REF, run_hosted, settle
 from roost import events as e
-from roost.api.runtime import Compat
-from roost.host.host import Host
-from roost.host.loader import load_worker
-from roost.ids import id_from_name, namespace_key
-from roost.link.memory import memory_pair
 
 SOURCE = """
 import asyncio
@@ -47,73 +41,9 @@ class Default(WorkerEntrypoint):
         return Response("ok")
 """
 
-REF = e.ObjectRef("Room", id_from_name(namespace_key("t", "Room"), "x"), "x")
-ENTRIES = [e.RosterEntry(n, ("t",), None, 0, "", "", close_sent=False) for n in (101, 102)]
 
-
-class Gateway:
-    """The test's end of the link."""
-
-    def __init__(self, link):
-        self.link = link
-        self.got = []
-        self.event = 0
-        link.start(self)
-
-    def on_events(self, events):
-        self.got += events
-
-    def on_closed(self, reason):
-        pass
-
-    def on_drained(self):
-        pass
-
-    def message(self, socket, data, actor=1):
-        self.event += 1
-        self.link.send(e.SocketMessage(self.event, actor, socket, data))
-
-    def close(self, socket):
-        self.event += 1
-        self.link.send(e.SocketClose(self.event, 1, socket, 1000, "", clean=True))
-
-    def roster(self, actor=1, ref=REF, entries=ENTRIES):
-        self.link.send(e.Roster(actor, ref, entries, None))
-
-    def take(self, kind):
-        found = [event for event in self.got if type(event) is kind]
-        self.got = [event for event in self.got if type(event) is not kind]
-        return found
-
-    def done(self):
-        return self.take(e.Done)[-1]
-
-
-def hosted(tmp_path: Path, test, **options):
-    source = tmp_path / "worker_under_test.py"
-    source.write_text(textwrap.dedent(SOURCE))
-
-    async def main():
-        loop = asyncio.get_running_loop()
-        worker = load_worker(source, ["Room"], Compat())
-        host = Host(loop, worker, worker_name="t", variables={}, bindings={"ROOM": "Room"}, **options)
-        module = worker.classes["Room"].cls.__init__.__globals__
-        ours, theirs = memory_pair(loop)
-        gateway = Gateway(theirs)
-        host.add_gateway(ours)
-        await settle()
-        assert gateway.take(e.Hello) == [e.Hello(1, 0, 1)]
-        try:
-            await test(host, gateway, module)
-        finally:
-            await host.close(0)
-
-    asyncio.run(main())
-
-
-async def settle():
-    for _ in range(10):
-        await asyncio.sleep(0)
+def hosted(tmp_path, test, **options):
+    run_hosted(tmp_path, SOURCE, test, **options)
 
 
 def test_waking_asks_once_and_keeps_order(tmp_path):

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from roost import ids
 from roost.api.aliases import with_snake_case
 from roost.api.http import Request, Response
+from roost.api.rpc import member
 from roost.errors import JsException, JsTypeError
 from roost.events import ObjectRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from roost.api.rpc import RpcMember
 
 _HINTS = ("wnam", "enam", "sam", "weur", "eeur", "apac", "apac-ne", "apac-se", "oc", "afr", "me")
 
@@ -23,6 +26,8 @@ class ObjectCaller(Protocol):
     """What carries a stub's call to its object."""
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response: ...
+
+    def call_object(self, ref: ObjectRef, method: str, arguments: bytes) -> Awaitable[Any]: ...
 
 
 @with_snake_case
@@ -67,7 +72,10 @@ class DurableObjectId:
 
 
 class DurableObjectStub:
-    """A handle on an object, wherever it is. `await stub.fetch(request_or_url, **options)`."""
+    """A handle on an object, wherever it is: `await stub.fetch(request_or_url, **options)`, `await stub.method(...)`.
+
+    Its calls arrive in the order they were made.
+    """
 
     def __init__(self, object_id: DurableObjectId, caller: ObjectCaller) -> None:
         self.id = object_id
@@ -87,12 +95,12 @@ class DurableObjectStub:
             raise JsTypeError(f"Fetch API cannot load: {request.url} (a stub needs a full URL, such as http://object/path)")
         return await self._caller.fetch_object(self.id.ref, request)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise NotImplementedError(
-            f"Calling {name}() on a stub (RPC) is not in this version of Roost; use stub.fetch(...) and the object's fetch."
-        )
+    def __getattr__(self, name: str) -> RpcMember:
+        return member(self, name)
+
+    def call(self, method: str, arguments: bytes) -> Awaitable[Any]:
+        """`api.rpc.MethodCaller`."""
+        return self._caller.call_object(self.id.ref, method, arguments)
 
     def __repr__(self) -> str:
         return f"<DurableObjectStub {self.id!r}>"

@@ -24,6 +24,7 @@ class Compat(msgspec.Struct, frozen=True):
     """What the worker's compatibility date and flags choose. Source: reference 2.1, 2.3."""
 
     binary_type: str = "blob"  # from 2026-03-17; before: "arraybuffer"
+    delete_all_alarm: bool = True  # from 2026-02-24: deleteAll() deletes the alarm, too
 
 
 class SocketPort(Protocol):

@@ -39,7 +39,7 @@ class ObjectHost(Protocol):
 
     def block_while(self, callback: Callable[[], Any]) -> Awaitable[Any]: ...
 
-    def abort(self, reason: str | None) -> NoReturn: ...
+    def abort(self, reason: str | None, *, retry_alarm: bool) -> NoReturn: ...
 
     def get_auto_response(self) -> WebSocketRequestResponsePair | None: ...
 
@@ -86,9 +86,14 @@ class DurableObjectState:
         raises or takes more than 30 s."""
         return self._host.block_while(callback)
 
-    def abort(self, reason: str | None = None) -> NoReturn:
-        """End the object at once: uncommitted writes are undone and its sockets cut. Cannot be caught as Exception."""
-        self._host.abort(reason)
+    def abort(self, reason: str | None = None, options: Any = None, *, retryAlarm: bool = True) -> NoReturn:
+        """End the object at once: uncommitted writes are undone and its sockets cut. Cannot be caught as Exception.
+
+        An alarm whose handler runs is tried again, unless `retryAlarm` is false.
+        """
+        if options is not None:
+            retryAlarm = dict(options).get("retryAlarm", retryAlarm)
+        self._host.abort(reason, retry_alarm=retryAlarm)
 
     def acceptWebSocket(self, socket: WebSocket, tags: Any = None) -> None:
         """Make a pair's end hibernatable: its events come to the object's webSocket* handlers, also after a sleep.

@@ -6,6 +6,8 @@ call, so the async forms never suspend and no other event of the object can come
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 
 from roost.api.aliases import with_snake_case
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_PAIR_BYTES: Final = 2 * 1024 * 1024
 MAX_KEYS: Final = 128
+MAX_TIME_MS: Final = 8_640_000_000_000_000  # of a JavaScript Date
 _READ_OPTIONS: Final = ("allowConcurrency", "noCache")
 _WRITE_OPTIONS: Final = ("allowUnconfirmed", *_READ_OPTIONS)
 _LIST_OPTIONS: Final = ("start", "startAfter", "end", "prefix", "reverse", "limit")
@@ -48,7 +51,17 @@ class StorePort(Protocol):
         self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None
     ) -> Iterator[tuple[str, bytes]]: ...
 
-    def delete_all(self) -> None: ...
+    def delete_all(self, *, alarm_too: bool) -> None: ...
+
+    def get_alarm(self) -> int | None: ...
+
+    def set_alarm(self, due_ms: int | None, *, unconfirmed: bool = False) -> None:
+        """A past time means now; None removes it."""
+        ...
+
+    def check_alarm_handler(self) -> None:
+        """Raise TypeError (as JsException) if the class has no alarm handler."""
+        ...
 
     def execute(self, sql: str, bindings: tuple[Any, ...]) -> RunPort: ...
 
@@ -131,6 +144,7 @@ def _list_bounds(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@with_snake_case
 class _Operations:
     """The async key-value operations, which the storage and a transaction share."""
 
@@ -172,6 +186,38 @@ class _Operations:
         chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
         return {key: decode(raw) for key, raw in self._store.list(**_list_bounds(chosen))}
 
+    async def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:
+        """Have `alarm(self, info)` called at a time (ms since 1970, or a datetime); it replaces the one set before.
+
+        A past time means now. Raises TypeError for a time that is none, or if the class has no alarm handler.
+        """
+        chosen = _options(options, more, _WRITE_OPTIONS, "setAlarm()")
+        self._store.check_alarm_handler()
+        self._store.set_alarm(_time_ms(scheduled), unconfirmed=bool(chosen.get("allowUnconfirmed")))
+
+    async def getAlarm(self, options: Any = None, **more: Any) -> int | None:
+        """When the alarm is set for (ms since 1970). None if there is none, and while its handler runs."""
+        _options(options, more, _READ_OPTIONS, "getAlarm()")
+        return self._store.get_alarm()
+
+    async def deleteAlarm(self, options: Any = None, **more: Any) -> None:
+        """Remove the alarm. A handler that runs is not stopped."""
+        chosen = _options(options, more, _WRITE_OPTIONS, "deleteAlarm()")
+        self._store.set_alarm(None, unconfirmed=bool(chosen.get("allowUnconfirmed")))
+
+
+def _time_ms(scheduled: Any) -> int:
+    """A time in ms since 1970, from a number or a datetime (without time zone: local time, as in Python)."""
+    if isinstance(scheduled, datetime):
+        number = scheduled.timestamp() * 1000
+    elif isinstance(scheduled, int | float) and not isinstance(scheduled, bool):
+        number = scheduled
+    else:
+        raise JsTypeError(f"setAlarm() needs a time: ms since 1970 or a datetime, not {type(scheduled).__name__}.")
+    if not math.isfinite(number) or not 0 < number <= MAX_TIME_MS:
+        raise JsTypeError(f"setAlarm() cannot be called with an alarm time <= 0, or beyond {MAX_TIME_MS}: {scheduled!r}.")
+    return math.ceil(number)
+
 
 class Transaction(_Operations):
     """What the callback of `storage.transaction` gets."""
@@ -187,15 +233,16 @@ class Transaction(_Operations):
 class DurableObjectStorage(_Operations):
     """`ctx.storage`."""
 
-    def __init__(self, store: StorePort) -> None:
+    def __init__(self, store: StorePort, *, delete_all_alarm: bool = True) -> None:
         super().__init__(store)
+        self._delete_all_alarm = delete_all_alarm
         self.kv = SyncKv(store)
         self.sql = SqlStorage(store)
 
     async def deleteAll(self, options: Any = None, **more: Any) -> None:
-        """Delete everything. The file goes too, when the object sleeps."""
+        """Delete everything, from compatibility date 2026-02-24 the alarm too. The file goes when the object sleeps."""
         _options(options, more, _WRITE_OPTIONS, "deleteAll()")
-        self._store.delete_all()
+        self._store.delete_all(alarm_too=self._delete_all_alarm)
 
     async def sync(self) -> None:
         """Return once every write made before is on the disk."""
@@ -241,17 +288,13 @@ class DurableObjectStorage(_Operations):
         finally:
             self._store.end_nested(depth, keep=keep)
 
-    def _alarms(self) -> NoReturn:
-        raise NotImplementedError("Alarms are not in this version of Roost.")
+    def _no_bookmarks(self, *_: Any, **__: Any) -> NoReturn:
+        raise JsException(
+            "Point-in-time recovery is not in Roost (nor in Cloudflare's local development): use `roost storage dump` and"
+            " `roost storage restore`."
+        )
 
-    async def setAlarm(self, *_: Any, **__: Any) -> NoReturn:
-        self._alarms()
-
-    async def getAlarm(self, *_: Any, **__: Any) -> NoReturn:
-        self._alarms()
-
-    async def deleteAlarm(self, *_: Any, **__: Any) -> NoReturn:
-        self._alarms()
+    getCurrentBookmark = getBookmarkForTime = onNextSessionRestoreBookmark = snapshot = _no_bookmarks
 
 
 class SyncKv:

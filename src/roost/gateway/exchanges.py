@@ -26,7 +26,7 @@ from roost.ids import slot_of
 from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
-    from roost.events import ObjectRef
+    from roost.events import Call, ObjectRef, Result
     from roost.gateway.gateway import Gateway
     from roost.gateway.host_slot import HostSlot
     from roost.gateway.http_connection import HttpConnection
@@ -75,7 +75,7 @@ class Exchanges:
         self._origins[self._last_request] = Origin(connection, None)
         return self._last_request
 
-    def request(self, request: Request) -> None:
+    def request(self, request: Request | Call) -> None:
         """Give a request to a host: the owner of its target object, or else the next one."""
         if request.target is not None:
             slot = self.slot_for(request.target)
@@ -244,9 +244,19 @@ class Exchanges:
         if event.upgrade:
             event = Request(
                 event.request, event.method, event.url, event.headers, event.body, event.more_body, True,
-                self.gateway.new_virtual_number(), event.peer, event.target,
+                self.gateway.new_virtual_number(), event.peer, event.target, event.chain,
             )  # fmt: skip
         self.request(event)
+
+    def stub_call(self, slot: HostSlot, event: Call) -> None:
+        """A method call of a host on an object elsewhere."""
+        self._origins[event.request] = Origin(None, slot)
+        self.request(event)
+
+    def result(self, slot: HostSlot, event: Result) -> None:
+        origin = self._origins.pop(event.request, None)
+        if origin is not None and origin.slot is not None and origin.slot.link is not None:
+            origin.slot.link.send(event)
 
     def body_data(self, slot: HostSlot, event: BodyData) -> None:
         self.forward(slot, event)

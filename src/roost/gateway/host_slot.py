@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
-from roost.events import ENVELOPE_VERSION, Hello, Request, SocketClose, SocketError, SocketMessage
+from roost.events import ENVELOPE_VERSION, Call, Hello, Request, SocketClose, SocketError, SocketMessage
 from roost.gateway.sockets import Owner
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class HostSlot:
         self.full = False
         self.unfinished: deque[SocketEvent] = deque()
         self.late: dict[int, SocketEvent] = {}
-        self.waiting: deque[Request] = deque()  # requests that found no host here yet
+        self.waiting: deque[Request | Call] = deque()  # requests that found no host here yet
         self._router = router
         self._last_event = 0
         self._large_bytes = 0

@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextvars import ContextVar
 from enum import Enum
 from functools import partial
@@ -21,65 +22,37 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from roost.api.buffers import ArrayBuffer
 from roost.api.http import Response
 from roost.api.namespace import DurableObjectId
-from roost.api.runtime import current_context
 from roost.api.state import MAX_SOCKETS, DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
-from roost.errors import DurableObjectAbort, JsException, WorkerError
-from roost.events import Attach, AutoResponse, Binding, CloseSocket, DropSockets, Event, ObjectRef, Roster, SetAutoResponse
+from roost.errors import DurableObjectAbort, JsException, JsTypeError, WorkerError
+from roost.events import AutoResponse, Binding, Chain, DropSockets, ObjectRef, Roster, SetAutoResponse
+from roost.host.actor_port import ActorPort
+from roost.host.actor_storage import ActorStorage
+from roost.host.blocking import block_while, call_chain, deadlock
 from roost.host.io_context import Context, not_a_response, request_link
 from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
 from roost.storage.database import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from roost.api.http import Request
     from roost.events import SocketClose, SocketError, SocketMessage
-    from roost.host.gates import OutputGate
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
     from roost.host.loader import ObjectClass
 
 _log = logging.getLogger("roost.worker")
 
-MAX_BLOCK_DEPTH = 64
-BLOCK_TIMEOUT_S = 30.0
 MAX_WAITING = 10_000  # events and requests that may wait for an object to wake
 
-_block_depth: ContextVar[int] = ContextVar("roost_block_depth", default=0)
+Done = Callable[[Any, BaseException | None], None]
+
 _current_fetch: ContextVar[object | None] = ContextVar("roost_current_fetch", default=None)
 
 PIN_LISTENER = "listener on a hibernatable socket"
-
-
-class ActorPort:
-    """`api.runtime.SocketPort` of one object's sockets at one gateway: what they say waits for the object's writes."""
-
-    __slots__ = ("_gate", "_link")
-
-    def __init__(self, gate: OutputGate, link: GatewayLink) -> None:
-        self._gate = gate
-        self._link = link.link
-
-    def send_message(self, number: int, payload: bytes, text: bool) -> None:
-        if self._gate.shut:
-            self._gate.hold(lambda error: None if error else self._link.send_to(number, payload, text))
-        else:
-            self._link.send_to(number, payload, text)
-
-    def close_socket(self, number: int, code: int, reason: str) -> None:
-        self.send(CloseSocket(number, code, reason))
-
-    def attach(self, number: int, attachment: bytes | None) -> None:
-        self.send(Attach(number, attachment))
-
-    def send(self, event: Event) -> None:
-        if self._gate.shut:
-            self._gate.hold(lambda error: None if error else self._link.send(event))
-        else:
-            self._link.send(event)
 
 
 class Phase(Enum):
@@ -109,7 +82,10 @@ class Actor(Context):
         self._on_message: Any = None
         self._listening = 0
         self._blocks = 0
-        self.store = host.new_storage(self.ref, self._storage_failed, self.block)
+        self.store = ActorStorage(ref, host.disk, self)
+        self.calls_in_block: dict[int, ObjectRef] = {}  # that a blockConcurrencyWhile of this object waits for
+        self.alarm_running = False
+        self.failure: BaseException | None = None  # what it ended with, if not in sleep
         self._ports: dict[int, ActorPort] = {}
         self._running: dict[tuple[int, int], int] = {}  # pins of suspended message handlers, by link and event
         self._variables = super().fresh_variables()
@@ -135,7 +111,8 @@ class Actor(Context):
                 if entry.socket not in link.sockets:
                     self._restore(link, entry)
         self._rosters.clear()
-        ctx = DurableObjectState(DurableObjectId(self.ref), self, self, DurableObjectStorage(self.store))
+        storage = DurableObjectStorage(self.store, delete_all_alarm=self.compat.delete_all_alarm)
+        ctx = DurableObjectState(DurableObjectId(self.ref), self, self, storage)
         try:
             self.instance = self.fresh_variables().run(self.kind.build, ctx, self.host.worker.env)
         except BaseException as error:  # noqa: BLE001 - the user's
@@ -175,55 +152,32 @@ class Actor(Context):
 
         return unblock
 
+    @property
+    def blocked(self) -> bool:
+        """Whether a section of `blockConcurrencyWhile` (or a transaction) holds events back."""
+        return self._blocks > 0
+
     def block_while(self, callback: Callable[[], Any]) -> asyncio.Future[Any]:
-        depth = _block_depth.get() + 1
-        if depth > MAX_BLOCK_DEPTH:
-            raise JsException(f"blockConcurrencyWhile() may be nested at most {MAX_BLOCK_DEPTH} deep.")
-        unblock = self.block()
-        variables = contextvars.copy_context()
-        variables.run(current_context.set, self)
-        variables.run(_block_depth.set, depth)
+        return block_while(self, callback)
 
-        async def run() -> Any:
-            try:
-                async with asyncio.timeout(BLOCK_TIMEOUT_S):
-                    result = callback()
-                    return await result if hasattr(result, "__await__") else result
-            except BaseException as error:
-                if isinstance(error, TimeoutError):
-                    error.add_note(f"blockConcurrencyWhile() may take at most {BLOCK_TIMEOUT_S:g} s.")
-                self.failed_in("blockConcurrencyWhile", error)
-                self.reset(error)
-                raise
-            finally:
-                unblock()
-
-        def ended(task: asyncio.Task[Any]) -> None:
-            unblock()  # also if it was cancelled before its first step
-            if not task.cancelled():
-                task.exception()  # seen, also if nobody awaits it
-
-        task: asyncio.Task[Any] = variables.run(self.host.loop.create_task, run())
-        task.add_done_callback(ended)
-        return task
-
-    def abort(self, reason: str | None) -> NoReturn:
+    def abort(self, reason: str | None, *, retry_alarm: bool) -> NoReturn:
         error = DurableObjectAbort(reason or "The object was aborted.")
         if self.phase is not Phase.GONE:  # else the sockets are a successor's already
-            self.reset(error)
+            self.reset(error, without_alarm=self.alarm_running and not retry_alarm)
             for link in self.host.links:
                 link.link.send(DropSockets(self.ref))
         raise error
 
-    def reset(self, error: BaseException) -> None:
+    def reset(self, error: BaseException, *, without_alarm: bool = False) -> None:
         """Forget the object, undoing what it has not committed. Its sockets stay; the next event builds it anew."""
         if self.phase is Phase.GONE:
             return
         if self.store.gate.broken is None and not isinstance(error, StorageError):
-            self.store.give_up(StorageError(f"{self.label} was reset: {type(error).__name__}: {error}"))
+            failure = StorageError(f"{self.label} was reset: {type(error).__name__}: {error}")
+            self.store.give_up(failure, without_alarm=without_alarm)
         self._give_up(error)
 
-    def _storage_failed(self, error: StorageError) -> None:
+    def storage_failed(self, error: StorageError) -> None:
         _log.error("%s: %s; what was to be sent because of it is dropped, and the object is reset", self.label, error)
         self.reset(error)
 
@@ -240,6 +194,7 @@ class Actor(Context):
 
     def _give_up(self, error: BaseException) -> None:
         """The object ends in failure: what waits fails, the sockets stay with the gateway, the next event tries again."""
+        self.failure = error
         waiting, self._waiting = self._waiting or deque(), deque()
         self.host.actors.forget(self)
         self._leave()
@@ -417,18 +372,22 @@ class Actor(Context):
 
     # requests
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(self, request: Request, chain: Chain) -> Response:
         """Run the object's `fetch`. Raises WorkerError if it cannot be woken, or what the handler raised."""
         pinned = self.pin(f"fetch {request.method} running")
         try:
-            return await self._serve(request)
+            return await self._serve(request, chain)
         finally:
             self.unpin(pinned)
 
-    async def _serve(self, request: Request) -> Response:
+    async def _serve(self, request: Request, chain: Chain) -> Response:
         while self._waiting is not None:
             if self.phase is Phase.GONE:
-                return await self.host.awaken(self.ref, "a request that waited").serve(request)
+                if self.instance is None and self.failure is not None:
+                    raise self._cannot_be_built(self.failure)
+                return await self.host.awaken(self.ref, "a request that waited").serve(request, chain)
+            if why := deadlock(self, chain, self.host.actors):
+                raise JsException(why)
             await self._opened()
         handler = self.kind.handler(self.instance, "fetch")
         if handler is None:
@@ -437,6 +396,7 @@ class Actor(Context):
         variables = self.fresh_variables()
         variables.run(_current_fetch.set, token)
         variables.run(request_link.set, request_link.get())
+        variables.run(call_chain.set, chain)
         returned: WebSocket | None = None
         try:
             response = await in_context(variables, self._call(handler, request))
@@ -463,14 +423,71 @@ class Actor(Context):
             if error is None:
                 opened.set_result(None)
             else:
-                failure = WorkerError(f"{self.label} cannot be built: {type(error).__name__}: {error}")
-                failure.__cause__ = error
-                opened.set_exception(failure)
+                opened.set_exception(self._cannot_be_built(error))
 
         if not self._wait(entry):
             self.host.counters.events_shed += 1
             raise WorkerError(f"{self.label} has too many waiting requests.")
         await opened
+
+    def _cannot_be_built(self, error: BaseException) -> WorkerError:
+        failure = WorkerError(f"{self.label} cannot be built: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure
+
+    # calls and alarms
+
+    def run_event(self, start: Callable[[], Any], what: str, chain: Chain, done: Done) -> None:
+        """Run `start()` of worker code when the gate lets it; `done(result, error)` once it has ended.
+
+        Events begin in the order of these calls.
+        """
+        if self.host.in_task():  # nothing may be driven in place inside a task
+            self.host.loop.call_soon(self.run_event, start, what, chain, done, context=NO_CONTEXT)
+        elif self.phase is Phase.GONE:
+            done(None, self._cannot_be_built(self.failure or WorkerError("it is asleep")))
+        elif self._waiting is None:
+            self._run_event(start, what, chain, done)
+        elif why := deadlock(self, chain, self.host.actors):
+            done(None, JsException(why))
+        elif not self._wait(
+            lambda error: self.run_event(start, what, chain, done) if error is None else done(None, self._not_run(error))
+        ):
+            self.host.counters.events_shed += 1
+            done(None, WorkerError(f"{self.label} has too many waiting events."))
+
+    def _not_run(self, error: BaseException) -> WorkerError:
+        if self.instance is None:
+            return self._cannot_be_built(error)
+        return WorkerError(f"{self.label} was reset before the call began: {type(error).__name__}: {error}")
+
+    def _run_event(self, start: Callable[[], Any], what: str, chain: Chain, done: Done) -> None:
+        variables = self.fresh_variables()
+        variables.run(call_chain.set, chain)
+        pinned = self.pin(f"{what} running")
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            self.unpin(pinned)
+            done(result, error)
+
+        try:
+            result = variables.run(start)
+            if hasattr(result, "__await__"):
+                coroutine = result if hasattr(result, "send") else _await(result)
+                result = self.host.runner.start(variables, coroutine, ended)
+                if result is SUSPENDED:
+                    return
+        except BaseException as error:  # noqa: BLE001 - the user's
+            ended(None, error)
+            return
+        ended(result, None)
+
+    def check_alarm_handler(self) -> None:
+        if self.phase is not Phase.WAKING and not self.kind.has("alarm"):
+            raise JsTypeError(
+                f"Your Durable Object class must have an alarm() handler in order to call setAlarm(): add `async def"
+                f" alarm(self, info)` to {self.kind.name}."
+            )
 
     @staticmethod
     async def _call(handler: Any, request: Request) -> Any:
@@ -593,3 +610,7 @@ class Actor(Context):
                 link.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import apsw
 
@@ -21,10 +21,11 @@ from roost.storage.database import Database, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Executor, Future
-    from pathlib import Path
+    from concurrent.futures import Future
 
     from roost.api.storage import RunPort
+    from roost.events import ObjectRef
+    from roost.host.disk import Disk
 
 _log = logging.getLogger("roost.host")
 
@@ -32,40 +33,64 @@ in_transaction: ContextVar[object | None] = ContextVar("roost_in_transaction", d
 """The storage whose `transaction()` the current code runs in."""
 
 
-class ActorStorage:
-    """One object's. `failed(error)` is called once if a write cannot be kept; `blocker()` closes the input gate."""
+class Owner(Protocol):
+    """The object whose storage it is."""
 
-    def __init__(
-        self,
-        path: Path,
-        loop: asyncio.AbstractEventLoop,
-        disk: Executor,
-        closing: dict[Path, Future[None]],
-        failed: Callable[[StorageError], None],
-        blocker: Callable[[], Callable[[], None]],
-    ) -> None:
+    def storage_failed(self, error: StorageError) -> None:
+        """A write cannot be kept. Called once."""
+        ...
+
+    def block(self) -> Callable[[], None]:
+        """Close the input gate until the returned function is called."""
+        ...
+
+    def check_alarm_handler(self) -> None:
+        """Raise TypeError (as JsException) if the class could not take an alarm."""
+        ...
+
+
+class ActorStorage:
+    """One object's, while it is awake."""
+
+    def __init__(self, ref: ObjectRef, disk: Disk, owner: Owner) -> None:
         self.gate = OutputGate()
-        self.block = blocker
-        self._path = path
-        self._closing = closing
-        self._database = Database(path, self._wait_for_earlier)
-        self._loop = loop
+        self.used = True  # since the last time that files were looked through for one to close
+        self.block = owner.block
+        self.check_alarm_handler = owner.check_alarm_handler
+        self._ref = ref
+        self._path = disk.path(ref)
         self._disk = disk
-        self._failed = failed
+        self._loop = disk.loop
+        self._failed = owner.storage_failed
+        self._database = self._new_database()
         self._batch = 0  # of the open transaction; 0: none that holds output
         self._scheduled = False
         self._depth = 0
         self._transactions = asyncio.Lock()
+        self._commits = 0
         self._to_sync: deque[int] = deque()  # batches committed and not yet on the disk
         self._unconfirmed_to_sync = False
         self._sync_wanted = False
         self._syncing: asyncio.Future[None] | None = None
         self._on_disk: Future[None] | None = None
         self._closed = False
+        self._alarm_running = False
+        self._alarm_touched = False  # since the alarm's handler began
+        self._alarm_changed = False  # in the open transaction
+        self._alarm_told = False  # the index, of an earlier alarm; its log must reach the disk first
+        self._alarm_after: tuple[int, int | None] | None = None  # to tell the index once that commit is on the disk
+        self._touched_before: list[bool] = []  # at the beginning of each nested transaction
+
+    def _new_database(self) -> Database:
+        return Database(self._path, self._ref.name, lambda: self._disk.wait_for_earlier(self._path), self._opened)
+
+    def _opened(self) -> None:
+        self._disk.opened(self)
 
     # api.storage.StorePort
 
     def _alive(self) -> None:
+        self.used = True
         if self.gate.broken is not None:
             raise self.gate.broken
 
@@ -85,9 +110,21 @@ class ActorStorage:
         self._alive()
         return self._database.list(**bounds)
 
-    def delete_all(self) -> None:
+    def delete_all(self, *, alarm_too: bool) -> None:
         self._writing()
         self._database.delete_all()
+        if alarm_too:
+            self.set_alarm(None)
+
+    def get_alarm(self) -> int | None:
+        """When the alarm is set for (ms); None while its handler runs, unless that has set a new one."""
+        self._alive()
+        return None if self._alarm_running and not self._alarm_touched else self._database.alarm_ms()
+
+    def set_alarm(self, due_ms: int | None, *, unconfirmed: bool = False) -> None:
+        self._writing(unconfirmed=unconfirmed)
+        self._alarm_touched = self._alarm_changed = True
+        self._database.set_alarm(None if due_ms is None else max(due_ms, self._disk.clock.wall_ms()))
 
     def execute(self, sql: str, bindings: tuple[Any, ...]) -> RunPort:
         self._writing()
@@ -101,6 +138,7 @@ class ActorStorage:
         self._writing()
         self._database.savepoint(self._depth + 1)
         self._depth += 1
+        self._touched_before.append(self._alarm_touched)
         return self._depth
 
     def end_nested(self, depth: int, *, keep: bool) -> None:
@@ -110,6 +148,9 @@ class ActorStorage:
         except (StorageError, apsw.Error) as error:
             raise self.fail(error) from error
         finally:
+            touched = self._touched_before.pop()
+            if not keep:
+                self._alarm_touched = touched
             self._depth -= 1
             if not self._depth and not self._scheduled:
                 self._schedule()
@@ -124,14 +165,18 @@ class ActorStorage:
         token = in_transaction.set(self)
         return lambda: in_transaction.reset(token)
 
-    async def durable(self) -> None:
-        if self._unconfirmed_to_sync and not self._batch and self.gate.broken is None:
-            self._batch = self.gate.begin()  # so that there is something to wait for
+    def check_may_wait(self) -> None:
+        """Raise StorageError inside `transaction()`, whose own writes are on the disk only after it."""
         if in_transaction.get() is self:
             raise StorageError(
                 "inside storage.transaction() nothing can wait for the transaction's own writes: call sync(), fetch() or a"
                 " stub before or after it."
             )
+
+    async def durable(self) -> None:
+        if self._unconfirmed_to_sync and not self._batch and self.gate.broken is None:
+            self._batch = self.gate.begin()  # so that there is something to wait for
+        self.check_may_wait()
         waiting: asyncio.Future[None] = self._loop.create_future()
 
         def release(error: Any) -> None:
@@ -161,6 +206,8 @@ class ActorStorage:
             return  # a transaction is open: its end schedules the commit
         batch, self._batch = self._batch, 0
         try:
+            if self._alarm_changed:
+                self._tell_index()
             wrote = self._database.commit()
         except (StorageError, apsw.Error) as error:
             self.fail(error)
@@ -169,23 +216,46 @@ class ActorStorage:
             if batch:
                 self.gate.confirm(batch)  # it only read: no disk is needed for it
             return
+        self._commits += 1
         if batch:
             self._to_sync.append(batch)
         self._sync_wanted = True
         if self._syncing is None:
             self._sync()
 
+    def _tell_index(self) -> None:
+        """The alarm has changed: tell the index now if it comes earlier, once the commit is on the disk if not (W49)."""
+        self._alarm_changed = False
+        due_ms, told_ms = self._database.alarm_ms(), self._disk.alarms.due_ms(self._ref)
+        if due_ms is not None and (told_ms is None or due_ms < told_ms):
+            self._disk.tell_alarm(self._ref, due_ms)
+            self._alarm_told, self._alarm_after = True, None
+        else:
+            self._alarm_after = (self._commits + 1, due_ms)
+
     def _sync(self) -> None:
         batches = tuple(self._to_sync)
         self._to_sync.clear()
+        told, self._alarm_told = self._alarm_told, False
         self._sync_wanted = self._unconfirmed_to_sync = False
-        self._on_disk = self._disk.submit(self._database.sync)
+        self._on_disk = self._disk.submit(self._sync_alarm_first if told else self._database.sync)
         self._syncing = asyncio.wrap_future(self._on_disk, loop=self._loop)
-        self._syncing.add_done_callback(lambda future: self._synced(future, batches), context=NO_CONTEXT)
+        commits = self._commits
+        self._syncing.add_done_callback(lambda future: self._synced(future, batches, commits), context=NO_CONTEXT)
 
-    def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...]) -> None:
+    def _sync_alarm_first(self) -> None:
+        self._disk.alarms.sync()
+        self._database.sync()
+
+    def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...], commits: int) -> None:
         self._syncing = None
         error = None if future.cancelled() else future.exception()
+        try:
+            if error is None and self._alarm_after is not None and self._alarm_after[0] <= commits:
+                (_, due_ms), self._alarm_after = self._alarm_after, None
+                self._disk.tell_alarm(self._ref, due_ms)
+        except StorageError as failure:
+            error = failure
         if error is not None:
             self.fail(error)
             return
@@ -202,10 +272,31 @@ class ActorStorage:
             self._failed(failure)
         return failure
 
-    def give_up(self, error: StorageError) -> None:
+    def give_up(self, error: StorageError, *, without_alarm: bool = False) -> None:
         """The object is reset for another reason: undo what is not committed, and let nothing more out."""
         self._database.rollback()
+        if without_alarm and self._database.is_open:
+            self._database.set_alarm(None)
+            self._database.commit()
+            self._disk.tell_alarm(self._ref, None)
         self.gate.break_off(error)
+
+    # the alarm's handler
+
+    def begin_alarm(self) -> None:
+        """The handler begins: from now on there is no alarm, but the stored one stays until `end_alarm`."""
+        self._alarm_running, self._alarm_touched = True, False
+
+    def end_alarm(self, *, keep: bool) -> bool:
+        """The handler has ended. Forget the alarm that it ran for, unless it is to `keep`, or a new one was set.
+
+        Whether the stored alarm is still the one that it ran for.
+        """
+        self._alarm_running = False
+        untouched = not self._alarm_touched
+        if untouched and not keep:
+            self.set_alarm(None)
+        return untouched and keep
 
     # the end
 
@@ -214,31 +305,24 @@ class ActorStorage:
         """Whether writes are on their way to the disk, so that the object must stay."""
         return self.gate.shut or self._scheduled or self._syncing is not None or bool(self._depth)
 
+    def park(self) -> bool:
+        """Close the file, to be opened again when it is next used; whether that is possible at the moment."""
+        if self.busy or self._closed or not self._database.is_idle:
+            return False
+        database, self._database = self._database, self._new_database()
+        self._disk.close(self._path, database, self._on_disk)
+        return True
+
     def close(self) -> None:
         """Close the file, and remove it if nothing is left in it. Not while `busy`, unless the gate is broken."""
         if self._closed:
             return
         self._closed = True
-        if not self._database.is_open:
+        if self._database.is_open:
+            self._disk.close(self._path, self._database, self._on_disk)
+            self._disk.forget(self)
+        else:
             self._database.close()  # nothing to do but to stay so
-            return
-        closing = self._closing[self._path] = self._disk.submit(_close, self._database, self._on_disk)
-
-        def forget() -> None:
-            if self._closing.get(self._path) is closing:
-                del self._closing[self._path]
-
-        def closed(_: Any) -> None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(forget)
-
-        closing.add_done_callback(closed)
-
-    def _wait_for_earlier(self) -> None:
-        """An earlier life of this object is just folding its log: a few milliseconds, and rare."""
-        closing = self._closing.get(self._path)
-        if closing is not None:
-            closing.result(30)
 
     def close_now(self) -> None:
         """Commit, and close on this thread: at the end of the host."""
@@ -247,14 +331,19 @@ class ActorStorage:
         self._closed = True
         try:
             if self.gate.broken is None and not self._depth:
+                if self._alarm_changed:
+                    self._tell_index()
                 self._database.commit()
         except (StorageError, apsw.Error) as error:
             _log.error("host: the last writes of %s are lost: %s", self._path.stem, error)
-        _close(self._database, self._on_disk)
+        close_database(self._database, self._on_disk)
+        if self._alarm_after is not None and self.gate.broken is None:
+            self._disk.tell_alarm(self._ref, self._alarm_after[1])
         self.gate.break_off(StorageError("the host has ended."))
 
 
-def _close(database: Database, running: Future[None] | None) -> None:
+def close_database(database: Database, running: Future[None] | None) -> None:
+    """Close a file once its last fsync is over; remove it if nothing is left in it. For a thread: it waits."""
     try:
         if running is not None:
             running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served

@@ -11,9 +11,6 @@ import gc
 import itertools
 import logging
 import os
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,8 +18,10 @@ import msgspec
 from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
 from roost.api.runtime import current_context
+from roost.api.service import ServiceStub
+from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
-from roost.errors import ConfigError, InternalError, WorkerError
+from roost.errors import ConfigError, WorkerError
 from roost.events import (
     ENVELOPE_VERSION,
     Abort,
@@ -30,11 +29,13 @@ from roost.events import (
     AutoAnswered,
     BodyCredit,
     BodyData,
+    Call,
     Dialled,
     Hello,
     ObjectRef,
     Request,
     Response,
+    Result,
     Roster,
     RosterRequest,
     SocketClose,
@@ -43,29 +44,31 @@ from roost.events import (
 )
 from roost.host import memory
 from roost.host.actor import Actor, Phase
-from roost.host.actor_storage import ActorStorage
+from roost.host.alarms import Alarms
 from roost.host.bodies import BodyReader
+from roost.host.calls import Calls
+from roost.host.crons import Crons
+from roost.host.disk import Disk
 from roost.host.gateway_link import GatewayLink
 from roost.host.outbound import Outbound
 from roost.host.registry import Actors
 from roost.host.requests import Requests
 from roost.host.running import Runner
+from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller
-from roost.ids import is_object_id, namespace_key
+from roost.ids import namespace_key
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from concurrent.futures import Future
+    from pathlib import Path
 
+    from roost.clock import Clock
     from roost.events import Event
     from roost.host.loader import Worker
     from roost.link.port import Link
-    from roost.storage.database import StorageError
 
 _log = logging.getLogger("roost.host")
-
-DISK_THREADS = 4  # fsyncs at once
 
 
 class HostCounters(msgspec.Struct):
@@ -78,6 +81,8 @@ class HostCounters(msgspec.Struct):
     events_shed: int = 0
     events_unknown: int = 0
     tasks: int = 0
+    alarms: int = 0
+    calls: int = 0
 
 
 class Host:
@@ -95,6 +100,10 @@ class Host:
         slots: int = 1,
         idle_s: float = 10.0,
         data: Path | None = None,
+        max_open_files: int = 1000,
+        services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
+        crons: Sequence[str] = (),
+        clock: Clock | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.loop = loop
@@ -108,9 +117,11 @@ class Host:
         self.runner = Runner(loop)
         self.closing = False
         self._random_bytes = random_bytes
-        self._data = data
-        self._disk = ThreadPoolExecutor(DISK_THREADS, "roost disk")
-        self._closing_files: dict[Path, Future[None]] = {}
+        clock = clock or SystemClock()
+        self.disk = Disk(loop, data, clock, slot=slot, slots=slots, max_open=max_open_files)
+        self.alarms = Alarms(self, clock, random_bytes)
+        self.crons = Crons(self, crons if slot == 0 else (), clock)
+        self.calls = Calls(self)
         self.outbound = Outbound(self)
         self.requests = Requests(self)
         self.warned_listeners: set[str] = set()
@@ -119,13 +130,19 @@ class Host:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
-        self._scratch_folder: tempfile.TemporaryDirectory[str] | None = None
         self._link_numbers = itertools.count()
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
             key = namespace_key(worker_name, class_name)
             env[binding] = DurableObjectNamespace(class_name, key, caller, random_bytes)
+        for binding, (entrypoint, props) in (services or {}).items():
+            if entrypoint != "Default" and entrypoint not in worker.entrypoints:
+                known = ", ".join(worker.entrypoints) or "none"
+                raise ConfigError(
+                    f"services: {binding}: the worker has no entrypoint class {entrypoint} (it has: {known})."
+                )
+            env[binding] = ServiceStub(EntrypointCaller(self, entrypoint, props))
         for kind in worker.classes.values():
             for warning in kind.warnings:
                 _log.warning("worker: %s", warning)
@@ -140,6 +157,8 @@ class Host:
             Abort: self._abort,
             Roster: self._roster,
             Dialled: self._dialled,
+            Call: self.calls.from_link,
+            Result: self._result,
             AutoAnswered: self._auto_answered,
         }
 
@@ -149,6 +168,9 @@ class Host:
         self.links.append(gateway_link)
         link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots))
         link.start(gateway_link)
+        if len(self.links) == 1:
+            self.alarms.start()
+            self.crons.start()
 
     def gateway_lost(self, link: GatewayLink, reason: str) -> None:
         """A gateway is gone, and with it all of its sockets."""
@@ -295,21 +317,6 @@ class Host:
             self._arm_sweep()
         return actor
 
-    def new_storage(
-        self, ref: ObjectRef, failed: Callable[[StorageError], None], blocker: Callable[[], Callable[[], None]]
-    ) -> ActorStorage:
-        """An object's storage: `objects/<class>/<2 hex>/<id>.sqlite` in the data folder."""
-        if not is_object_id(ref.id) or not ref.class_name.isidentifier():
-            raise InternalError(f"{ref!r} cannot name a file")
-        path = (self._data or Path(self._scratch())) / "objects" / ref.class_name / ref.id[:2] / f"{ref.id}.sqlite"
-        return ActorStorage(path, self.loop, self._disk, self._closing_files, failed, blocker)
-
-    def _scratch(self) -> str:
-        """A folder for a host without a data folder (tests): gone with the host."""
-        if self._scratch_folder is None:
-            self._scratch_folder = tempfile.TemporaryDirectory(prefix="roost-scratch-")
-        return self._scratch_folder.name
-
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
             actor.wake(self.links)
@@ -336,6 +343,11 @@ class Host:
             if event.more_body:  # at once: its pieces may be in this very batch
                 reader = BodyReader(link, event.request, event.body)
                 link.bodies[event.request] = link.readers[event.request] = reader
+            answered.set_result(event)
+
+    def _result(self, link: GatewayLink, event: Result) -> None:
+        answered = link.responses.get(event.request)
+        if answered is not None and not answered.done():
             answered.set_result(event)
 
     def _body_data(self, link: GatewayLink, event: BodyData) -> None:
@@ -404,12 +416,14 @@ class Host:
 
     def _busy(self) -> bool:
         pending = any(link.running for link in self.links) or any(actor.store.busy for actor in self.actors)
-        return bool(self.requests.open or self._tasks or pending)
+        return bool(self.requests.open or self._tasks or self.alarms.running or pending)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Let running handlers finish, for at most `timeout_s`, then end."""
         deadline = self.loop.time() + timeout_s
         self.closing = True
+        self.alarms.end()
+        self.crons.end()
         while self.loop.time() < deadline and self._busy():
             await asyncio.sleep(0.01)
         self.abandoning = True
@@ -425,9 +439,7 @@ class Host:
         await self.outbound.close()
         for link in self.links:
             link.link.close()
-        self._disk.shutdown(wait=True)
-        if self._scratch_folder is not None:
-            self._scratch_folder.cleanup()
+        self.disk.end()
 
 
 def _entrypoint_takes(entrypoint: Any) -> int:

@@ -271,7 +271,7 @@ class Context:
 class RequestContext(Context):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
 
-    def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink) -> None:
+    def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
         super().__init__(host, label, compat)
         self.received: list[WebSocket] = []  # client ends that stubs answered with: used, or dropped at the end
         self._link = link

@@ -99,6 +99,8 @@ class Worker:
 
     def __init__(self, entrypoint: Any, classes: dict[str, ObjectClass], compat: Compat) -> None:
         self.entrypoint = entrypoint
+        self.entrypoints: dict[str, type] = {}  # every exported WorkerEntrypoint, for service bindings
+        self.scheduled: Callable[..., Any] | None = None  # a module-level on_scheduled
         self.classes = classes
         self.compat = compat
         self.env: Env | None = None
@@ -146,7 +148,14 @@ def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worke
                 key="durable_objects.bindings",
             )
         classes[name] = ObjectClass(cls)
-    return Worker(entrypoint, classes, compat)
+    worker = Worker(entrypoint, classes, compat)
+    worker.scheduled = values.get("on_scheduled")
+    worker.entrypoints = {
+        name: value
+        for name, value in values.items()
+        if inspect.isclass(value) and issubclass(value, WorkerEntrypoint) and value is not WorkerEntrypoint
+    }
+    return worker
 
 
 def _import(main: Path) -> Any:

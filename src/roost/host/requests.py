@@ -67,7 +67,12 @@ class Requests:
     async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
         host = self._host
         if event.target is not None:
-            return await host.awaken(event.target, f"fetch {event.method}").serve(request)
+            return await host.awaken(event.target, f"fetch {event.method}").serve(request, event.chain)
+        return await self.default_fetch(request, context)
+
+    async def default_fetch(self, request: Request, context: RequestContext) -> Response:
+        """The default entrypoint's answer."""
+        host = self._host
         entrypoint = host.worker.entrypoint
         ctx = ExecutionContext(context)
         if isinstance(entrypoint, type):

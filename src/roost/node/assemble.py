@@ -58,6 +58,9 @@ def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slo
         slots=slots,
         idle_s=settings.hibernation.idle_s,
         data=Path(data),
+        max_open_files=settings.limits.max_open_databases,
+        services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
+        crons=app.crons,
     )
     loop.set_task_factory(host.new_task)
     return host
@@ -77,6 +80,10 @@ def host_report(host: Host) -> dict[str, Any]:
     return {
         "counters": msgspec.structs.asdict(host.counters),
         "awake": host.actors.report(),
+        "open_databases": host.disk.open_files,
+        "databases_parked": host.disk.parked,
+        "alarms_set": host.disk.alarms.count(),
+        "alarms_running": host.alarms.running,
         "links": len(host.links),
     }
 

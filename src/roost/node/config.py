@@ -32,7 +32,6 @@ _KEYS = (
     "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
 )  # fmt: skip
 _UNSUPPORTED = {
-    "services": "service bindings",
     "kv_namespaces": "KV namespaces",
     "r2_buckets": "R2 buckets",
     "d1_databases": "D1 databases",
@@ -45,7 +44,7 @@ _UNSUPPORTED = {
     "browser": "browser bindings",
     "containers": "containers",
 }
-_NOT_INHERITED = ("vars", "durable_objects", *_UNSUPPORTED)
+_NOT_INHERITED = ("vars", "durable_objects", "services", *_UNSUPPORTED)
 
 
 class AssetsConfig(msgspec.Struct, frozen=True):
@@ -54,6 +53,13 @@ class AssetsConfig(msgspec.Struct, frozen=True):
     directory: str
     not_found_handling: str = "none"
     run_worker_first: bool = False
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A `services` entry that names an entrypoint of this app; `Default` is the main one."""
+
+    entrypoint: str = "Default"
+    props: dict[str, Any] = {}
 
 
 class App(msgspec.Struct, frozen=True):
@@ -65,6 +71,8 @@ class App(msgspec.Struct, frozen=True):
     compatibility_date: str
     variables: dict[str, Any]
     bindings: dict[str, str]
+    services: dict[str, Service]
+    crons: list[str]
     assets: AssetsConfig | None
     ip: str | None
     port: int | None
@@ -72,7 +80,8 @@ class App(msgspec.Struct, frozen=True):
 
     def compat(self) -> Compat:
         """What the compatibility date chooses (ISO dates compare as text)."""
-        return Compat(binary_type="blob" if self.compatibility_date >= "2026-03-17" else "arraybuffer")
+        day = self.compatibility_date
+        return Compat(binary_type="blob" if day >= "2026-03-17" else "arraybuffer", delete_all_alarm=day >= "2026-02-24")
 
 
 def read_app(
@@ -89,8 +98,6 @@ def read_app(
         f"{path.name}: unknown key {key!r} is ignored.{nearest(key, list(_KEYS))}" for key in raw if key not in _KEYS
     ]
     raw = _for_env(raw, env, path)
-    if raw.get("triggers", {}).get("crons"):
-        warnings.append(f"{path.name}: triggers.crons is ignored: scheduled handlers are not in this version of Roost.")
     main = raw.get("main")
     if not isinstance(main, str) or not main:
         raise ConfigError(f'{path}: "main" is missing; it names the worker\'s Python file.', key="main")
@@ -112,6 +119,8 @@ def read_app(
         compatibility_date=_date(raw.get("compatibility_date"), path, warnings),
         variables={**_table(raw.get("vars", {}), "vars", path), **_secrets(folder, env), **_given(variables or [])},
         bindings=_bindings(raw, path),
+        services=_services(raw, path),
+        crons=_crons(raw, path),
         assets=_assets(raw.get("assets"), path),
         ip=dev.get("ip"),
         port=dev.get("port"),
@@ -198,6 +207,37 @@ def _bindings(raw: dict[str, Any], path: Path) -> dict[str, str]:
             )
         found[entry["name"]] = entry["class_name"]
     return found
+
+
+def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
+    entries = raw.get("services", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: services must be a list.", key="services")
+    found: dict[str, Service] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("binding", "service")):
+            raise ConfigError(f"{path}: each of services needs a binding and a service.", key="services")
+        if entry["service"] != raw.get("name"):
+            raise ConfigError(
+                f"{path}: services: {entry['binding']} is another worker ({entry['service']}); Roost binds entrypoints of "
+                f"the same app only (service = {raw.get('name')!r}).",
+                key="services",
+            )
+        props = _table(entry.get("props", {}), "services.props", path)
+        found[entry["binding"]] = Service(_text(entry.get("entrypoint", "Default"), "services.entrypoint", path), props)
+    return found
+
+
+def _crons(raw: dict[str, Any], path: Path) -> list[str]:
+    crons = _table(raw.get("triggers", {}), "triggers", path).get("crons", [])
+    if not isinstance(crons, list) or not all(isinstance(cron, str) for cron in crons):
+        raise ConfigError(f"{path}: triggers.crons must be a list of strings.", key="triggers.crons")
+    if crons:
+        from roost.host.crons import next_time_ms
+
+        for cron in crons:
+            next_time_ms(cron, 0)
+    return list(dict.fromkeys(crons))
 
 
 def _assets(value: Any, path: Path) -> AssetsConfig | None:

@@ -34,6 +34,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_waiting_requests: int = 1024
     max_unfinished_events: int = 16384
     max_unfinished_bytes: int = 64 * 1024 * 1024
+    max_open_databases: int = 1000
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -138,4 +139,6 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
             f"{where}: limits.max_message_bytes must be between 1 and {_LARGEST_MESSAGE_BYTES} (32 MiB).",
             key="limits.max_message_bytes",
         )
+    if not settings.limits.max_open_databases:
+        raise ConfigError(f"{where}: limits.max_open_databases must be at least 1.", key="limits.max_open_databases")
     return settings

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,7 @@ from roost.node import control
 from roost.node.assemble import gateway_report, host_report, make_gateway, make_host
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
+from roost.storage import alarm_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,6 +150,8 @@ class Node:
         """Serve. `ready(url)` is called once clients can connect. Raises ConfigError or WorkerError before that."""
         loop = asyncio.get_running_loop()
         lock = control.lock_data_folder(self._options.data)
+        data, slots = Path(self._options.data), self._options.hosts
+        await asyncio.to_thread(alarm_index.prepare, data, slots)
         listeners = self._bind()
         self._run_folder = tempfile.mkdtemp(prefix="roost-")
         server = await control.serve(self._options.data, self._answer)
@@ -167,6 +171,7 @@ class Node:
             shutil.rmtree(self._run_folder, ignore_errors=True)
             for sock in listeners:
                 sock.close()
+            alarm_index.mark(data, slots, clean=True)  # every host has ended, or was killed: nothing is torn
             os.close(lock)
         return 0
 

@@ -45,6 +45,8 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     25: events.Dialled,
     26: events.AutoAnswered,
     27: events.Asleep,
+    28: events.Call,
+    29: events.Result,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}

@@ -20,7 +20,7 @@ import apsw
 from roost.errors import ConfigError, JsException, RoostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 _log = logging.getLogger("roost.storage")
@@ -57,6 +57,29 @@ _ALLOWED_PRAGMAS: Final = frozenset(
 )  # fmt: skip
 
 
+def fold_log(path: Path) -> None:
+    """Fold a log into its file, through a connection of its own: the owner's goes on meanwhile. Blocks on the disk."""
+    other = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    except apsw.BusyError:
+        pass  # the next time
+    finally:
+        other.close()
+
+
+def read_alarm(path: Path) -> tuple[str | None, int | None]:
+    """Name and alarm (ms) of an object that nobody has open. Raises StorageError or apsw.Error for a damaged file."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        if connection.pragma("user_version") != FORMAT:
+            raise StorageError(f"{path} has format {connection.pragma('user_version')}; this Roost knows {FORMAT}.")
+        found = dict(connection.execute("SELECT key, value FROM _cf_METADATA WHERE key IN ('name', 'alarm')"))
+        return found.get("name"), found.get("alarm")
+    finally:
+        connection.close()
+
+
 class StorageError(RoostError):
     """A commit could not be made durable: the disk is full or broken. The object is reset; what it held back is dropped."""
 
@@ -68,9 +91,17 @@ class SqlError(JsException):
 class Database:
     """Open on first use; `close` before the file is used by anybody else."""
 
-    def __init__(self, path: Path, before_opening: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str | None = None,
+        before_opening: Callable[[], None] = lambda: None,
+        opened: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = path
+        self._name = name  # of the object: kept in the file, for those who read it without a worker
         self._before_opening = before_opening  # waits until an earlier owner has closed the same file
+        self._opened = opened
         self._connection: apsw.Connection | None = None
         self._user_sql = False
         self._begun = False  # a transaction of ours is (or should be) open
@@ -114,12 +145,20 @@ class Database:
                 with connection:
                     for statement in _SCHEMA:
                         connection.execute(statement)
+                    if self._name is not None:
+                        connection.execute("INSERT INTO _cf_METADATA VALUES ('name', ?)", (self._name,))
                     connection.pragma("user_version", FORMAT)
             for limit, value in _LIMITS.items():
                 connection.limit(limit, value)
             connection.set_authorizer(self._authorize)
             self._connection = connection
+            self._opened()
         return self._connection
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no transaction is open and no rows are being read: then it may be closed and opened again."""
+        return self._connection is None or self._connection.txn_state() == apsw.SQLITE_TXN_NONE
 
     def close(self) -> None:
         """Close; SQLite folds the log into the file and syncs it."""
@@ -153,8 +192,7 @@ class Database:
 
     def _check_not_undone(self) -> None:
         """SQLite ends the whole transaction by itself when the disk is full: what was in it is lost, and must not count."""
-        if self._begun:
-            self._begun = False
+        if self._begun:  # and stays so until `rollback`: the commit must fail, too
             raise StorageError("the disk refused a write, and all writes of this turn were undone.")
 
     def commit(self) -> bool:
@@ -212,19 +250,9 @@ class Database:
             self._syncs_since_checkpoint += 1
             if size > CHECKPOINT_BYTES and self._syncs_since_checkpoint > _SYNCS_BETWEEN_CHECKPOINTS:
                 self._syncs_since_checkpoint = 0  # the log does not shrink, so its size alone would ask every time
-                self._checkpoint()
+                fold_log(self._path)
         except (OSError, apsw.Error) as error:
             raise StorageError(f"a write could not be made durable: {error}") from error
-
-    def _checkpoint(self) -> None:
-        """Fold the log into the file, through a connection of its own: the object's goes on meanwhile."""
-        other = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
-        try:
-            other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except apsw.BusyError:
-            pass  # the next commit tries again
-        finally:
-            other.close()
 
     # key-value
 
@@ -291,11 +319,30 @@ class Database:
     def is_empty(self) -> bool:
         """Whether no key, no metadata and no table of the user's is left."""
         row = self._row(
-            "SELECT (SELECT count(*) FROM _cf_KV) + (SELECT count(*) FROM _cf_METADATA) + (SELECT count(*) FROM"
-            " sqlite_schema WHERE name NOT LIKE '!_cf!_%' ESCAPE '!' AND name NOT LIKE 'sqlite!_%' ESCAPE '!')",
+            "SELECT (SELECT count(*) FROM _cf_KV) + (SELECT count(*) FROM _cf_METADATA WHERE key <> 'name')"
+            " + (SELECT count(*) FROM sqlite_schema"
+            " WHERE name NOT LIKE '!_cf!_%' ESCAPE '!' AND name NOT LIKE 'sqlite!_%' ESCAPE '!')",
             (),
         )
         return row is not None and row[0] == 0
+
+    # the alarm
+
+    def alarm_ms(self) -> int | None:
+        """When the object's alarm is set for (ms since 1970), None if it has none."""
+        if not self.exists():
+            return None
+        row = self._row("SELECT value FROM _cf_METADATA WHERE key = 'alarm'", ())
+        return None if row is None else int(row[0])
+
+    def set_alarm(self, due_ms: int | None) -> None:
+        if due_ms is None:
+            if self.exists():
+                self.begin()
+                self._run("DELETE FROM _cf_METADATA WHERE key = 'alarm'", ())
+        else:
+            self.begin()
+            self._run("INSERT INTO _cf_METADATA VALUES ('alarm', ?1) ON CONFLICT DO UPDATE SET value = ?1", (due_ms,))
 
     # SQL
 
@@ -346,7 +393,7 @@ class Database:
             return int(apsw.SQLITE_DENY)
         return int(apsw.SQLITE_OK)
 
-    def _run(self, sql: str, bindings: tuple[Any, ...]) -> None:
+    def _run(self, sql: str, bindings: Sequence[Any]) -> None:
         try:
             self.connection().execute(sql, bindings)
         except apsw.Error as error:

@@ -1,0 +1,134 @@
+"""Calling methods of objects and entrypoints: what a stub gives for a name, and what an exception becomes on its way.
+
+Arguments and results are cloned by `roost.values`, so neither side ever shares a Python object with the other. Source:
+reference 4.1 (exceptions with `.remote`), 4.4; Cloudflare's documentation, "Remote-procedure call (RPC)".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from roost.errors import JsException, JsRangeError
+from roost.events import Fault
+from roost.values import DataCloneError, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Generator
+
+MAX_CALL_BYTES: Final = 32 * 1024 * 1024
+RESERVED: Final = frozenset(
+    {
+        "fetch", "connect", "alarm", "scheduled", "queue", "tail", "trace", "email", "test", "constructor", "dup",
+        "webSocketMessage", "webSocketClose", "webSocketError", "preShutdown",
+    }
+)  # fmt: skip
+"""Handlers of the platform: not methods that a stub can call."""
+
+
+class MethodCaller(Protocol):
+    """What carries calls to one object or entrypoint."""
+
+    def call(self, method: str, arguments: bytes) -> Awaitable[Any]:
+        """Begin the call now, after those begun before; its decoded result. Empty `arguments` read a property."""
+        ...
+
+
+class RpcMember:
+    """`stub.name`: call it, or await it to read a property. The call begins at once, also if it is not awaited."""
+
+    __slots__ = ("_caller", "_name")
+
+    def __init__(self, caller: MethodCaller, name: str) -> None:
+        self._caller = caller
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        try:
+            arguments = encode([list(args), kwargs])
+        except DataCloneError as error:
+            raise DataCloneError(f"{self._name}(): of its [arguments, named], {error.message}") from None
+        return self._caller.call(self._name, _checked(arguments, self._name))
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._caller.call(self._name, b"").__await__()
+
+    def __repr__(self) -> str:
+        return f"<RPC {self._name}>"
+
+
+def member(caller: MethodCaller, name: str) -> RpcMember:
+    """What a stub's attribute is. Raises AttributeError for what is private or a handler."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name in RESERVED:
+        raise AttributeError(f"{name} is a handler that the runtime calls; it cannot be called through a stub.")
+    return RpcMember(caller, name)
+
+
+def _checked(payload: bytes, what: str) -> bytes:
+    if len(payload) > MAX_CALL_BYTES:
+        raise JsRangeError(f"{what}(): {len(payload)} bytes are too large for a call; at most {MAX_CALL_BYTES} (32 MiB).")
+    return payload
+
+
+def find_method(target: Any, method: str, arguments: bytes, base: type) -> Any:
+    """The awaitable or value of a call on `target`. Only what its own classes define is public, nothing of `base`.
+
+    Raises what the method raises, or TypeError (as JsException) if there is no such method.
+    """
+    found = None if method.startswith("_") or method in RESERVED else getattr(type(target), method, None)
+    if found is None or getattr(base, method, None) is found:
+        raise JsException(f'The RPC receiver does not implement the method "{method}".', "TypeError")
+    if not arguments:
+        if callable(found):
+            raise JsException(f"{method} is a method; call it: await stub.{method}(...)", "TypeError")
+        return getattr(target, method)
+    if not callable(found):
+        raise JsException(f'"{method}" is not a function; read it by: await stub.{method}', "TypeError")
+    args, kwargs = decode(arguments)
+    return getattr(target, method)(*args, **kwargs)
+
+
+def encode_result(value: Any, method: str) -> bytes:
+    """The bytes of a result. Raises DataCloneError with the path to what cannot be cloned."""
+    try:
+        return _checked(encode(value), method)
+    except DataCloneError as error:
+        raise DataCloneError(f"the result of {method}(): {error.message}") from None
+
+
+class RemoteError(JsException):
+    """An exception that an object or entrypoint raised in a call: its type's name, its message, `.remote` true.
+
+    If it was one of Python's usual exceptions, it can be caught as that: `except ValueError`.
+    """
+
+    remote = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
+
+_USUAL: Final = {
+    kind.__name__: kind
+    for kind in (
+        ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, LookupError, NotImplementedError,
+        OverflowError, PermissionError, RuntimeError, TimeoutError, TypeError, ValueError, ZeroDivisionError,
+    )
+}  # fmt: skip
+_CLASSES: Final[dict[str, type[RemoteError]]] = {
+    **{name: type(f"Remote{name}", (RemoteError, kind), {}) for name, kind in _USUAL.items()},
+    "RangeError": type("RemoteRangeError", (RemoteError, ValueError), {}),
+}
+
+
+def fault_of(error: BaseException) -> Fault:
+    """An exception as it travels."""
+    if isinstance(error, JsException):
+        return Fault(error.name, error.message)
+    return Fault(type(error).__name__, str(error.args[0]) if type(error) is KeyError and error.args else str(error))
+
+
+def error_of(fault: Fault) -> RemoteError:
+    """An exception as its caller sees it."""
+    return _CLASSES.get(fault.name, RemoteError)(fault.message, fault.name)

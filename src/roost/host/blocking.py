@@ -1,0 +1,108 @@
+"""`blockConcurrencyWhile`: a section of an object during which none of its events starts, and the calls it waits for.
+
+Such a section may call another object; if that (or one further on) has to wait for this very section, nobody would ever go
+on. That is found when the call arrives at the closed gate, and told to the caller; between objects on different hosts only
+the chain of one call is seen, and the section's time limit ends the rest. Source: reference 4.2, observed behaviour W42.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from roost.api.runtime import current_context
+from roost.errors import JsException
+from roost.events import Chain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from roost.events import ObjectRef
+    from roost.host.actor import Actor
+    from roost.host.registry import Actors
+
+MAX_DEPTH = 64
+TIMEOUT_S = 30.0
+MAX_CALLS_DEEP = 32
+
+block_depth: ContextVar[int] = ContextVar("roost_block_depth", default=0)
+call_chain: ContextVar[Chain] = ContextVar("roost_call_chain", default=Chain())  # noqa: B039 - frozen
+"""Through which calls the current code was reached."""
+
+
+def block_while(actor: Actor, callback: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Run `callback()` while no other event of the object starts. It is reset if that raises or takes too long."""
+    depth = block_depth.get() + 1
+    if depth > MAX_DEPTH:
+        raise JsException(f"blockConcurrencyWhile() may be nested at most {MAX_DEPTH} deep.")
+    unblock = actor.block()
+    variables = contextvars.copy_context()
+    variables.run(current_context.set, actor)
+    variables.run(block_depth.set, depth)
+
+    async def run() -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                result = callback()
+                return await result if hasattr(result, "__await__") else result
+        except BaseException as error:
+            if isinstance(error, TimeoutError):
+                error.add_note(f"blockConcurrencyWhile() may take at most {TIMEOUT_S:g} s.")
+            actor.failed_in("blockConcurrencyWhile", error)
+            actor.reset(error)
+            raise
+        finally:
+            unblock()
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        unblock()  # also if it was cancelled before its first step
+        if not task.cancelled():
+            task.exception()  # seen, also if nobody awaits it
+
+    task: asyncio.Task[Any] = variables.run(actor.host.loop.create_task, run())
+    task.add_done_callback(ended)
+    return task
+
+
+def chain_of_call(actor: Actor | None) -> Chain:
+    """What a call that starts now carries. Raises Error (as JsException) if it is too deep."""
+    chain = call_chain.get()
+    if chain.depth >= MAX_CALLS_DEEP:
+        raise JsException(
+            f"Subrequest depth limit exceeded: this call came through {MAX_CALLS_DEEP} others. Do two objects call each"
+            " other without end?"
+        )
+    blocked = chain.blocked
+    if actor is not None and block_depth.get():
+        blocked = (*blocked, key_of(actor.ref))
+    return Chain(chain.depth + 1, blocked)
+
+
+def key_of(ref: ObjectRef) -> str:
+    return f"{ref.class_name}/{ref.id}"
+
+
+def deadlock(target: Actor, chain: Chain, actors: Actors) -> str:
+    """Why a call that has to wait for `target`'s section would wait for ever; empty if it would not."""
+    if not target.blocked:
+        return ""
+    wanted = set(chain.blocked)
+    seen: set[str] = set()
+    ahead = [target.ref]
+    while ahead:
+        ref = ahead.pop()
+        key = key_of(ref)
+        if key in wanted:
+            return (
+                f"deadlock: {target.label} is in blockConcurrencyWhile, which waits for a call that in turn waits for this"
+                " one; make such calls outside of blockConcurrencyWhile."
+            )
+        if key in seen:
+            continue
+        seen.add(key)
+        actor = actors.get(ref)
+        if actor is not None and actor.blocked:
+            ahead += actor.calls_in_block.values()
+    return ""

@@ -1,0 +1,64 @@
+"""Answering method calls on objects: what they return or raise leaves behind the object's output gate."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from roost.api.entrypoint import DurableObject
+from roost.api.rpc import encode_result, fault_of, find_method
+from roost.errors import ConfigError, WorkerError
+from roost.events import Call, Fault, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from roost.events import Chain, ObjectRef
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+
+    Reply = Callable[[bytes, Fault | None, BaseException | None], None]
+
+_log = logging.getLogger("roost.worker")
+
+
+class Calls:
+    """The method calls that one host answers. Not to be begun within a task."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def from_link(self, link: GatewayLink, event: Call) -> None:
+        """A call of another host."""
+
+        def reply(value: bytes, fault: Fault | None, error: BaseException | None) -> None:
+            if error is not None:
+                fault = Fault("Error", str(error))
+            link.link.send(Result(event.request, value, fault))
+
+        self.begin(event.target, event.method, event.arguments, event.chain, reply)
+
+    def begin(self, ref: ObjectRef, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+        """Call a method of an object. `reply(value, fault, error)`: its result, what it raised, or why it was not run."""
+        self._host.counters.calls += 1
+        try:
+            actor = self._host.awaken(ref, f"{method}()")
+        except ConfigError as error:
+            reply(b"", None, WorkerError(str(error)))
+            return
+
+        def done(result: Any, error: BaseException | None) -> None:
+            value, fault = b"", None
+            if error is None:
+                try:
+                    value = encode_result(result, method)
+                except Exception as refused:  # noqa: BLE001 - it cannot be cloned: the caller is told
+                    error = refused
+            if isinstance(error, WorkerError):
+                failure: BaseException | None = error
+            else:
+                failure, fault = None, None if error is None else fault_of(error)
+            # Also an error is an answer, and waits for what was written before it.
+            actor.store.gate.hold(lambda broken: reply(value, fault, failure or broken))
+
+        actor.run_event(lambda: find_method(actor.instance, method, arguments, DurableObject), f"{method}()", chain, done)

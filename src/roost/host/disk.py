@@ -1,0 +1,125 @@
+"""A host's files: the threads that wait for the disk, how many databases are open at once, and the slot's alarm index.
+
+Nothing here waits on the loop but for the rare file that is just being closed. The invariant: one connection of ours to a
+file at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roost.errors import InternalError
+from roost.host.actor_storage import close_database
+from roost.storage.alarm_index import AlarmIndex, index_path, object_path
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from roost.clock import Clock
+    from roost.events import ObjectRef
+    from roost.host.actor_storage import ActorStorage
+    from roost.storage.database import Database
+
+THREADS = 4  # fsyncs at once
+_CLOSING_WAIT_S = 30
+
+
+class Disk:
+    """One host's. Without a data folder (tests) the files are in a temporary one."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        data: Path | None,
+        clock: Clock,
+        *,
+        slot: int = 0,
+        slots: int = 1,
+        max_open: int = 1000,
+    ) -> None:
+        self.loop = loop
+        self.clock = clock
+        self.parked = 0  # files closed because too many were open
+        self.alarm_changed: Callable[[], None] = lambda: None
+        self._scratch = None if data is not None else tempfile.TemporaryDirectory(prefix="roost-scratch-")
+        self.data = data if data is not None else Path(self._scratch.name)  # type: ignore[union-attr]
+        self.alarms = AlarmIndex(index_path(self.data, slot, slots))
+        self._max_open = max_open
+        self._executor = ThreadPoolExecutor(THREADS, "roost disk")
+        self._closing: dict[Path, Future[None]] = {}
+        self._open: OrderedDict[ActorStorage, None] = OrderedDict()
+
+    def path(self, ref: ObjectRef) -> Path:
+        """An object's file."""
+        try:
+            return object_path(self.data, ref)
+        except ValueError as error:
+            raise InternalError(str(error)) from error
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Work for a disk thread."""
+        return self._executor.submit(work, *arguments)
+
+    def tell_alarm(self, ref: ObjectRef, due_ms: int | None) -> None:
+        """The alarm of an object is now then. Raises StorageError."""
+        if due_ms is None:
+            self.alarms.remove(ref)
+        else:
+            self.alarms.put(ref, due_ms)
+            self.alarm_changed()
+
+    # open files
+
+    @property
+    def open_files(self) -> int:
+        return len(self._open)
+
+    def opened(self, storage: ActorStorage) -> None:
+        """One more is open; if they are too many, close the one that was not used for longest (second chance)."""
+        self._open[storage] = None
+        looked_at = 0
+        while len(self._open) > self._max_open and looked_at < len(self._open):
+            oldest = next(iter(self._open))
+            if oldest is not storage and not oldest.used and oldest.park():
+                del self._open[oldest]
+                self.parked += 1
+                continue
+            oldest.used = False
+            self._open.move_to_end(oldest)
+            looked_at += 1
+
+    def forget(self, storage: ActorStorage) -> None:
+        self._open.pop(storage, None)
+
+    def close(self, path: Path, database: Database, running: Future[None] | None) -> None:
+        """Close a database on a thread; who opens the same file meanwhile waits."""
+        closing = self._closing[path] = self.submit(close_database, database, running)
+
+        def forget() -> None:
+            if self._closing.get(path) is closing:
+                del self._closing[path]
+
+        def closed(_: Any) -> None:
+            if not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(forget)
+
+        closing.add_done_callback(closed)
+
+    def wait_for_earlier(self, path: Path) -> None:
+        """An earlier life of this object is just folding its log: a few milliseconds, and rare."""
+        closing = self._closing.get(path)
+        if closing is not None:
+            closing.result(_CLOSING_WAIT_S)
+
+    def end(self) -> None:
+        """Wait for the threads; nothing is used after this."""
+        self._executor.shutdown(wait=True)
+        self.alarms.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()

@@ -1,0 +1,120 @@
+"""Service bindings within the app: calls to another entrypoint, each with an instance and a context of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from roost.api.entrypoint import WorkerEntrypoint
+from roost.api.rpc import encode_result, error_of, fault_of, find_method
+from roost.api.state import ExecutionContext
+from roost.errors import WorkerError
+from roost.host.blocking import call_chain, chain_of_call
+from roost.host.io_context import RequestContext, not_a_response, request_link
+from roost.host.running import SUSPENDED, in_context
+from roost.host.stubs import calling_actor
+from roost.link.port import NO_CONTEXT
+from roost.values import decode
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextvars
+
+    from roost.api.http import Request, Response
+    from roost.host.host import Host
+
+
+class EntrypointCaller:
+    """`api.service.ServiceCaller` of one binding."""
+
+    def __init__(self, host: Host, name: str, props: dict[str, Any]) -> None:
+        self._host = host
+        self._name = name
+        self._props = props
+
+    def _begin(self, what: str) -> tuple[RequestContext, contextvars.Context]:
+        host = self._host
+        chain = chain_of_call(calling_actor())
+        context = RequestContext(host, f"{self._name}.{what}", host.worker.compat, request_link.get())
+        variables = context.fresh_variables()
+        variables.run(call_chain.set, chain)
+        return context, variables
+
+    def _instance(self, context: RequestContext) -> Any:
+        cls = self._host.worker.entrypoints.get(self._name)
+        if cls is None:
+            raise WorkerError(f"the worker has no class {self._name} that extends WorkerEntrypoint.")
+        ctx = ExecutionContext(context)
+        ctx.props = dict(self._props)
+        return cls(ctx, self._host.worker.env)
+
+    async def fetch(self, request: Request) -> Response:
+        await _wait_for_writes()
+        context, variables = self._begin("fetch")
+        if self._name == "Default":
+            answering = self._host.requests.default_fetch(request, context)
+        else:
+            answering = self._fetch(request, context)
+        response: Response = await in_context(variables, answering)
+        return response
+
+    async def _fetch(self, request: Request, context: RequestContext) -> Response:
+        handler = getattr(self._instance(context), "fetch", None)
+        if handler is None:
+            raise WorkerError(f"class {self._name} has no fetch method; add `async def fetch(self, request)`.")
+        result = handler(request)
+        response: Any = await result if hasattr(result, "__await__") else result
+        if not hasattr(response, "web_socket"):
+            raise not_a_response(f"{self._name}.fetch", response)
+        return response  # type: ignore[no-any-return]
+
+    def call(self, method: str, arguments: bytes) -> asyncio.Future[Any]:
+        loop = self._host.loop
+        answered: asyncio.Future[Any] = loop.create_future()
+        context, variables = self._begin(f"{method}()")
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if answered.done():
+                return
+            try:
+                if error is not None:
+                    raise error
+                answered.set_result(decode(encode_result(result, method)))
+            except WorkerError as failure:
+                answered.set_exception(failure)
+            except BaseException as failure:  # noqa: BLE001 - the user's
+                answered.set_exception(error_of(fault_of(failure)))
+
+        def begin() -> None:
+            self._host.counters.calls += 1
+            try:
+                result = self._host.runner.start(variables, self._start(context, method, arguments), done)
+                if result is SUSPENDED:
+                    return
+            except BaseException as error:  # noqa: BLE001 - the user's
+                done(None, error)
+                return
+            done(result, None)
+
+        def when_durable(error: BaseException | None) -> None:
+            if error is not None:
+                done(None, error)
+            else:
+                loop.call_soon(begin, context=NO_CONTEXT)
+
+        caller = calling_actor()
+        if caller is None:
+            when_durable(None)
+        else:
+            caller.store.check_may_wait()
+            caller.store.gate.hold(when_durable)
+        return answered
+
+    async def _start(self, context: RequestContext, method: str, arguments: bytes) -> Any:
+        result = find_method(self._instance(context), method, arguments, WorkerEntrypoint)
+        return await result if hasattr(result, "__await__") else result
+
+
+async def _wait_for_writes() -> None:
+    caller = calling_actor()
+    if caller is not None and caller.store.gate.shut:
+        await caller.store.durable()

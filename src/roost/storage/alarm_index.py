@@ -1,0 +1,271 @@
+"""Which sleeping object is due when: one small database a host slot, and how it is rebuilt if it is lost.
+
+The index is a hint that is never late: the object's own database says whether and when its alarm is set. So an alarm that
+comes earlier is told here *before* the object's commit, one that goes later *after* it (observed behaviour, W49): a crash
+between the two wakes an object for nothing, and never misses one. What a power loss may have torn apart is found by the
+machine's boot id, and the index is then made anew from the objects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import apsw
+
+from roost.events import ObjectRef
+from roost.ids import is_object_id, slot_of
+from roost.storage.database import CHECKPOINT_BYTES, StorageError, fold_log, read_alarm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = logging.getLogger("roost.storage")
+
+FORMAT: Final = 1
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_SYNCS_BETWEEN_CHECKPOINTS: Final = 100
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS alarm (class TEXT, id TEXT, name TEXT, due_ms INTEGER, retries INTEGER, setbacks INTEGER,"
+    " PRIMARY KEY (class, id)) WITHOUT ROWID;"
+    "CREATE INDEX IF NOT EXISTS alarm_due ON alarm (due_ms);"
+    "CREATE TABLE IF NOT EXISTS cron (expression TEXT PRIMARY KEY, last_ms INTEGER) WITHOUT ROWID"
+)
+
+
+class Due(NamedTuple):
+    """One entry. `retries` are those that count (the handler failed), `setbacks` those that do not (a crash, a reset)."""
+
+    ref: ObjectRef
+    due_ms: int
+    retries: int
+    setbacks: int
+
+
+class AlarmIndex:
+    """One slot's index. A file only once there is an alarm; `sync` is for another thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: apsw.Connection | None = None
+        self._log_fd = -1
+        self._syncs = 0
+        self._syncing = threading.Lock()
+
+    def _open(self, *, create: bool) -> apsw.Connection | None:
+        if self._connection is None and (create or self._path.exists()):
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                connection = apsw.Connection(str(self._path))
+                connection.pragma("journal_mode", "wal")
+                connection.pragma("synchronous", "normal")
+                connection.pragma("wal_autocheckpoint", 0)
+                connection.execute(_SCHEMA)
+            except apsw.Error as error:
+                raise StorageError(f"the alarm index {self._path} cannot be opened: {error}") from error
+            self._connection = connection
+        return self._connection
+
+    def _run(self, sql: str, bindings: tuple[Any, ...]) -> None:
+        connection = self._open(create=True)
+        assert connection is not None
+        try:
+            connection.execute(sql, bindings)
+        except apsw.Error as error:
+            raise StorageError(f"the alarm index cannot be written: {error}") from error
+
+    def put(self, ref: ObjectRef, due_ms: int, retries: int = 0, setbacks: int = 0) -> None:
+        """The object's alarm is due then. Raises StorageError."""
+        self._run(
+            "INSERT INTO alarm VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO UPDATE SET"
+            " due_ms = ?4, retries = ?5, setbacks = ?6",
+            (ref.class_name, ref.id, ref.name, due_ms, retries, setbacks),
+        )
+
+    def remove(self, ref: ObjectRef) -> None:
+        """The object has no alarm."""
+        if self._open(create=False) is not None:
+            self._run("DELETE FROM alarm WHERE class = ? AND id = ?", (ref.class_name, ref.id))
+
+    def due(self, now_ms: int, limit: int) -> list[Due]:
+        """What is due, the oldest first."""
+        connection = self._open(create=False)
+        if connection is None:
+            return []
+        rows = connection.execute(
+            "SELECT class, id, name, due_ms, retries, setbacks FROM alarm WHERE due_ms <= ? ORDER BY due_ms LIMIT ?",
+            (now_ms, limit),
+        )
+        return [Due(ObjectRef(class_name, id_, name), *rest) for class_name, id_, name, *rest in rows]
+
+    def due_ms(self, ref: ObjectRef) -> int | None:
+        """When the object is to be woken; None if it is not."""
+        connection = self._open(create=False)
+        if connection is None:
+            return None
+        row = connection.execute("SELECT due_ms FROM alarm WHERE class = ? AND id = ?", (ref.class_name, ref.id)).fetchone()
+        return None if row is None else row[0]
+
+    def next_due(self, after_ms: int = -1) -> int | None:
+        """When the next alarm after a moment is due (ms); None if there is none."""
+        connection = self._open(create=False)
+        if connection is None:
+            return None
+        row = connection.execute("SELECT min(due_ms) FROM alarm WHERE due_ms > ?", (after_ms,)).fetchone()
+        return None if row is None else row[0]
+
+    def count(self) -> int:
+        connection = self._open(create=False)
+        return 0 if connection is None else int(connection.execute("SELECT count(*) FROM alarm").get)
+
+    def entries(self) -> Iterator[Due]:
+        """Everything, for checks."""
+        connection = self._open(create=False)
+        if connection is not None:
+            for class_name, id_, name, *rest in connection.execute(
+                "SELECT class, id, name, due_ms, retries, setbacks FROM alarm"
+            ):
+                yield Due(ObjectRef(class_name, id_, name), *rest)
+
+    def last_cron(self, expression: str) -> int | None:
+        """When a cron expression last fired (ms)."""
+        connection = self._open(create=False)
+        if connection is None:
+            return None
+        row = connection.execute("SELECT last_ms FROM cron WHERE expression = ?", (expression,)).fetchone()
+        return None if row is None else row[0]
+
+    def cron_fired(self, expression: str, at_ms: int) -> None:
+        self._run("INSERT INTO cron VALUES (?1, ?2) ON CONFLICT DO UPDATE SET last_ms = ?2", (expression, at_ms))
+
+    def sync(self) -> None:
+        """Make everything put before durable. Blocks. Raises StorageError."""
+        try:
+            with self._syncing:  # the disk has several threads
+                if self._log_fd < 0:
+                    self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                self._syncs += 1
+                fold = self._syncs % _SYNCS_BETWEEN_CHECKPOINTS == 0
+            os.fsync(self._log_fd)
+            if fold and os.fstat(self._log_fd).st_size > CHECKPOINT_BYTES:
+                fold_log(self._path)
+        except (OSError, apsw.Error) as error:
+            raise StorageError(f"the alarm index could not be made durable: {error}") from error
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+
+def index_path(data: Path, slot: int, slots: int) -> Path:
+    """Where a slot's index is."""
+    return data / "alarms" / f"{slot}-of-{slots}.sqlite"
+
+
+def object_path(data: Path, ref: ObjectRef) -> Path:
+    """Where an object's database is. Raises ValueError for what must not name a file."""
+    if not is_object_id(ref.id) or not ref.class_name.isidentifier():
+        raise ValueError(f"{ref!r} cannot name a file")
+    return data / "objects" / ref.class_name / ref.id[:2] / f"{ref.id}.sqlite"
+
+
+def object_files(data: Path) -> Iterator[tuple[str, str, Path]]:
+    """Class, id and path of every object that has a file."""
+    for path in sorted((data / "objects").glob("*/??/*.sqlite")):
+        if is_object_id(path.stem):
+            yield path.parent.parent.name, path.stem, path
+
+
+def prepare(data: Path, slots: int) -> None:
+    """Make the indexes fit before any host starts: for another number of slots, after a power loss, or if one is lost."""
+    state_path = data / "alarms" / "state.json"
+    boot_id = _boot_id()
+    try:
+        state = json.loads(state_path.read_text())
+        known = state["format"] == FORMAT and (state["clean"] or state["boot_id"] == boot_id != "")
+        count = int(state["slots"])
+    except (OSError, ValueError, KeyError, TypeError):
+        known, count = False, slots
+    if not known and (data / "objects").is_dir():
+        _rebuild(data, slots, _from_objects(data))
+    elif known and (count != slots or not all(_sound(index_path(data, slot, count)) for slot in range(count))):
+        entries = _from_indexes(data, count)
+        _rebuild(data, slots, _from_objects(data) if entries is None else entries)
+    mark(data, slots, clean=False)
+
+
+def mark(data: Path, slots: int, *, clean: bool) -> None:
+    """Write down whose indexes these are, and whether the node has ended in order."""
+    state_path = data / "alarms" / "state.json"
+    state_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(f"{state_path}.new", "w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, "slots": slots, "boot_id": _boot_id(), "clean": clean}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{state_path}.new", state_path)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""  # not Linux: an unclean end always rebuilds
+
+
+def _sound(path: Path) -> bool:
+    if not path.exists():
+        return True
+    try:
+        connection = apsw.Connection(str(path))
+        try:
+            return bool(connection.pragma("quick_check") == "ok")
+        finally:
+            connection.close()
+    except apsw.Error:
+        return False
+
+
+def _from_indexes(data: Path, slots: int) -> list[Due] | None:
+    """Every entry of the indexes; None if one cannot be read."""
+    found: list[Due] = []
+    for slot in range(slots):
+        index = AlarmIndex(index_path(data, slot, slots))
+        try:
+            found += index.entries()
+        except (StorageError, apsw.Error) as error:
+            _log.warning("storage: the alarm index of slot %d is lost (%s) and is made anew", slot, error)
+            return None
+        finally:
+            index.close()
+    return found
+
+
+def _from_objects(data: Path) -> Iterator[Due]:
+    _log.info("storage: the alarm index is made anew from the objects")
+    for class_name, object_id, path in object_files(data):
+        try:
+            name, due_ms = read_alarm(path)
+        except (StorageError, apsw.Error) as error:
+            _log.error("storage: %s(%s) cannot be read: %s; `roost check` tells more", class_name, object_id[:8], error)
+            continue
+        if due_ms is not None:
+            yield Due(ObjectRef(class_name, object_id, name), due_ms, 0, 0)
+
+
+def _rebuild(data: Path, slots: int, entries: Any) -> None:
+    found = list(entries)
+    for old in (data / "alarms").glob("*-of-*.sqlite*"):
+        old.unlink()
+    indexes = [AlarmIndex(index_path(data, slot, slots)) for slot in range(slots)]
+    for entry in found:
+        indexes[slot_of(entry.ref.id, slots)].put(entry.ref, entry.due_ms, entry.retries, entry.setbacks)
+    for index in indexes:
+        index.close()

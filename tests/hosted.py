@@ -1,0 +1,94 @@
+"""One host on the running loop, with the test as its gateway: no socket, no process."""
+
+import asyncio
+import textwrap
+from pathlib import Path
+
+from roost import events as e
+from roost.api.runtime import Compat
+from roost.host.host import Host
+from roost.host.loader import load_worker
+from roost.ids import id_from_name, namespace_key
+from roost.link.memory import memory_pair
+
+REF = e.ObjectRef("Room", id_from_name(namespace_key("t", "Room"), "x"), "x")
+ENTRIES = [e.RosterEntry(n, ("t",), None, 0, "", "", close_sent=False) for n in (101, 102)]
+
+
+class Gateway:
+    """The test's end of the link."""
+
+    def __init__(self, link):
+        self.link = link
+        self.got = []
+        self.event = 0
+        self.answers_rosters = False
+        link.start(self)
+
+    def on_events(self, events):
+        self.got += events
+        if self.answers_rosters:
+            for event in events:
+                if isinstance(event, e.RosterRequest):
+                    self.roster(event.actor, event.object or REF, [] if event.object else ENTRIES)
+
+    def on_closed(self, reason):
+        pass
+
+    def on_drained(self):
+        pass
+
+    def message(self, socket, data, actor=1):
+        self.event += 1
+        self.link.send(e.SocketMessage(self.event, actor, socket, data))
+
+    def close(self, socket):
+        self.event += 1
+        self.link.send(e.SocketClose(self.event, 1, socket, 1000, "", clean=True))
+
+    def roster(self, actor=1, ref=REF, entries=ENTRIES):
+        self.link.send(e.Roster(actor, ref, entries, None))
+
+    def take(self, kind):
+        found = [event for event in self.got if type(event) is kind]
+        self.got = [event for event in self.got if type(event) is not kind]
+        return found
+
+    def done(self):
+        return self.take(e.Done)[-1]
+
+
+def run_hosted(tmp_path: Path, source: str, test, *, classes=("Room",), compat=None, **options):
+    """Run `test(host, gateway, module globals)` with a host that has loaded `source`."""
+    file = tmp_path / "worker_under_test.py"
+    file.write_text(textwrap.dedent(source))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        worker = load_worker(file, list(classes), compat or Compat())
+        bindings = {name.upper(): name for name in classes}
+        host = Host(loop, worker, worker_name="t", variables={}, bindings=bindings, **options)
+        module = worker.classes[classes[0]].cls.__init__.__globals__
+        ours, theirs = memory_pair(loop)
+        gateway = Gateway(theirs)
+        host.add_gateway(ours)
+        await settle()
+        assert gateway.take(e.Hello) == [e.Hello(1, host.slot, host.slots)]
+        try:
+            await test(host, gateway, module)
+        finally:
+            await host.close(0)
+
+    asyncio.run(main())
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def until(condition, timeout_s=5.0):
+    """Wait until the disk's threads have brought about `condition()`."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
