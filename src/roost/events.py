@@ -221,6 +221,14 @@ class Dialled(msgspec.Struct, frozen=True, array_like=True):
     error: str
 
 
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """A gateway's answer to `Hello`. `epoch` names this gateway process (0: its hosts cannot die without it); events up to
+    `given_before` may have been given to an earlier host."""
+
+    epoch: int
+    given_before: int
+
+
 # --- host → gateway ----------------------------------------------------------------------------------------------
 
 
@@ -311,6 +319,7 @@ ToHost = (
     | Roster
     | Dialled
     | AutoAnswered
+    | Welcome
 )
 ToGateway = (
     Hello

@@ -27,6 +27,9 @@ class Owner:
     def block(self):
         return lambda: None
 
+    def said_for(self, batch):
+        return [], False
+
     def check_alarm_handler(self):
         pass
 

@@ -56,6 +56,7 @@ class Gateway:
         request_log: RequestLog | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
         ca_file: str | None = None,
+        epoch: int | None = None,
     ) -> None:
         self.loop = loop
         self.clock = clock
@@ -63,6 +64,7 @@ class Gateway:
         self.counters = Counters()
         self.random_bytes = random_bytes
         self.ca_file = ca_file
+        self.epoch = int.from_bytes(random_bytes(8), "big") if epoch is None else epoch
         self.assets: Assets | None = None
         self.dirty: list[Channel] = []
         self.again: list[HttpConnection] = []  # connections with a pipelined request to begin

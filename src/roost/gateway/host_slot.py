@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
-from roost.events import ENVELOPE_VERSION, Call, Hello, Request, SocketClose, SocketError, SocketMessage
+from roost.events import ENVELOPE_VERSION, Call, Hello, Request, SocketClose, SocketError, SocketMessage, Welcome
 from roost.gateway.sockets import Owner
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class HostSlot:
         self.link = link
         events = [*self.late.values(), *self.unfinished]
         events.sort(key=lambda event: event.event)
+        link.send(Welcome(self._router.gateway.epoch, events[-1].event if events else 0))
         self.late.clear()
         self.unfinished.clear()
         for event in events:

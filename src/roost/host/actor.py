@@ -220,6 +220,8 @@ class Actor(Context):
             self._not_now(socket, event, link)
             return
         self.last_active = self.host.now
+        if event.event <= link.given_before and self._was_finished(event.event, link):
+            return
         handler = self._on_message
         if handler is None or socket._accept is not Accept.HIBERNATABLE:
             if socket._accept is not Accept.HIBERNATABLE or self._listening:
@@ -253,7 +255,20 @@ class Actor(Context):
     def _done_when_durable(self, event: int, link: GatewayLink) -> None:
         """The gateway may forget an event only once what it wrote is on the disk (or the object was reset for it)."""
         link.running.add(event)
+        if link.epoch:
+            self.store.finished(link.epoch, event)
         self.store.gate.hold(lambda _: link.finished(event))
+
+    def _was_finished(self, event: int, link: GatewayLink) -> bool:
+        """Whether the host that was given this event before died between its commit and its `Done`: say what it said."""
+        said = self.store.was_finished(link.epoch, event)
+        for epoch, envelopes in said or ():
+            for other in self.host.links:
+                if other.epoch == epoch:
+                    other.send_envelopes(envelopes)
+        if said is not None:
+            self.host.counters.events_known += 1
+        return said is not None
 
     def _not_now(self, socket: WebSocket, event: Any, link: GatewayLink) -> None:
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
@@ -322,6 +337,8 @@ class Actor(Context):
                 self._done_when_durable(event, link)
 
         handler = self.kind.handler(self.instance, name)
+        if link is not None and event <= link.given_before and self._was_finished(event, link):
+            handler = None
         if handler is None:
             if self._listening and socket.has_listeners:
                 socket.dispatch(item)
@@ -481,6 +498,10 @@ class Actor(Context):
             ended(None, error)
             return
         ended(result, None)
+
+    def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
+        said = [(port.link.epoch, envelopes) for port in self._ports.values() if (envelopes := port.said_for(batch))]
+        return said, any(link.link.unsent for link in self.host.links)
 
     def check_alarm_handler(self) -> None:
         if self.phase is not Phase.WAKING and not self.kind.has("alarm"):

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import apsw
 
+from roost.host.delivered import Delivered
 from roost.host.gates import OutputGate
 from roost.link.port import NO_CONTEXT
 from roost.storage.database import Database, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from roost.api.storage import RunPort
@@ -44,6 +45,10 @@ class Owner(Protocol):
         """Close the input gate until the returned function is called."""
         ...
 
+    def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """What waits for a batch of writes, by epoch of its gateway; and whether a link to one is clogged."""
+        ...
+
     def check_alarm_handler(self) -> None:
         """Raise TypeError (as JsException) if the class could not take an alarm."""
         ...
@@ -61,7 +66,7 @@ class ActorStorage:
         self._path = disk.path(ref)
         self._disk = disk
         self._loop = disk.loop
-        self._failed = owner.storage_failed
+        self._owner = owner
         self._database = self._new_database()
         self._batch = 0  # of the open transaction; 0: none that holds output
         self._scheduled = False
@@ -74,6 +79,7 @@ class ActorStorage:
         self._syncing: asyncio.Future[None] | None = None
         self._on_disk: Future[None] | None = None
         self._closed = False
+        self.delivered = Delivered()
         self._alarm_running = False
         self._alarm_touched = False  # since the alarm's handler began
         self._alarm_changed = False  # in the open transaction
@@ -208,6 +214,11 @@ class ActorStorage:
         try:
             if self._alarm_changed:
                 self._tell_index()
+            if batch and self.delivered.has_new and self._database.is_writing:
+                self._load_delivered()
+                said, clogged = self._owner.said_for(batch)
+                self._database.set_delivered(self.delivered.to_store(batch, said, keep_released=clogged))
+            self.delivered.forget_ended()
             wrote = self._database.commit()
         except (StorageError, apsw.Error) as error:
             self.fail(error)
@@ -260,16 +271,19 @@ class ActorStorage:
             self.fail(error)
             return
         for batch in batches:
+            self.delivered.release(batch)
             self.gate.confirm(batch)
         if self._sync_wanted and self.gate.broken is None:
             self._sync()
+        else:
+            self._disk.close_some()
 
     def fail(self, error: BaseException) -> StorageError:
         """A write is lost: nothing that came of it may leave, and the object starts anew. The error as a StorageError."""
         failure = error if isinstance(error, StorageError) else StorageError(f"a write could not be kept: {error}")
         if self.gate.broken is None:
             self.give_up(failure)
-            self._failed(failure)
+            self._owner.storage_failed(failure)
         return failure
 
     def give_up(self, error: StorageError, *, without_alarm: bool = False) -> None:
@@ -280,6 +294,22 @@ class ActorStorage:
             self._database.commit()
             self._disk.tell_alarm(self._ref, None)
         self.gate.break_off(error)
+
+    # socket events
+
+    def was_finished(self, epoch: int, event: int) -> Sequence[tuple[int, bytes]] | None:
+        """What an earlier life of the object still has to say if it has finished this event; None if it has not."""
+        self._load_delivered()
+        return self.delivered.was_finished(epoch, event)
+
+    def _load_delivered(self) -> None:
+        if not self.delivered.is_loaded:
+            self.delivered.load(self._database.delivered())
+
+    def finished(self, epoch: int, event: int) -> None:
+        """A socket event ends now: its number is committed with what it has just written."""
+        if self._batch and not self._depth:
+            self.delivered.finished(epoch, event)
 
     # the alarm's handler
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 THREADS = 4  # fsyncs at once
 _CLOSING_WAIT_S = 30
+_LOOKS = 8
 
 
 class Disk:
@@ -81,18 +82,22 @@ class Disk:
         return len(self._open)
 
     def opened(self, storage: ActorStorage) -> None:
-        """One more is open; if they are too many, close the one that was not used for longest (second chance)."""
+        """One more is open."""
         self._open[storage] = None
-        looked_at = 0
-        while len(self._open) > self._max_open and looked_at < len(self._open):
+        self.close_some()
+
+    def close_some(self) -> None:
+        """If too many are open, close those that were not used for longest (second chance; a few looks a call)."""
+        for _ in range(_LOOKS):
+            if len(self._open) <= self._max_open:
+                return
             oldest = next(iter(self._open))
-            if oldest is not storage and not oldest.used and oldest.park():
+            if not oldest.used and oldest.park():
                 del self._open[oldest]
                 self.parked += 1
-                continue
-            oldest.used = False
-            self._open.move_to_end(oldest)
-            looked_at += 1
+            else:
+                oldest.used = False
+                self._open.move_to_end(oldest)
 
     def forget(self, storage: ActorStorage) -> None:
         self._open.pop(storage, None)

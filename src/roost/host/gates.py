@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 class OutputGate:
     """`shut` is read for everything that leaves: it is true while anything waits, and for ever once broken."""
 
-    __slots__ = ("_done", "_held", "_last", "_open_up_to", "broken", "shut")
+    __slots__ = ("_done", "_held", "_open_up_to", "broken", "last", "shut")
 
     def __init__(self) -> None:
         self.shut = False
         self.broken: RoostError | None = None
-        self._last = 0  # the latest batch that holds output
+        self.last = 0  # the latest batch that holds output
         self._open_up_to = 0  # every batch up to this is confirmed
         self._done: set[int] = set()  # confirmed ahead of an earlier one
         self._held: deque[tuple[int, Callable[[RoostError | None], None]]] = deque()
 
     def begin(self) -> int:
         """A batch of writes begins; its number for `confirm`."""
-        self._last += 1
+        self.last += 1
         self.shut = True
-        return self._last
+        return self.last
 
     def hold(self, release: Callable[[RoostError | None], None]) -> None:
         """Call `release(None)` when all writes so far are durable; `release(error)` if the gate breaks (or is broken)."""
@@ -43,7 +43,7 @@ class OutputGate:
         elif not self.shut:
             release(None)
         else:
-            self._held.append((self._last, release))
+            self._held.append((self.last, release))
 
     def confirm(self, batch: int) -> None:
         """A batch is durable. What waited only for it leaves, in order."""
@@ -56,7 +56,7 @@ class OutputGate:
         # Shut until the last held thing has left: what is sent meanwhile must stay behind it.
         while self._held and self._held[0][0] <= self._open_up_to:
             self._held.popleft()[1](None)
-        self.shut = self._open_up_to < self._last
+        self.shut = self._open_up_to < self.last
 
     def break_off(self, error: RoostError) -> None:
         """A batch failed: everything held is dropped, and everything that comes."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from roost.events import Attach, CloseSocket, Done, Event
+from roost.protocol.envelope import Splitter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ class GatewayLink:
         "_host",
         "bodies",
         "dials",
+        "epoch",
+        "given_before",
         "gone",
         "index",
         "last_event",
@@ -46,6 +49,8 @@ class GatewayLink:
         self.index = index
         self.sockets: dict[int, WebSocket] = {}
         self.last_event = 0
+        self.epoch = 0  # of the gateway process; 0: it never gives an event again
+        self.given_before = 0  # events up to this may have been given to an earlier host
         self.running: set[int] = set()
         self.waking: dict[int, list[Any] | Actor] = {}  # by the gateway's actor number: events that wait for its roster
         self.bodies: dict[int, BodyReader] = {}
@@ -65,6 +70,11 @@ class GatewayLink:
 
     def attach(self, number: int, attachment: bytes | None) -> None:
         self.link.send(Attach(number, attachment))
+
+    def send_envelopes(self, envelopes: bytes) -> None:
+        """What an earlier host had to say to this gateway."""
+        for event in Splitter(len(envelopes)).feed(envelopes):
+            self.link.send(event)
 
     # sockets
 

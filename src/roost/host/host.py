@@ -41,6 +41,7 @@ from roost.events import (
     SocketClose,
     SocketError,
     SocketMessage,
+    Welcome,
 )
 from roost.host import memory
 from roost.host.actor import Actor, Phase
@@ -80,6 +81,7 @@ class HostCounters(msgspec.Struct):
     sleeps: int = 0
     events_shed: int = 0
     events_unknown: int = 0
+    events_known: int = 0  # given again, though an earlier host had finished them
     tasks: int = 0
     alarms: int = 0
     calls: int = 0
@@ -160,6 +162,7 @@ class Host:
             Call: self.calls.from_link,
             Result: self._result,
             AutoAnswered: self._auto_answered,
+            Welcome: self._welcome,
         }
 
     def add_gateway(self, link: Link) -> None:
@@ -323,6 +326,9 @@ class Host:
             for link in self.links:
                 for number in [n for n, waking in link.waking.items() if waking is actor]:
                     del link.waking[number]
+
+    def _welcome(self, link: GatewayLink, event: Welcome) -> None:
+        link.epoch, link.given_before = event.epoch, event.given_before
 
     def _auto_answered(self, link: GatewayLink, event: AutoAnswered) -> None:
         socket = link.sockets.get(event.socket)

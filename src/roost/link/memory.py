@@ -24,6 +24,10 @@ class MemoryLink:
         self._scheduled = False
         self._flushing = False
 
+    @property
+    def unsent(self) -> bool:
+        return False
+
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
         if self._peer is not None and self._peer._batch.events:

@@ -79,6 +79,11 @@ class Link(Protocol):
     congested: bool
     """More is buffered than the high-water mark: the sender should stop taking work that it can hold back."""
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something that was flushed could not be written yet."""
+        ...
+
     def start(self, receiver: Receiver) -> None:
         """Begin delivery. Events that arrived before are delivered first."""
         ...

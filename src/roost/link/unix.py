@@ -50,6 +50,10 @@ class UnixLink:
         self._scheduled = False
         self._open = True
 
+    @property
+    def unsent(self) -> bool:
+        return bool(self._backlog)
+
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
         contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)

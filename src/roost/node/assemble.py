@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 
 def make_gateway(
-    loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slots: int, ca_file: str | None = None
+    loop: asyncio.AbstractEventLoop,
+    app: App,
+    settings: Settings,
+    slots: int,
+    ca_file: str | None = None,
+    epoch: int | None = None,
 ) -> Gateway:
-    """A gateway for the app, not yet listening."""
+    """A gateway for the app, not yet listening. `epoch` 0: its host is in the same process."""
     gateway = Gateway(
         loop,
         SystemClock(),
@@ -33,6 +38,7 @@ def make_gateway(
         limits=settings.gateway_limits(),
         request_log=logs.request_line,
         ca_file=ca_file,
+        epoch=epoch,
     )
     if app.assets is not None:
         gateway.assets = Assets(

@@ -46,6 +46,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     dial_s: float = 10.0
     host_wait_s: float = 10.0
     drain_s: float = 10.0
+    restart_pause_s: float = 5.0
     tcp_keepalive_s: int = 60
 
 

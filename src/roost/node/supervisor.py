@@ -212,7 +212,7 @@ class Node:
         logs.redirect_prints()
         try:
             host = make_host(loop, self._app, self._settings, 0, 1, self._options.data)
-            gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file)
+            gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file, epoch=0)
             host_end, gateway_end = memory_pair(loop)
             gateway.add_host(gateway_end)
             host.add_gateway(host_end)
@@ -293,7 +293,7 @@ class Node:
             if child.replaced:
                 continue
             deaths = 0 if ran_s > _STABLE_AFTER_S else deaths + 1
-            pause = _BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)]
+            pause = min(_BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)], self._settings.timeouts.restart_pause_s)
             code = child.process.returncode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             if child.failure is not None:

@@ -19,7 +19,7 @@ import apsw
 
 from roost.events import ObjectRef
 from roost.ids import is_object_id, slot_of
-from roost.storage.database import CHECKPOINT_BYTES, StorageError, fold_log, read_alarm
+from roost.storage.database import CHECKPOINT_BYTES, StorageError, fold_log, read_alarm, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,7 @@ class AlarmIndex:
         self._path = path
         self._connection: apsw.Connection | None = None
         self._log_fd = -1
+        self._is_new = not path.exists()
         self._syncs = 0
         self._syncing = threading.Lock()
 
@@ -61,8 +62,8 @@ class AlarmIndex:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 connection = apsw.Connection(str(self._path))
+                connection.pragma("synchronous", "off")  # as in `database.py`: every sync is ours
                 connection.pragma("journal_mode", "wal")
-                connection.pragma("synchronous", "normal")
                 connection.pragma("wal_autocheckpoint", 0)
                 connection.execute(_SCHEMA)
             except apsw.Error as error:
@@ -150,7 +151,10 @@ class AlarmIndex:
                     self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 self._syncs += 1
                 fold = self._syncs % _SYNCS_BETWEEN_CHECKPOINTS == 0
+                is_new, self._is_new = self._is_new, False
             os.fsync(self._log_fd)
+            for path in (self._path, self._path.parent) if is_new else ():
+                sync_path(path)
             if fold and os.fstat(self._log_fd).st_size > CHECKPOINT_BYTES:
                 fold_log(self._path)
         except (OSError, apsw.Error) as error:
@@ -159,6 +163,7 @@ class AlarmIndex:
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            connection.pragma("synchronous", "normal")
             connection.close()
         if self._log_fd >= 0:
             os.close(self._log_fd)

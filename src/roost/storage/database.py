@@ -1,8 +1,10 @@
 """One object's database: its key-value table, its SQL, and commits that are durable only once `sync` has returned.
 
-WAL with `synchronous=NORMAL` and an fsync of the log of our own: together what `FULL` promises, but the fsync can run on
-another thread while the object goes on reading, and one fsync confirms every commit before it. The file is created at the
-first write. Layout (format 1): `_cf_KV(key, value)`, values in `roost.values` encoding; `_cf_METADATA(key, value)`.
+WAL with `synchronous=OFF` and every fsync of our own: together what `FULL` promises, but the fsync can run on another
+thread while the object goes on reading, and one fsync confirms every commit before it. SQLite syncs only in checkpoints.
+
+The file is created at the first write. Layout (format 1, `docs/reference/storage.md`): `_cf_KV(key, value)`, values in
+`roost.values` encoding; `_cf_METADATA(key, value)`.
 
 It must not know of actors, gates or the loop. Source: SQLite documentation, "Write-Ahead Logging" §2.2, §6; reference 5.
 """
@@ -55,6 +57,18 @@ _ALLOWED_PRAGMAS: Final = frozenset(
         "foreign_key_check", "foreign_keys", "defer_foreign_keys", "quick_check", "optimize", "data_version",
     }
 )  # fmt: skip
+
+
+_durable_folders: set[Path] = set()  # their names are on the disk; at most 256 a class
+
+
+def sync_path(path: Path) -> None:
+    """Make a file, or the names in a folder, durable. Blocks."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def fold_log(path: Path) -> None:
@@ -132,8 +146,8 @@ class Database:
             self._is_new = not self._path.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             connection = apsw.Connection(str(self._path))
+            connection.pragma("synchronous", "off")  # every sync is ours, on another thread; `close` turns it on
             connection.pragma("journal_mode", "wal")
-            connection.pragma("synchronous", "normal")
             connection.pragma("wal_autocheckpoint", 0)
             connection.pragma("foreign_keys", 1)
             connection.pragma("max_page_count", MAX_PAGES)
@@ -166,6 +180,7 @@ class Database:
         self.rollback()
         connection, self._connection = self._connection, None
         if connection is not None:
+            connection.pragma("synchronous", "normal")  # for the checkpoint that closing is
             connection.close()
         if self._log_fd >= 0:
             os.close(self._log_fd)
@@ -201,7 +216,7 @@ class Database:
         if connection is None or not connection.in_transaction:
             self._check_not_undone()
             return False
-        wrote = connection.txn_state() == _WRITE
+        wrote = self.is_writing
         try:
             connection.execute("COMMIT")
         except apsw.Error as error:
@@ -240,11 +255,13 @@ class Database:
             if self._log_fd < 0:
                 self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             os.fsync(self._log_fd)
-            if self._is_new:
-                for folder in list(self._path.parents)[:4]:
-                    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    os.fsync(fd)
-                    os.close(fd)
+            if self._is_new:  # a log beside an empty file would be thrown away
+                sync_path(self._path)
+                sync_path(self._path.parent)
+                if self._path.parent not in _durable_folders:
+                    for folder in list(self._path.parents)[1:4]:
+                        sync_path(folder)
+                    _durable_folders.add(self._path.parent)
                 self._is_new = False
             size = os.fstat(self._log_fd).st_size
             self._syncs_since_checkpoint += 1
@@ -319,14 +336,29 @@ class Database:
     def is_empty(self) -> bool:
         """Whether no key, no metadata and no table of the user's is left."""
         row = self._row(
-            "SELECT (SELECT count(*) FROM _cf_KV) + (SELECT count(*) FROM _cf_METADATA WHERE key <> 'name')"
+            "SELECT (SELECT count(*) FROM _cf_KV) + (SELECT count(*) FROM _cf_METADATA WHERE key = 'alarm')"
             " + (SELECT count(*) FROM sqlite_schema"
             " WHERE name NOT LIKE '!_cf!_%' ESCAPE '!' AND name NOT LIKE 'sqlite!_%' ESCAPE '!')",
             (),
         )
         return row is not None and row[0] == 0
 
-    # the alarm
+    # what the runtime keeps beside the user's data
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the open transaction has written."""
+        return self._connection is not None and self._connection.txn_state() == _WRITE
+
+    def delivered(self) -> bytes | None:
+        """The finished socket events whose gateway may not know it (`host/delivered.py`)."""
+        if not self.exists():
+            return None
+        row = self._row("SELECT value FROM _cf_METADATA WHERE key = 'delivered'", ())
+        return None if row is None else row[0]
+
+    def set_delivered(self, events: bytes) -> None:
+        self._run("INSERT INTO _cf_METADATA VALUES ('delivered', ?1) ON CONFLICT DO UPDATE SET value = ?1", (events,))
 
     def alarm_ms(self) -> int | None:
         """When the object's alarm is set for (ms since 1970), None if it has none."""
