@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -135,11 +136,8 @@ def crash_run(app, data, kills, seed, hosts=2):
             seen = json.loads(body)
             replies = [pair for (name, _), pairs in report.acknowledged.items() if name == f"box{box}" for pair in pairs]
             report.lost += {message for message, _ in replies} - set(seen)
-            report.doubled += (
-                {message for message in seen if seen.count(message) > 1} if len(set(seen)) < len(seen) else set()
-            )
-            counts = [count for _, count in replies]
-            report.wrong_counts += [count for count in set(counts) if counts.count(count) > 1]
+            report.doubled += [message for message, times in Counter(seen).items() if times > 1]
+            report.wrong_counts += [count for count, times in Counter(count for _, count in replies).items() if times > 1]
         closed = node.counter("closed_host_lost")
         assert closed == 0, f"{closed} sockets were closed"
     return report

@@ -48,6 +48,28 @@ def _parser() -> argparse.ArgumentParser:
     objects.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
     objects.add_argument("--data", metavar="DIR", help="the running node's data folder (default: DIR/.roost/data)")
     objects.add_argument("--json", action="store_true", help="everything, as JSON")
+    storage = commands.add_parser("storage", help="list, dump and restore what objects have stored")
+    verbs = storage.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, text in (
+        ("list", "list the objects that have stored something"),
+        ("dump", "write objects as JSON lines"),
+        ("restore", "replace objects by those of a dump; a running node goes on"),
+    ):
+        command = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
+        command.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
+        command.add_argument("--data", metavar="DIR", help="the data folder (default: DIR/.roost/data)")
+        if verb != "restore":
+            command.add_argument("--class", dest="class_name", metavar="NAME", help="only objects of this class")
+            command.add_argument("--name", help="only the object of this name")
+            command.add_argument("--id", help="only the object with this id")
+        if verb == "list":
+            command.add_argument("--json", action="store_true", help="one JSON object a line")
+        else:
+            default = "standard output" if verb == "dump" else "standard input"
+            command.add_argument("--file", metavar="FILE", help=f"the dump (default: {default})")
+    check = commands.add_parser("check", help="verify the integrity of a data folder")
+    check.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
+    check.add_argument("--data", metavar="DIR", help="the data folder (default: DIR/.roost/data)")
     return parser
 
 
@@ -57,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "objects":
             return _objects(parsed)
+        if parsed.command in ("storage", "check"):
+            from roost.cli import storage
+
+            return storage.run(parsed)
         return _serve(parsed)
     except ConfigError as error:
         return _complain(error, 2, parsed)

@@ -6,6 +6,7 @@ file at a time.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from roost.errors import InternalError
 from roost.host.actor_storage import close_database
 from roost.storage.alarm_index import AlarmIndex, index_path, object_path
+from roost.storage.dump import put_in_place
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from concurrent.futures import Future
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from roost.events import ObjectRef
     from roost.host.actor_storage import ActorStorage
     from roost.storage.database import Database
+    from roost.storage.dump import Restored
 
 THREADS = 4  # fsyncs at once
 _CLOSING_WAIT_S = 30
@@ -115,6 +117,24 @@ class Disk:
                 self.loop.call_soon_threadsafe(forget)
 
         closing.add_done_callback(closed)
+
+    async def replace(self, restored: Restored) -> None:
+        """Put a restored file in its object's place, which must not be awake; who opens it meanwhile waits."""
+        path = self.path(restored.ref)
+        earlier = self._closing.get(path)
+
+        def swap() -> None:
+            if earlier is not None:
+                earlier.exception(_CLOSING_WAIT_S)
+            put_in_place(self.data, restored)
+
+        self.tell_alarm(restored.ref, restored.alarm_ms)
+        swapping = self._closing[path] = self.submit(swap)
+        try:
+            await asyncio.wrap_future(swapping)
+        finally:
+            if self._closing.get(path) is swapping:
+                del self._closing[path]
 
     def wait_for_earlier(self, path: Path) -> None:
         """An earlier life of this object is just folding its log: a few milliseconds, and rare."""

@@ -58,6 +58,7 @@ from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller
 from roost.ids import namespace_key
+from roost.storage.dump import Restored, restoring_path
 
 if TYPE_CHECKING:
     import contextvars
@@ -376,6 +377,15 @@ class Host:
         dialled = link.dials.pop(event.dial, None)
         if dialled is not None:
             dialled(link, event)
+
+    # storage from outside
+
+    async def replace_storage(self, ref: ObjectRef, alarm_ms: int | None) -> None:
+        """Put the file that `roost storage restore` has made in the object's place. Its sockets stay."""
+        actor = self.actors.get(ref)
+        if actor is not None:
+            actor.reset(WorkerError("its storage was restored"))
+        await self.disk.replace(Restored(ref, restoring_path(self.disk.data, ref), alarm_ms))
 
     # tasks
 

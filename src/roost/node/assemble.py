@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from roost.clock import SystemClock
-from roost.errors import ConfigError, WorkerError
+from roost.errors import ConfigError, RoostError, WorkerError
+from roost.events import ObjectRef
 from roost.gateway.assets import Assets
 from roost.gateway.gateway import Gateway
 from roost.observe import logs
@@ -92,6 +93,16 @@ def host_report(host: Host) -> dict[str, Any]:
         "alarms_running": host.alarms.running,
         "links": len(host.links),
     }
+
+
+async def restore_object(host: Host, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Put a restored file in an object's place; what went wrong as `error`."""
+    try:
+        ref = ObjectRef(str(arguments["class"]), str(arguments["id"]), arguments["name"])
+        await host.replace_storage(ref, arguments["alarm_ms"])
+    except (RoostError, OSError, ValueError) as error:
+        return {"error": str(error)}
+    return {"restored": ref.id}
 
 
 def fault_of(error: BaseException) -> tuple[str, str, str]:

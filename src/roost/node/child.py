@@ -20,7 +20,7 @@ import uvloop
 
 from roost.errors import ConfigError, WorkerError
 from roost.link.unix import UnixLink
-from roost.node.assemble import fault_of, gateway_report, host_report, make_gateway, make_host
+from roost.node.assemble import fault_of, gateway_report, host_report, make_gateway, make_host, restore_object
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
@@ -62,10 +62,15 @@ class Child:
             if order.command == "end_soon":
                 role.end_soon()
             if order.command == "report":
-                report = msgspec.Raw(msgspec.json.encode(role.report()))
-                await self._tell(FromChild("report", request=order.request, report=report))
+                await self._report(order, role.report())
+            if order.command == "restore":
+                await self._report(order, await role.restore(order.arguments))
         await role.drain(0.5)
         return 1
+
+    async def _report(self, order: ToChild, report: dict[str, Any]) -> None:
+        raw = msgspec.Raw(msgspec.json.encode(report))
+        await self._tell(FromChild("report", request=order.request, report=raw))
 
     async def _next(self) -> ToChild | None:
         line = await self._reader.readline()
@@ -152,6 +157,9 @@ class _HostRole:
 
     def report(self) -> dict[str, Any]:
         return host_report(self._host)
+
+    async def restore(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await restore_object(self._host, arguments)
 
     async def drain(self, timeout_s: float) -> None:
         for connector in self._connectors:

@@ -27,9 +27,11 @@ class ChildSpec(msgspec.Struct, frozen=True):
 
 
 class ToChild(msgspec.Struct, frozen=True):
-    """The node → a child, one a line. `command`: "start" (with `spec`), "drain", "end_soon" or "report"."""
+    """The node → a child, one a line. `command`: "start" (with `spec`), "drain", "end_soon", "report" or
+    "restore" (both answered with a report)."""
 
     command: str
+    arguments: dict[str, str | int | None] = {}
     spec: ChildSpec | None = None
     timeout_s: float = 0.0
     request: int = 0

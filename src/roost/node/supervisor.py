@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from roost.errors import ConfigError, InternalError, WorkerError
+from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
 from roost.node import control
-from roost.node.assemble import gateway_report, host_report, make_gateway, make_host
+from roost.node.assemble import gateway_report, host_report, make_gateway, make_host, restore_object
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 from roost.storage import alarm_index
@@ -109,9 +110,13 @@ class ChildProcess:
 
     async def report(self) -> Any:
         """The child's own report; None if it does not answer in time."""
+        return await self.ask("report")
+
+    async def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """The answer to a command; None if it does not answer in time."""
         self._last_report += 1
         waiting = self._reports[self._last_report] = asyncio.get_running_loop().create_future()
-        self.tell(ToChild("report", request=self._last_report))
+        self.tell(ToChild(command, arguments or {}, request=self._last_report))
         try:
             return await asyncio.wait_for(waiting, 5)
         except TimeoutError:
@@ -328,7 +333,7 @@ class Node:
             debug=options.debug,
             ca_file=options.ca_file,
         )
-        child.tell(ToChild("start", spec))
+        child.tell(ToChild("start", spec=spec))
         return child, reader
 
     async def reload(self, app: App) -> None:
@@ -343,6 +348,8 @@ class Node:
     # control
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("command") == "restore":
+            return await self._restore(request)
         if request.get("command") != "status":
             raise ConfigError(f"the node does not know the command {request.get('command')!r}.")
         if self._options.inline:
@@ -355,6 +362,19 @@ class Node:
             "hosts": await asyncio.gather(*(child.report() for child in hosts)),
             "pids": {"node": os.getpid(), **{child.name: child.process.pid for child in (*gateways, *hosts)}},
         }
+
+    async def _restore(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A file was made for an object: its host puts it in place."""
+        if not is_object_id(str(request.get("id"))):
+            raise ConfigError("restore needs an object's id.")
+        if self._options.inline:
+            return await restore_object(self._inline[1], request)
+        host = self._hosts[slot_of(request["id"], len(self._hosts))]
+        arguments = {key: request[key] for key in ("class", "id", "name", "alarm_ms")}
+        answer = None if host is None else await host.ask("restore", arguments)
+        if answer is None:
+            raise WorkerError("the object's host does not answer; try again.")
+        return dict(answer)
 
 
 def _as_error(failure: FromChild) -> Exception:

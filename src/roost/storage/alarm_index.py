@@ -207,6 +207,14 @@ def prepare(data: Path, slots: int) -> None:
     mark(data, slots, clean=False)
 
 
+def slots_of(data: Path) -> int | None:
+    """How many hosts the folder's indexes are for; None if there are none."""
+    try:
+        return int(json.loads((data / "alarms" / "state.json").read_text())["slots"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def mark(data: Path, slots: int, *, clean: bool) -> None:
     """Write down whose indexes these are, and whether the node has ended in order."""
     state_path = data / "alarms" / "state.json"

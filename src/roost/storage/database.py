@@ -145,13 +145,16 @@ class Database:
             self._before_opening()
             self._is_new = not self._path.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            connection = apsw.Connection(str(self._path))
-            connection.pragma("synchronous", "off")  # every sync is ours, on another thread; `close` turns it on
-            connection.pragma("journal_mode", "wal")
-            connection.pragma("wal_autocheckpoint", 0)
-            connection.pragma("foreign_keys", 1)
-            connection.pragma("max_page_count", MAX_PAGES)
-            version = connection.pragma("user_version")
+            try:
+                connection = apsw.Connection(str(self._path))
+                connection.pragma("synchronous", "off")  # every sync is ours, on another thread; `close` turns it on
+                connection.pragma("journal_mode", "wal")
+                connection.pragma("wal_autocheckpoint", 0)
+                connection.pragma("foreign_keys", 1)
+                connection.pragma("max_page_count", MAX_PAGES)
+                version = connection.pragma("user_version")
+            except apsw.Error as error:
+                raise self._unreadable(error) from error
             if version not in (0, FORMAT):
                 connection.close()
                 raise ConfigError(f"{self._path} has format {version}; this Roost knows {FORMAT}. Use the newer one.")
@@ -432,7 +435,13 @@ class Database:
             raise StorageError(f"a write failed: {error}") from error
 
     def _row(self, sql: str, bindings: tuple[Any, ...]) -> Any:
-        return self.connection().execute(sql, bindings).fetchone()
+        try:
+            return self.connection().execute(sql, bindings).fetchone()
+        except apsw.Error as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> StorageError:
+        return StorageError(f"the object's file {self._path} cannot be read: {error}; `roost check` tells more.")
 
 
 class SqlRun:
