@@ -108,11 +108,12 @@ class Server:
 
     def __init__(self, command):
         self.port = free_port()
+        self._command = ["taskset", "-c", SERVER_CORE, *map(str, command(self.port))]
+        self._start()
+
+    def _start(self):
         self.process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *map(str, command(self.port))],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 20
         while True:
@@ -125,6 +126,10 @@ class Server:
                     raise RuntimeError("did not start") from None
                 time.sleep(0.05)
         time.sleep(0.5)
+
+    def restart(self):
+        self.stop()
+        self._start()
 
     def pids(self):
         found, queue = [], [self.process.pid]

@@ -4,9 +4,12 @@ It reproduces structured clone for Python: None, bool, int of any size, float, s
 list), dict, set, shared and cyclic references. Everything else is refused with the path to the culprit. It never runs
 code: no pickle, no class names.
 
-Layout (version 1), all integers big-endian, `varint` = LEB128 of an unsigned integer:
+Two layouts, told apart by the first byte. Version 2 carries what most values are, trees of None, bool, int of 64 bits,
+float, str, bytes, list and dict without anything shared: a MessagePack array with the value as its only item (so its first
+byte is 0x91), an order of magnitude faster to read. Version 1 carries everything. Its integers are big-endian, `varint` is
+LEB128 of an unsigned integer:
 
-    value  := 0x01 item
+    value  := 0x01 item | 0x91 messagepack
     item   := 'n' | 't' | 'f'                                    None, True, False
             | 'i' varint                                        0 or a positive int
             | 'j' varint                                        -1 - n, a negative int
@@ -23,11 +26,16 @@ from __future__ import annotations
 
 import struct
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from roost.errors import JsException
 
-VERSION = 1
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VERSION = 2  # the newest
 MAX_DEPTH = 200
 _FLOAT = struct.Struct(">d")
 
@@ -51,13 +59,49 @@ class _Refused(Exception):
 
 def encode(value: Any) -> bytes:
     """The bytes of `value`. Raises DataCloneError naming the path of what cannot be encoded."""
-    out = bytearray((VERSION,))
+    kind = type(value)
+    if kind in _SCALARS or ((kind is dict or kind is list) and _is_plain(value, set(), 0)):
+        try:
+            return _pack([value])
+        except (OverflowError, UnicodeEncodeError):
+            pass  # a larger int, a lone surrogate
+    out = bytearray((1,))
     try:
         _encode(value, out, {}, 0)
     except _Refused as refused:
         path = "value" + "".join(reversed(refused.path[-20:]))
         raise DataCloneError(f"{path} {refused.why}") from None
     return bytes(out)
+
+
+_SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+_pack = msgspec.msgpack.Encoder().encode
+
+
+def _no_extension(code: int, data: memoryview) -> Any:
+    raise ValueError(f"unknown extension {code}")
+
+
+_unpack = msgspec.msgpack.Decoder(ext_hook=_no_extension).decode
+
+
+def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
+    """Whether a list or dict is a tree of plain values: nothing in it twice, nothing that MessagePack would change."""
+    if id(value) in seen or depth == MAX_DEPTH:
+        return False
+    seen.add(id(value))
+    if type(value) is dict:
+        for key in value:
+            if type(key) not in _SCALARS:
+                return False
+        items = value.values()
+    else:
+        items = value
+    for item in items:
+        kind = type(item)
+        if kind not in _SCALARS and not ((kind is dict or kind is list) and _is_plain(item, seen, depth + 1)):
+            return False
+    return True
 
 
 def _varint(number: int, out: bytearray) -> None:
@@ -227,7 +271,12 @@ _PLAIN: dict[bytes, Any] = {b"n": None, b"t": True, b"f": False}
 
 def decode(data: bytes) -> Any:
     """The value of bytes made by `encode`, of this version or an older one. Raises ValueError for anything else."""
-    if not data or data[0] != VERSION:
+    if data[:1] == b"\x91":
+        try:
+            return _unpack(data)[0]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            raise ValueError(f"damaged encoded value: {error}") from error
+    if data[:1] != b"\x01":
         raise ValueError(f"not an encoded value, or of a newer version than {VERSION}")
     reader = _Reader(data)
     try:
@@ -237,3 +286,13 @@ def decode(data: bytes) -> Any:
     if reader.position != len(data):
         raise ValueError(f"damaged encoded value: {len(data) - reader.position} bytes too many")
     return value
+
+
+def decode_all(encoded: Sequence[bytes]) -> list[Any]:
+    """The values of many, in one go where they are of version 2. Raises ValueError."""
+    if len(encoded) > 1 and all(data[:1] == b"\x91" for data in encoded):
+        try:
+            return [value for (value,) in _unpack(b"\xdd" + struct.pack(">I", len(encoded)) + b"".join(encoded))]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError):
+            pass  # one of them is damaged: one by one, so that it is known which
+    return [decode(data) for data in encoded]

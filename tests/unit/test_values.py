@@ -1,12 +1,14 @@
 """values.py: what goes in comes out; what cannot is refused with its path; bytes of version 1 stay readable."""
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.values import DataCloneError, decode, encode
+from roost.values import DataCloneError, decode, decode_all, encode
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary(),
@@ -85,11 +87,72 @@ def test_pickles_are_refused():
         decode(pickle.dumps({"a": 1}))
 
 
-GOLDEN_1 = bytes.fromhex(
-    "017b027304" + b"name".hex() + "7302" + "c3a9" + "7301" + b"l".hex() + "5b03" + "6e" + "74" + "69ac02"
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "values.json").read_text())
+
+
+def _loop():
+    loop: list = [1]
+    loop.append({"self": loop})
+    return loop
+
+
+def _shared():
+    part = ["shared"]
+    return [part, part, {"again": part}]
+
+
+GOLDEN_VALUES = {
+    "none": None,
+    "booleans": [True, False],
+    "ints": [0, 1, -1, 127, 128, -129, 2**31, -(2**63), 2**64 - 1],
+    "large ints": [2**64, -(2**64), 10**30],
+    "floats": [0.0, -0.0, 1.5, -1e300, float("inf")],
+    "text": ["", "a", "é🎉", "x" * 300, "a\0b"],
+    "lone surrogate": "\ud800",
+    "bytes": [b"", b"\x00\xff", b"y" * 300],
+    "times": [datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC), datetime(1969, 12, 31)],
+    "set": {1, "two"},
+    "dict": {"a": {"b": [1, {}]}, 1: "int key", 2.5: "float key", b"k": "bytes key", None: "none key"},
+    "cycle": _loop(),
+    "shared": _shared(),
+}
+
+
+@pytest.mark.parametrize(("name", "version"), [(name, version) for name, texts in GOLDEN.items() for version in texts])
+def test_golden_files_stay_readable(name, version):
+    """What earlier versions of Roost have written. Never change the file: add to it."""
+    found = decode(bytes.fromhex(GOLDEN[name][version]))
+    if name == "cycle":
+        assert found[0] == 1
+        assert found[1]["self"] is found
+        return
+    assert repr(found) == repr(GOLDEN_VALUES[name])
+    if name == "shared":
+        assert found[0] is found[1] is found[2]["again"]
+
+
+def test_the_newest_version_is_written():
+    for name, value in GOLDEN_VALUES.items():
+        if name != "set":  # whose order may differ
+            assert encode(value).hex() == GOLDEN[name][max(GOLDEN[name])], name
+
+
+def test_many_at_once_are_the_same():
+    values = [GOLDEN_VALUES[name] for name in ("none", "ints", "dict", "text", "bytes")]
+    assert decode_all([encode(value) for value in values]) == values
+    mixed = [*map(encode, values), bytes.fromhex(GOLDEN["times"]["1"])]
+    assert decode_all(mixed) == [*values, GOLDEN_VALUES["times"]]
+    with pytest.raises(ValueError, match="damaged"):
+        decode_all([encode(1), encode([1])[:-1]])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(), inner, max_size=4),
+        max_leaves=12,
+    )
 )
-
-
-def test_golden_version_1():
-    assert encode({"name": "é", "l": [None, True, 300]}) == GOLDEN_1
-    assert decode(GOLDEN_1) == {"name": "é", "l": [None, True, 300]}
+def test_plain_values_come_back_with_their_types(value):
+    found = decode(encode(value))
+    assert repr(found) == repr(value)

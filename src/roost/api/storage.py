@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import decode, encode
+from roost.values import decode, decode_all, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -184,7 +184,8 @@ class _Operations:
     async def list(self, options: Any = None, **more: Any) -> dict[str, Any]:
         """Pairs in the order of their keys' UTF-8 bytes."""
         chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
-        return {key: decode(raw) for key, raw in self._store.list(**_list_bounds(chosen))}
+        rows = list(self._store.list(**_list_bounds(chosen)))
+        return dict(zip([key for key, _ in rows], decode_all([raw for _, raw in rows]), strict=True))
 
     async def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:
         """Have `alarm(self, info)` called at a time (ms since 1970, or a datetime); it replaces the one set before.

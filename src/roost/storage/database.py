@@ -33,6 +33,7 @@ CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 MAX_PAGES: Final = 10 * 1024**3 // 4096  # 10 GB (reference 5)
 _TRANSACTION_WORD: Final = re.compile(r"\s*(begin|commit|end|rollback|savepoint|release)\b", re.IGNORECASE)
 _WRITE: Final = 2  # SQLITE_TXN_WRITE
+_MAX_REMEMBERED: Final = 200
 
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS _cf_KV (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
@@ -122,6 +123,7 @@ class Database:
         self._closed = False
         self._log_fd = -1
         self._is_new = False
+        self._rowless: set[str] = set()  # statements that write and never return rows: they need no description
         self._syncs_since_checkpoint = 0
 
     # opening and closing
@@ -385,10 +387,17 @@ class Database:
         """Run the user's SQL up to its first row. Raises SqlError."""
         self.begin()
         connection = self.connection()
-        run = SqlRun(connection, connection.total_changes())
+        before = connection.total_changes()
+        run = SqlRun(connection, before)
         self._user_sql = True
         try:
+            if sql in self._rowless:
+                connection.execute(sql, bindings)
+                run.done(connection.total_changes() - before)
+                return run
             run.start(sql, bindings)
+            if run.is_rowless and len(self._rowless) < _MAX_REMEMBERED:
+                self._rowless.add(sql)
         except apsw.Error as error:
             text = str(error)
             if _TRANSACTION_WORD.match(sql):
@@ -444,6 +453,9 @@ class Database:
         return StorageError(f"the object's file {self._path} cannot be read: {error}; `roost check` tells more.")
 
 
+_NO_ROWS: Final[deque[tuple[Any, ...]]] = deque(maxlen=0)
+
+
 class SqlRun:
     """One execution of the user's SQL: the columns of its last statement, and its rows as they are asked for."""
 
@@ -452,13 +464,14 @@ class SqlRun:
         self.rows_read = 0
         self._connection = connection
         self._changes_before = changes_before
-        self._cursor = connection.cursor()
         self._written = 0
         self._finished = False
         self._readonly = True
+        self._statements = 0
         self._rows: deque[tuple[Any, ...]] | None = None
 
     def start(self, sql: str, bindings: tuple[Any, ...]) -> None:
+        self._cursor = self._connection.cursor()
         self._cursor.exec_trace = self._trace
         self._cursor.execute(sql, bindings)
         if not self._readonly:  # a writing statement with rows left would keep the commit from happening
@@ -468,7 +481,18 @@ class SqlRun:
     def _trace(self, cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
         self.columns = [column[0] for column in cursor.get_description()]
         self._readonly = cursor.is_readonly
+        self._statements += 1
         return True
+
+    @property
+    def is_rowless(self) -> bool:
+        """Whether it was one statement that writes and returns no rows."""
+        return self._statements == 1 and not self._readonly and not self.columns
+
+    def done(self, written: int) -> None:
+        """It was such a statement, and has run."""
+        self._written = written
+        self._rows = _NO_ROWS
 
     @property
     def rows_written(self) -> int:
