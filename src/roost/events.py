@@ -47,7 +47,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 class Chain(msgspec.Struct, frozen=True, array_like=True):
     """Through what a call has come: how many calls deep it is, and the objects whose `blockConcurrencyWhile` waits for it
-    (as `Class/id`): a call that has to wait for one of them would wait for ever."""
+    (as `Class/id#request`, the section's own call): one that has to wait for such a section would wait for ever."""
 
     depth: int = 0
     blocked: tuple[str, ...] = ()
@@ -126,6 +126,7 @@ class Abort(msgspec.Struct, frozen=True, array_like=True):
 
     request: int
     reason: str
+    fault: Fault | None = None  # what an object's fetch raised, for the object that asked
 
 
 BODY_WINDOW_BYTES = 256 * 1024

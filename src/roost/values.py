@@ -104,7 +104,28 @@ def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
     return True
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which UTF-8 cannot carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_unicode(text: str) -> str:
+    """The text with `?` for lone surrogates."""
+    return text if is_unicode(text) else text.encode("utf-8", "replace").decode()
+
+
 def _varint(number: int, out: bytearray) -> None:
+    if number >> 512:  # digit by digit would take quadratic time
+        digits = f"{number:b}"
+        digits = digits.zfill(-(-len(digits) // 7) * 7)
+        groups = [int(digits[start : start + 7], 2) for start in range(len(digits) - 7, -1, -7)]
+        out += bytes([group | 128 for group in groups[:-1]])
+        out.append(groups[-1])
+        return
     while number > 127:
         out.append(number & 127 | 128)
         number >>= 7
@@ -142,8 +163,12 @@ def _encode(value: Any, out: bytearray, seen: dict[int, int], depth: int) -> Non
         out += raw
     elif isinstance(value, datetime):
         out += b"z" if value.tzinfo is None else b"Z"
-        stamp = value.replace(tzinfo=UTC) if value.tzinfo is None else value
-        out += _FLOAT.pack(stamp.timestamp())
+        stamp = (value.replace(tzinfo=UTC) if value.tzinfo is None else value).timestamp()
+        try:
+            datetime.fromtimestamp(stamp, UTC)
+        except (ValueError, OverflowError, OSError):
+            raise _Refused(f"is a time that is too near to the end of the calendar: {value!r}") from None
+        out += _FLOAT.pack(stamp)
     else:
         _encode_container(value, out, seen, depth)
 
@@ -186,7 +211,8 @@ def _encode_container(value: Any, out: bytearray, seen: dict[int, int], depth: i
 
 def _encode_member(value: Any, out: bytearray, seen: dict[int, int], depth: int, what: str) -> None:
     # A tuple would come back as a list, which neither a dict key nor a set element can be.
-    if isinstance(value, tuple | frozenset):
+    # Nor could a hashable list, dict or set of the program's own.
+    if isinstance(value, tuple | frozenset | list | dict | set):
         raise _Refused(f"has a {type(value).__name__} as {what}, which would not be one after cloning: {value!r:.80}")
     _encode(value, out, seen, depth + 1)
 
@@ -204,12 +230,22 @@ class _Reader:
     def varint(self) -> int:
         number = shift = 0
         while True:
+            if shift > 512:
+                return self._long_varint(number, shift)
             byte = self.data[self.position]
             self.position += 1
             number |= (byte & 127) << shift
             if byte < 128:
                 return number
             shift += 7
+
+    def _long_varint(self, number: int, shift: int) -> int:
+        start = self.position
+        while self.data[self.position] > 127:
+            self.position += 1
+        self.position += 1
+        digits = "".join(f"{byte & 127:07b}" for byte in reversed(self.data[start : self.position]))
+        return number | int(digits, 2) << shift
 
     def take(self, size: int) -> bytes:
         end = self.position + size

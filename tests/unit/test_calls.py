@@ -13,6 +13,8 @@ from roost.values import DataCloneError, decode, encode
 
 SOURCE = """
 import asyncio
+from datetime import datetime
+from js import WebSocketPair
 from workers import DurableObject, Response, WorkerEntrypoint
 
 SEEN = []
@@ -23,6 +25,11 @@ class Base:
 
 class Room(Base, DurableObject):
     limit = 7
+    Helper = int
+
+    @staticmethod
+    def static():
+        return 1
 
     def __init__(self, ctx, env):
         super().__init__(ctx, env)
@@ -53,6 +60,39 @@ class Room(Base, DurableObject):
     async def fail(self, kind):
         kinds = {"value": ValueError("bad value"), "key": KeyError("k"), "own": Own("mine")}
         raise kinds.get(kind, ZeroDivisionError("z"))
+
+    async def awkward(self, kind):
+        if kind == "time":
+            return datetime.max
+        if kind == "surrogate":
+            raise ValueError("bad \\ud800")
+        raise Awkward()
+
+    async def wait_for_ever(self):
+        SEEN.append("waits")
+        await asyncio.Event().wait()
+
+    async def start_task_in_section(self):
+        GO = globals()["GO"] = asyncio.get_running_loop().create_future()
+
+        async def later():
+            await GO
+            other = self.env.ROOM.getByName("b")
+            SEEN.append(await other.ask_in_section(self.ctx.id.name))
+
+        async def section():
+            self.task = asyncio.create_task(later())
+            return "started"
+
+        return await self.ctx.blockConcurrencyWhile(section)
+
+    async def ask_in_section(self, name):
+        async def section():
+            return await self.env.ROOM.getByName(name).call_back()
+        return await self.ctx.blockConcurrencyWhile(section)
+
+    async def call_back(self):
+        return "called back"
 
     async def uncloneable(self):
         return {"rooms": [1, print]}
@@ -106,14 +146,34 @@ class Room(Base, DurableObject):
         pass
 
     async def fetch(self, request):
+        SEEN.append("fetch")
+        if request.url.endswith("/fail"):
+            raise ValueError("no")
+        if request.url.endswith("/abort"):
+            self.ctx.abort("gone")
+        if request.url.endswith("/wait"):
+            await self.wait_for_ever()
+        if "/peek/" in request.url:
+            await self.env.ROOM.getByName(request.url.rsplit("/", 1)[1]).fetch("http://x/socket")
+        if request.url.endswith("/socket"):
+            client, server = WebSocketPair.new()
+            self.ctx.acceptWebSocket(server)
+            return Response(None, status=101, web_socket=client)
         return Response("ok")
 
 class Own(Exception):
     pass
 
+class Awkward(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
 class Admin(WorkerEntrypoint):
     async def whoami(self, *args):
         return [self.ctx.props.get("role"), len(args)]
+
+    async def peek(self, name):
+        return (await self.env.ROOM.getByName(name).fetch("http://x/socket")).status
 
     async def to_room(self, name):
         return await self.env.ROOM.getByName(name).add(1)
@@ -151,7 +211,6 @@ def test_w43_methods_args_results_and_this(tmp_path):
         assert await room.plain() == "lobby"
         assert await room.inherited() == "from a mixin"
         assert await room.size == 42
-        assert await room.limit == 7
         value = {"n": [1, None, 2.5, b"x"], "s": {1, 2}, "big": 2**80}
         assert await room.echo(value) == value
         loop = [1]
@@ -172,7 +231,10 @@ def test_nothing_is_shared(tmp_path):
     called(tmp_path, body)
 
 
-@pytest.mark.parametrize("name", ["_private", "secret", "ctx", "env", "missing", "fetch_", "alarm", "webSocketClose"])
+HIDDEN = ["_private", "secret", "ctx", "env", "missing", "fetch_", "alarm", "webSocketClose", "limit", "on_alarm", "static"]
+
+
+@pytest.mark.parametrize("name", [*HIDDEN, "Helper"])
 def test_what_is_not_a_public_method(tmp_path, name):
     async def body(host, env, module):
         with pytest.raises((AttributeError, RemoteError), match=f"{name}"):
@@ -224,6 +286,96 @@ def test_wrong_arguments_and_uncloneable_values(tmp_path):
             await room.uncloneable()
         with pytest.raises(ValueError, match="32 MiB"):
             await room.echo(bytes(33 * 1024 * 1024))
+
+    called(tmp_path, body)
+
+
+def test_fetches_and_calls_of_a_stub_begin_in_order(tmp_path):
+    async def body(host, env, module):
+        for name in ("asleep", "awake", "awake"):
+            room = env.ROOM.getByName(name)
+            module["SEEN"].clear()
+            first = room.slow(2)
+            fetching = asyncio.ensure_future(room.fetch("http://x/"))
+            await asyncio.sleep(0)
+            second = room.slow(3)
+            await asyncio.gather(first, fetching, second)
+            begun = [seen for seen in module["SEEN"] if seen[0] == "begin" or seen == "fetch"]
+            assert begun == [("begin", 2), "fetch", ("begin", 3)], name
+
+    called(tmp_path, body)
+
+
+def test_an_answer_that_cannot_be_made_is_an_error_not_a_hang(tmp_path):
+    async def body(host, env, module):
+        room = env.ROOM.getByName("x")
+        for kind, why in (("time", "end of the calendar"), ("str", "text cannot be made"), ("surrogate", "bad")):
+            with pytest.raises(JsException, match=why):
+                await asyncio.wait_for(room.awkward(kind), 5)
+        assert await room.keep(1) == 1
+
+    called(tmp_path, body)
+
+
+def test_calls_on_an_object_that_is_reset_end(tmp_path):
+    async def body(host, env, module):
+        room = env.ROOM.getByName("x")
+        calls = [
+            room.wait_for_ever(),
+            asyncio.ensure_future(room.fetch("http://x/wait")),
+            env.ROOM.getByName("y").ask("x", "wait_for_ever"),
+        ]
+        await until(lambda: module["SEEN"].count("waits") == 3)
+        with pytest.raises(Exception, match="was reset"):
+            await room.abort()
+        for call in calls:
+            with pytest.raises(Exception, match="was reset"):
+                await asyncio.wait_for(call, 5)
+        await until(lambda: not any(actor.pins for actor in host.actors))
+
+    called(tmp_path, body)
+
+
+def test_what_a_fetch_raises_is_remote(tmp_path):
+    async def body(host, env, module):
+        room = env.ROOM.getByName("x")
+        with pytest.raises(ValueError) as caught:
+            await room.fetch("http://x/fail")
+        assert caught.value.remote
+        assert isinstance(caught.value.__cause__, ValueError)  # with its traceback
+        with pytest.raises(JsException, match="gone"):  # not the BaseException itself
+            await room.fetch("http://x/abort")
+
+    called(tmp_path, body)
+
+
+def test_a_socket_that_nobody_takes_is_forgotten(tmp_path):
+    async def body(host, env, module):
+        assert await env.ADMIN.peek("x") == 101
+        assert await env.ROOM.getByName("y").fetch("http://x/peek/x") is not None
+        await until(lambda: not any(actor.sockets for actor in host.actors))
+
+    called(tmp_path, body)
+
+
+def test_a_section_that_is_over_is_not_waited_for(tmp_path):
+    """A task that a section has started may outlive it; a callback after the section's call is no deadlock."""
+
+    async def body(host, env, module):
+        assert await env.ROOM.getByName("a").start_task_in_section() == "started"
+        module["GO"].set_result(None)
+        await until(lambda: "called back" in module["SEEN"])
+
+    called(tmp_path, body)
+
+
+def test_names_that_utf_8_cannot_carry(tmp_path):
+    async def body(host, env, module):
+        room = env.ROOM.getByName("\ud800")
+        assert room.name is None
+        assert await room.plain() is None
+        with pytest.raises(AttributeError):
+            getattr(room, "\ud800")
 
     called(tmp_path, body)
 

@@ -27,6 +27,9 @@ class Owner:
     def block(self):
         return lambda: None
 
+    def may_come_again(self, epoch, event):
+        return True
+
     def said_for(self, batch):
         return [], False
 

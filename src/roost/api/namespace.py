@@ -13,6 +13,7 @@ from roost.api.http import Request, Response
 from roost.api.rpc import member
 from roost.errors import JsException, JsTypeError
 from roost.events import ObjectRef
+from roost.values import is_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -71,6 +72,19 @@ class DurableObjectId:
         return f"<DurableObjectId {self._ref.class_name}({self._ref.name or self._ref.id[:12]})>"
 
 
+class _Methods:
+    """`api.rpc.MethodCaller` of one object. Not the stub itself: an object may have a method named `call`."""
+
+    __slots__ = ("_caller", "_ref")
+
+    def __init__(self, ref: ObjectRef, caller: ObjectCaller) -> None:
+        self._ref = ref
+        self._caller = caller
+
+    def call(self, method: str, arguments: bytes) -> Awaitable[Any]:
+        return self._caller.call_object(self._ref, method, arguments)
+
+
 class DurableObjectStub:
     """A handle on an object, wherever it is: `await stub.fetch(request_or_url, **options)`, `await stub.method(...)`.
 
@@ -96,11 +110,7 @@ class DurableObjectStub:
         return await self._caller.fetch_object(self.id.ref, request)
 
     def __getattr__(self, name: str) -> RpcMember:
-        return member(self, name)
-
-    def call(self, method: str, arguments: bytes) -> Awaitable[Any]:
-        """`api.rpc.MethodCaller`."""
-        return self._caller.call_object(self.id.ref, method, arguments)
+        return member(_Methods(self.id.ref, self._caller), name)
 
     def __repr__(self) -> str:
         return f"<DurableObjectStub {self.id!r}>"
@@ -119,7 +129,7 @@ class DurableObjectNamespace:
     def idFromName(self, name: str) -> DurableObjectId:
         """The same id for the same name, always."""
         text = str(name)
-        named = text if len(text.encode("utf-8", "surrogatepass")) <= 1024 else None
+        named = text if len(text.encode("utf-8", "surrogatepass")) <= 1024 and is_unicode(text) else None
         return DurableObjectId(ObjectRef(self._class_name, ids.id_from_name(self._key, text), named))
 
     def newUniqueId(self, options: Any = None, *, jurisdiction: str | None = None) -> DurableObjectId:

@@ -6,11 +6,13 @@ reference 4.1 (exceptions with `.remote`), 4.4; Cloudflare's documentation, "Rem
 
 from __future__ import annotations
 
+import inspect
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from roost.errors import JsException, JsRangeError
 from roost.events import Fault
-from roost.values import DataCloneError, decode, encode
+from roost.values import DataCloneError, decode, encode, is_unicode, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -20,6 +22,10 @@ RESERVED: Final = frozenset(
     {
         "fetch", "connect", "alarm", "scheduled", "queue", "tail", "trace", "email", "test", "constructor", "dup",
         "webSocketMessage", "webSocketClose", "webSocketError", "preShutdown",
+        # and under the other names by which they are found
+        "web_socket_message", "web_socket_close", "web_socket_error", "websocket_message", "websocket_close",
+        "websocket_error", "on_webSocketMessage", "on_webSocketClose", "on_webSocketError", "on_fetch", "on_alarm",
+        "on_scheduled", "pre_shutdown",
     }
 )  # fmt: skip
 """Handlers of the platform: not methods that a stub can call."""
@@ -58,8 +64,8 @@ class RpcMember:
 
 def member(caller: MethodCaller, name: str) -> RpcMember:
     """What a stub's attribute is. Raises AttributeError for what is private or a handler."""
-    if name.startswith("_"):
-        raise AttributeError(name)
+    if name.startswith("_") or not is_unicode(name):
+        raise AttributeError(to_unicode(name))
     if name in RESERVED:
         raise AttributeError(f"{name} is a handler that the runtime calls; it cannot be called through a stub.")
     return RpcMember(caller, name)
@@ -76,14 +82,16 @@ def find_method(target: Any, method: str, arguments: bytes, base: type) -> Any:
 
     Raises what the method raises, or TypeError (as JsException) if there is no such method.
     """
-    found = None if method.startswith("_") or method in RESERVED else getattr(type(target), method, None)
-    if found is None or getattr(base, method, None) is found:
+    hidden = method.startswith("_") or method in RESERVED
+    found = None if hidden else inspect.getattr_static(type(target), method, None)
+    if not isinstance(found, FunctionType | property) or inspect.getattr_static(base, method, None) is found:
+        # Not a class attribute either, nor a static or class method: they are not on the platform's prototype.
         raise JsException(f'The RPC receiver does not implement the method "{method}".', "TypeError")
     if not arguments:
-        if callable(found):
+        if not isinstance(found, property):
             raise JsException(f"{method} is a method; call it: await stub.{method}(...)", "TypeError")
         return getattr(target, method)
-    if not callable(found):
+    if isinstance(found, property):
         raise JsException(f'"{method}" is not a function; read it by: await stub.{method}', "TypeError")
     args, kwargs = decode(arguments)
     return getattr(target, method)(*args, **kwargs)
@@ -125,10 +133,17 @@ _CLASSES: Final[dict[str, type[RemoteError]]] = {
 def fault_of(error: BaseException) -> Fault:
     """An exception as it travels."""
     if isinstance(error, JsException):
-        return Fault(error.name, error.message)
-    return Fault(type(error).__name__, str(error.args[0]) if type(error) is KeyError and error.args else str(error))
+        return Fault(to_unicode(str(error.name)), to_unicode(str(error.message)))
+    name = to_unicode(type(error).__name__)
+    try:
+        text = str(error.args[0]) if type(error) is KeyError and error.args else str(error)
+    except Exception as failure:  # noqa: BLE001 - the user's __str__
+        text = f"(its text cannot be made: {type(failure).__name__})"
+    return Fault(name, to_unicode(text))
 
 
-def error_of(fault: Fault) -> RemoteError:
-    """An exception as its caller sees it."""
-    return _CLASSES.get(fault.name, RemoteError)(fault.message, fault.name)
+def error_of(fault: Fault, cause: BaseException | None = None) -> RemoteError:
+    """An exception as its caller sees it. `cause`: the one it was, where it is at hand: its traceback helps."""
+    error = _CLASSES.get(fault.name, RemoteError)(fault.message, fault.name)
+    error.__cause__ = cause
+    return error

@@ -30,6 +30,8 @@ class ServiceStub:
         return await self._caller.fetch(Request(resource, options, **opts))
 
     def __getattr__(self, name: str) -> RpcMember:
+        if name.startswith("_"):
+            raise AttributeError(name)
         return member(self._caller, name)
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from roost.api.aliases import with_snake_case
 from roost.api.websocket import Accept, WebSocket, WebSocketRequestResponsePair
 from roost.errors import JsException, JsRangeError, JsTypeError
+from roost.values import to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -157,7 +158,7 @@ def check_tags(tags: Any) -> tuple[str, ...]:
     """Distinct tags in their order. Raises Error (as JsException) for too many or too long ones."""
     if isinstance(tags, str | bytes):
         raise JsTypeError(f"acceptWebSocket() takes a list of tags: [{tags!r}], not {tags!r}.")
-    distinct = tuple(dict.fromkeys(str(tag) for tag in tags or ()))
+    distinct = tuple(dict.fromkeys(to_unicode(str(tag)) for tag in tags or ()))
     if len(distinct) > MAX_TAGS:
         raise JsException(f"A WebSocket can have at most {MAX_TAGS} tags; {len(distinct)} were given.")
     for tag in distinct:

@@ -101,6 +101,8 @@ def _restore(data: Path, parsed: Any) -> int:
                 if lock is None:
                     _through_node(data, restored)
                 else:
+                    if restored.alarm_ms is not None:
+                        _tell_index(data, restored)  # too early wakes for nothing; too late would be missed
                     dump.put_in_place(data, restored)
                     _tell_index(data, restored)
             except Exception:

@@ -30,7 +30,7 @@ from roost.events import AutoResponse, Binding, Chain, DropSockets, ObjectRef, R
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
-from roost.host.io_context import Context, not_a_response, request_link
+from roost.host.io_context import Context, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
 from roost.storage.database import StorageError
@@ -72,6 +72,7 @@ class Actor(Context):
         self.kind = kind
         self.phase = Phase.WAKING
         self.instance: Any = None
+        self.built = False  # the constructor has succeeded; stays so
         self.woke_for = ""
         self.sockets: dict[WebSocket, GatewayLink | None] = {}  # oldest first; None until the 101 has left
         self._waiting: deque[Any] | None = deque()  # None: the gate is open
@@ -84,6 +85,8 @@ class Actor(Context):
         self._blocks = 0
         self.store = ActorStorage(ref, host.disk, self)
         self.calls_in_block: dict[int, ObjectRef] = {}  # that a blockConcurrencyWhile of this object waits for
+        self._unfinished: dict[int, Done] = {}  # calls and alarms that run, by their pin
+        self._serving: set[asyncio.Task[Any]] = set()  # tasks that run its fetch
         self.alarm_running = False
         self.failure: BaseException | None = None  # what it ended with, if not in sleep
         self._ports: dict[int, ActorPort] = {}
@@ -121,6 +124,7 @@ class Actor(Context):
             return
         if self.phase is not Phase.WAKING:
             return  # it aborted itself
+        self.built = True
         self._on_message = self.kind.bound_message_handler(self.instance)
         self.phase = Phase.AWAKE
         self.last_active = self.host.loop.time()
@@ -131,8 +135,18 @@ class Actor(Context):
         if self._blocks or self.phase is not Phase.AWAKE or self._waiting is None:
             return
         waiting, self._waiting = self._waiting, None
-        for entry in waiting:
+        while waiting:
+            entry = waiting.popleft()
             entry(None)
+            shut_again: deque[Any] | None = getattr(self, "_waiting")  # noqa: B009 - the entry may have changed it
+            if shut_again is not None and self.phase is Phase.AWAKE:
+                waiting.extend(shut_again)
+                self._waiting = waiting
+                return
+            if type(entry) is _Opening:  # it begins in the next turn: those behind it later than that
+                self._waiting = waiting
+                self.host.loop.call_soon(self._open_gate, context=NO_CONTEXT)
+                return
 
     def block(self) -> Callable[[], None]:
         """Start no new event until the returned function is called."""
@@ -195,6 +209,13 @@ class Actor(Context):
     def _give_up(self, error: BaseException) -> None:
         """The object ends in failure: what waits fails, the sockets stay with the gateway, the next event tries again."""
         self.failure = error
+        reset = WorkerError(f"{self.label} was reset: {type(error).__name__}: {error}")
+        for ended in list(self._unfinished.values()):  # whoever waits for a call: its instance will never go on
+            ended(None, reset)
+        current = asyncio.current_task(self.host.loop)
+        for task in self._serving:
+            if task is not current:
+                task.cancel()
         waiting, self._waiting = self._waiting or deque(), deque()
         self.host.actors.forget(self)
         self._leave()
@@ -221,6 +242,7 @@ class Actor(Context):
             return
         self.last_active = self.host.now
         if event.event <= link.given_before and self._was_finished(event.event, link):
+            self._done_when_durable(event.event, link)
             return
         handler = self._on_message
         if handler is None or socket._accept is not Accept.HIBERNATABLE:
@@ -256,19 +278,26 @@ class Actor(Context):
         """The gateway may forget an event only once what it wrote is on the disk (or the object was reset for it)."""
         link.running.add(event)
         if link.epoch:
+            if event > link.given_before:
+                self.store.delivered.all_given(link.epoch)
             self.store.finished(link.epoch, event)
         self.store.gate.hold(lambda _: link.finished(event))
 
     def _was_finished(self, event: int, link: GatewayLink) -> bool:
         """Whether the host that was given this event before died between its commit and its `Done`: say what it said."""
-        said = self.store.was_finished(link.epoch, event)
-        for epoch, envelopes in said or ():
+        try:
+            said = self.store.was_finished(link.epoch, event)
+        except (StorageError, ValueError) as error:
+            _log.error("%s: what it has finished is not known: %s", self.label, error)
+            return False
+        if said is None:
+            return False
+        self.host.counters.events_known += 1
+        for epoch, envelopes in said:
             for other in self.host.links:
                 if other.epoch == epoch:
-                    other.send_envelopes(envelopes)
-        if said is not None:
-            self.host.counters.events_known += 1
-        return said is not None
+                    self.store.gate.hold(partial(other.send_envelopes, envelopes))
+        return True
 
     def _not_now(self, socket: WebSocket, event: Any, link: GatewayLink) -> None:
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
@@ -398,14 +427,16 @@ class Actor(Context):
             self.unpin(pinned)
 
     async def _serve(self, request: Request, chain: Chain) -> Response:
-        while self._waiting is not None:
+        waited = False
+        while self._waiting is not None and not (waited and self.phase is Phase.AWAKE and not self._blocks):
             if self.phase is Phase.GONE:
-                if self.instance is None and self.failure is not None:
+                if not self.built and self.failure is not None:
                     raise self._cannot_be_built(self.failure)
                 return await self.host.awaken(self.ref, "a request that waited").serve(request, chain)
             if why := deadlock(self, chain, self.host.actors):
                 raise JsException(why)
             await self._opened()
+            waited = True
         handler = self.kind.handler(self.instance, "fetch")
         if handler is None:
             raise WorkerError(f"{self.kind.name} has no fetch method; add `async def fetch(self, request)`.")
@@ -415,6 +446,11 @@ class Actor(Context):
         variables.run(request_link.set, request_link.get())
         variables.run(call_chain.set, chain)
         returned: WebSocket | None = None
+        received: list[WebSocket] = []
+        variables.run(received_sockets.set, received)
+        task = asyncio.current_task()
+        assert task is not None  # this is a coroutine: a task drives it
+        self._serving.add(task)
         try:
             response = await in_context(variables, self._call(handler, request))
             if not isinstance(response, Response):
@@ -423,29 +459,27 @@ class Actor(Context):
             if self.store.gate.shut:
                 await self.store.durable()
             return response
+        except asyncio.CancelledError:
+            if self.failure is None or not task.cancelling():
+                raise
+            task.uncancel()  # it was `_give_up`: the caller goes on
+            raise WorkerError(f"{self.label} was reset: {type(self.failure).__name__}: {self.failure}") from self.failure
         except BaseException:
             if self.store.gate.shut and self.phase is not Phase.GONE:  # an error is an answer, too
                 await asyncio.gather(self.store.durable(), return_exceptions=True)
             raise
         finally:
+            self._serving.discard(task)
             self._drop_unbound(token, returned)
+            drop_unused(received, returned)
 
     async def _opened(self) -> None:
         """Return when the gate opens (it may be shut again by then). Raises WorkerError if the object cannot be built."""
-        opened: asyncio.Future[None] = self.host.loop.create_future()
-
-        def entry(error: BaseException | None) -> None:
-            if opened.done():
-                return
-            if error is None:
-                opened.set_result(None)
-            else:
-                opened.set_exception(self._cannot_be_built(error))
-
-        if not self._wait(entry):
+        opening = _Opening(self)
+        if not self._wait(opening):
             self.host.counters.events_shed += 1
             raise WorkerError(f"{self.label} has too many waiting requests.")
-        await opened
+        await opening.future
 
     def _cannot_be_built(self, error: BaseException) -> WorkerError:
         failure = WorkerError(f"{self.label} cannot be built: {type(error).__name__}: {error}")
@@ -468,13 +502,13 @@ class Actor(Context):
         elif why := deadlock(self, chain, self.host.actors):
             done(None, JsException(why))
         elif not self._wait(
-            lambda error: self.run_event(start, what, chain, done) if error is None else done(None, self._not_run(error))
+            lambda error: self.run_event(start, what, chain, done) if error is None else done(None, self.not_run(error))
         ):
             self.host.counters.events_shed += 1
             done(None, WorkerError(f"{self.label} has too many waiting events."))
 
-    def _not_run(self, error: BaseException) -> WorkerError:
-        if self.instance is None:
+    def not_run(self, error: BaseException) -> WorkerError:
+        if not self.built:
             return self._cannot_be_built(error)
         return WorkerError(f"{self.label} was reset before the call began: {type(error).__name__}: {error}")
 
@@ -484,9 +518,11 @@ class Actor(Context):
         pinned = self.pin(f"{what} running")
 
         def ended(result: Any, error: BaseException | None) -> None:
-            self.unpin(pinned)
-            done(result, error)
+            if self._unfinished.pop(pinned, None) is not None:  # else the object was reset, and its caller told
+                self.unpin(pinned)
+                done(result, error)
 
+        self._unfinished[pinned] = ended
         try:
             result = variables.run(start)
             if hasattr(result, "__await__"):
@@ -498,6 +534,9 @@ class Actor(Context):
             ended(None, error)
             return
         ended(result, None)
+
+    def may_come_again(self, epoch: int, event: int) -> bool:
+        return any(link.epoch == epoch and event <= link.given_before for link in self.host.links)
 
     def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
         said = [(port.link.epoch, envelopes) for port in self._ports.values() if (envelopes := port.said_for(batch))]
@@ -631,6 +670,24 @@ class Actor(Context):
                 link.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None
+
+
+class _Opening:
+    """A request that waits for its object's gate."""
+
+    __slots__ = ("_actor", "future")
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+        self.future: asyncio.Future[None] = actor.host.loop.create_future()
+
+    def __call__(self, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(self._actor.not_run(error))
 
 
 async def _await(awaitable: Any) -> Any:

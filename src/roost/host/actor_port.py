@@ -64,7 +64,7 @@ class ActorPort:
                 self.link.link.send(event)
 
     def said_for(self, batch: int) -> bytes:
-        """The envelopes of what waits for a batch of writes."""
-        if self._held is None or self._held_for != batch:
+        """The envelopes of what waits for the open batch of writes (or for a later one: a log that is only synced)."""
+        if self._held is None or self._held_for < batch:
             return b""
         return b"".join([encode(event) for event in self._held.events])

@@ -45,6 +45,10 @@ class Owner(Protocol):
         """Close the input gate until the returned function is called."""
         ...
 
+    def may_come_again(self, epoch: int, event: int) -> bool:
+        """Whether a gateway that is there may give an event that an earlier host had."""
+        ...
+
     def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
         """What waits for a batch of writes, by epoch of its gateway; and whether a link to one is clogged."""
         ...
@@ -75,6 +79,7 @@ class ActorStorage:
         self._commits = 0
         self._to_sync: deque[int] = deque()  # batches committed and not yet on the disk
         self._unconfirmed_to_sync = False
+        self._unconfirmed_syncing = False
         self._sync_wanted = False
         self._syncing: asyncio.Future[None] | None = None
         self._on_disk: Future[None] | None = None
@@ -85,13 +90,16 @@ class ActorStorage:
         self._alarm_changed = False  # in the open transaction
         self._alarm_told = False  # the index, of an earlier alarm; its log must reach the disk first
         self._alarm_after: tuple[int, int | None] | None = None  # to tell the index once that commit is on the disk
-        self._touched_before: list[bool] = []  # at the beginning of each nested transaction
+        self._touched_before: list[tuple[bool, bool]] = []  # at the beginning of each nested transaction
 
     def _new_database(self) -> Database:
         return Database(self._path, self._ref.name, lambda: self._disk.wait_for_earlier(self._path), self._opened)
 
     def _opened(self) -> None:
         self._disk.opened(self)
+        if self._database.was_left_unsynced:  # what it reads there may not be on the disk: nothing may leave before it is
+            self._database.was_left_unsynced = False
+            self._sync_too(self.gate.begin())
 
     # api.storage.StorePort
 
@@ -144,7 +152,7 @@ class ActorStorage:
         self._writing()
         self._database.savepoint(self._depth + 1)
         self._depth += 1
-        self._touched_before.append(self._alarm_touched)
+        self._touched_before.append((self._alarm_touched, self._alarm_changed))
         return self._depth
 
     def end_nested(self, depth: int, *, keep: bool) -> None:
@@ -154,15 +162,17 @@ class ActorStorage:
         except (StorageError, apsw.Error) as error:
             raise self.fail(error) from error
         finally:
-            touched = self._touched_before.pop()
+            before = self._touched_before.pop()
             if not keep:
-                self._alarm_touched = touched
+                self._alarm_touched, self._alarm_changed = before
             self._depth -= 1
             if not self._depth and not self._scheduled:
                 self._schedule()
 
     async def alone(self) -> Callable[[], None]:
         """Wait until no other `transaction()` of this object runs; call the result when this one is over."""
+        if in_transaction.get() is self:
+            return lambda: None  # nested in it
         await self._transactions.acquire()
         return self._transactions.release
 
@@ -180,9 +190,12 @@ class ActorStorage:
             )
 
     async def durable(self) -> None:
-        if self._unconfirmed_to_sync and not self._batch and self.gate.broken is None:
-            self._batch = self.gate.begin()  # so that there is something to wait for
         self.check_may_wait()
+        if (self._unconfirmed_to_sync or self._unconfirmed_syncing) and not self._batch and self.gate.broken is None:
+            if self._scheduled or self._depth:
+                self._batch = self.gate.begin()  # so that there is something to wait for
+            else:
+                self._sync_too(self.gate.begin())
         waiting: asyncio.Future[None] = self._loop.create_future()
 
         def release(error: Any) -> None:
@@ -193,6 +206,13 @@ class ActorStorage:
         await waiting
 
     # commits
+
+    def _sync_too(self, batch: int) -> None:
+        """A batch that has no commit of its own is durable once everything so far is."""
+        self._to_sync.append(batch)
+        self._sync_wanted = True
+        if self._syncing is None:
+            self._sync()
 
     def _writing(self, *, unconfirmed: bool = False) -> None:
         self._alive()
@@ -212,15 +232,8 @@ class ActorStorage:
             return  # a transaction is open: its end schedules the commit
         batch, self._batch = self._batch, 0
         try:
-            if self._alarm_changed:
-                self._tell_index()
-            if batch and self.delivered.has_new and self._database.is_writing:
-                self._load_delivered()
-                said, clogged = self._owner.said_for(batch)
-                self._database.set_delivered(self.delivered.to_store(batch, said, keep_released=clogged))
-            self.delivered.forget_ended()
-            wrote = self._database.commit()
-        except (StorageError, apsw.Error) as error:
+            wrote = self._commit_with_records(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the writes are not there
             self.fail(error)
             return
         if not wrote:
@@ -233,6 +246,17 @@ class ActorStorage:
         self._sync_wanted = True
         if self._syncing is None:
             self._sync()
+
+    def _commit_with_records(self, batch: int) -> bool:
+        """Commit what is open with what belongs to it: the alarm's index, the finished events. Whether it wrote."""
+        if self._alarm_changed:
+            self._tell_index()
+        if batch and self.delivered.has_new and self._database.is_writing:
+            self._load_delivered()
+            said, clogged = self._owner.said_for(batch)
+            self._database.set_delivered(self.delivered.to_store(batch, said, keep_released=clogged))
+        self.delivered.forget_ended()
+        return self._database.commit()
 
     def _tell_index(self) -> None:
         """The alarm has changed: tell the index now if it comes earlier, once the commit is on the disk if not (W49)."""
@@ -248,7 +272,8 @@ class ActorStorage:
         batches = tuple(self._to_sync)
         self._to_sync.clear()
         told, self._alarm_told = self._alarm_told, False
-        self._sync_wanted = self._unconfirmed_to_sync = False
+        self._unconfirmed_syncing, self._unconfirmed_to_sync = self._unconfirmed_to_sync, False
+        self._sync_wanted = False
         self._on_disk = self._disk.submit(self._sync_alarm_first if told else self._database.sync)
         self._syncing = asyncio.wrap_future(self._on_disk, loop=self._loop)
         commits = self._commits
@@ -260,11 +285,14 @@ class ActorStorage:
 
     def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...], commits: int) -> None:
         self._syncing = None
+        self._unconfirmed_syncing = False
         error = None if future.cancelled() else future.exception()
         try:
-            if error is None and self._alarm_after is not None and self._alarm_after[0] <= commits:
-                (_, due_ms), self._alarm_after = self._alarm_after, None
-                self._disk.tell_alarm(self._ref, due_ms)
+            # Not for an object that was reset: the index is its successor's to tell.
+            after = self._alarm_after if error is None and self.gate.broken is None else None
+            if after is not None and after[0] <= commits:
+                self._alarm_after = None
+                self._disk.tell_alarm(self._ref, after[1])
         except StorageError as failure:
             error = failure
         if error is not None:
@@ -289,11 +317,16 @@ class ActorStorage:
     def give_up(self, error: StorageError, *, without_alarm: bool = False) -> None:
         """The object is reset for another reason: undo what is not committed, and let nothing more out."""
         self._database.rollback()
-        if without_alarm and self._database.is_open:
-            self._database.set_alarm(None)
-            self._database.commit()
-            self._disk.tell_alarm(self._ref, None)
-        self.gate.break_off(error)
+        try:
+            if without_alarm and self._database.is_open:
+                self._database.set_alarm(None)
+                self._database.commit()
+                self._disk.tell_alarm(self._ref, None)
+        except StorageError as failure:
+            self._database.rollback()
+            _log.error("host: the alarm of %s could not be deleted and runs again: %s", self._path.stem, failure)
+        finally:
+            self.gate.break_off(error)
 
     # socket events
 
@@ -304,11 +337,11 @@ class ActorStorage:
 
     def _load_delivered(self) -> None:
         if not self.delivered.is_loaded:
-            self.delivered.load(self._database.delivered())
+            self.delivered.load(self._database.delivered(), self._owner.may_come_again)
 
     def finished(self, epoch: int, event: int) -> None:
         """A socket event ends now: its number is committed with what it has just written."""
-        if self._batch and not self._depth:
+        if self._batch:
             self.delivered.finished(epoch, event)
 
     # the alarm's handler
@@ -361,14 +394,16 @@ class ActorStorage:
         self._closed = True
         try:
             if self.gate.broken is None and not self._depth:
-                if self._alarm_changed:
-                    self._tell_index()
-                self._database.commit()
-        except (StorageError, apsw.Error) as error:
+                self._commit_with_records(self._batch)
+        except Exception as error:  # noqa: BLE001 - the other objects are to be closed, too
+            self._alarm_after = None
             _log.error("host: the last writes of %s are lost: %s", self._path.stem, error)
         close_database(self._database, self._on_disk)
         if self._alarm_after is not None and self.gate.broken is None:
-            self._disk.tell_alarm(self._ref, self._alarm_after[1])
+            try:
+                self._disk.tell_alarm(self._ref, self._alarm_after[1])
+            except StorageError as error:
+                _log.error("host: the alarm of %s: %s", self._path.stem, error)
         self.gate.break_off(StorageError("the host has ended."))
 
 
@@ -377,7 +412,7 @@ def close_database(database: Database, running: Future[None] | None) -> None:
     try:
         if running is not None:
             running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served
-        if database.is_open and database.is_empty():
+        if database.may_be_empty and database.is_empty():
             database.destroy()
         else:
             database.close()

@@ -123,8 +123,10 @@ class Alarms:
             actor = self._host.awaken(due.ref, "alarm")
         except ConfigError as error:
             _log.error("alarm of %s(%s): %s It stays set.", due.ref.class_name, due.ref.name or due.ref.id[:8], error)
-            self._later(due, due.retries, due.setbacks + 1)
-            self._over(due)
+            try:
+                self._later(due, due.retries, due.setbacks + 1)
+            finally:
+                self._over(due)
             return
 
         def done(scheduled_ms: int | None, error: BaseException | None) -> None:
@@ -170,7 +172,8 @@ class Alarms:
                 self._settle(actor, due, scheduled_ms, error, broken)
             except StorageError as failure:
                 _log.error("alarm of %s: %s", actor.label, failure)
-            self._over(due)
+            finally:
+                self._over(due)
 
         if error is not None:
             actor.failed_in("alarm", error)

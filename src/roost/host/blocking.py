@@ -27,20 +27,41 @@ MAX_DEPTH = 64
 TIMEOUT_S = 30.0
 MAX_CALLS_DEEP = 32
 
-block_depth: ContextVar[int] = ContextVar("roost_block_depth", default=0)
+
+class Section:
+    """One `blockConcurrencyWhile`. A task that it started may outlive it: then it is no longer `open`."""
+
+    __slots__ = ("actor", "depth", "open", "outer")
+
+    def __init__(self, actor: Actor, outer: Section | None) -> None:
+        self.actor = actor
+        self.outer = outer
+        self.depth: int = 1 if outer is None else outer.depth + 1
+        self.open = True
+
+
+_section: ContextVar[Section | None] = ContextVar("roost_section", default=None)
 call_chain: ContextVar[Chain] = ContextVar("roost_call_chain", default=Chain())  # noqa: B039 - frozen
 """Through which calls the current code was reached."""
 
 
+def current_section() -> Section | None:
+    """The innermost section that the current code runs in."""
+    section = _section.get()
+    while section is not None and not section.open:
+        section = section.outer
+    return section
+
+
 def block_while(actor: Actor, callback: Callable[[], Any]) -> asyncio.Future[Any]:
     """Run `callback()` while no other event of the object starts. It is reset if that raises or takes too long."""
-    depth = block_depth.get() + 1
-    if depth > MAX_DEPTH:
+    section = Section(actor, current_section())
+    if section.depth > MAX_DEPTH:
         raise JsException(f"blockConcurrencyWhile() may be nested at most {MAX_DEPTH} deep.")
     unblock = actor.block()
     variables = contextvars.copy_context()
     variables.run(current_context.set, actor)
-    variables.run(block_depth.set, depth)
+    variables.run(_section.set, section)
 
     async def run() -> Any:
         try:
@@ -54,9 +75,11 @@ def block_while(actor: Actor, callback: Callable[[], Any]) -> asyncio.Future[Any
             actor.reset(error)
             raise
         finally:
+            section.open = False
             unblock()
 
     def ended(task: asyncio.Task[Any]) -> None:
+        section.open = False
         unblock()  # also if it was cancelled before its first step
         if not task.cancelled():
             task.exception()  # seen, also if nobody awaits it
@@ -66,8 +89,8 @@ def block_while(actor: Actor, callback: Callable[[], Any]) -> asyncio.Future[Any
     return task
 
 
-def chain_of_call(actor: Actor | None) -> Chain:
-    """What a call that starts now carries. Raises Error (as JsException) if it is too deep."""
+def chain_of_call(actor: Actor | None, number: int) -> Chain:
+    """What a call that starts now carries; `number` is its own. Raises Error (as JsException) if it is too deep."""
     chain = call_chain.get()
     if chain.depth >= MAX_CALLS_DEEP:
         raise JsException(
@@ -75,8 +98,9 @@ def chain_of_call(actor: Actor | None) -> Chain:
             " other without end?"
         )
     blocked = chain.blocked
-    if actor is not None and block_depth.get():
-        blocked = (*blocked, key_of(actor.ref))
+    section = current_section()
+    if actor is not None and section is not None and section.actor is actor:
+        blocked = (*blocked, f"{key_of(actor.ref)}#{number}")
     return Chain(chain.depth + 1, blocked)
 
 
@@ -88,21 +112,24 @@ def deadlock(target: Actor, chain: Chain, actors: Actors) -> str:
     """Why a call that has to wait for `target`'s section would wait for ever; empty if it would not."""
     if not target.blocked:
         return ""
-    wanted = set(chain.blocked)
+    wanted = {}
+    for entry in chain.blocked:
+        key, _, number = entry.partition("#")
+        wanted[key] = int(number)
     seen: set[str] = set()
     ahead = [target.ref]
     while ahead:
         ref = ahead.pop()
         key = key_of(ref)
-        if key in wanted:
+        actor = actors.get(ref)
+        if actor is None or key in seen:
+            continue
+        seen.add(key)
+        if wanted.get(key) in actor.calls_in_block:  # its section still waits for that very call
             return (
                 f"deadlock: {target.label} is in blockConcurrencyWhile, which waits for a call that in turn waits for this"
                 " one; make such calls outside of blockConcurrencyWhile."
             )
-        if key in seen:
-            continue
-        seen.add(key)
-        actor = actors.get(ref)
-        if actor is not None and actor.blocked:
+        if actor.blocked:
             ahead += actor.calls_in_block.values()
     return ""

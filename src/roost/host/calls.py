@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
 
-    Reply = Callable[[bytes, Fault | None, BaseException | None], None]
+    Reply = Callable[[bytes, Fault | None, BaseException | None, BaseException | None], None]
 
 _log = logging.getLogger("roost.worker")
 
@@ -27,25 +27,30 @@ class Calls:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.running = 0  # also those that wait to begin
 
     def from_link(self, link: GatewayLink, event: Call) -> None:
         """A call of another host."""
 
-        def reply(value: bytes, fault: Fault | None, error: BaseException | None) -> None:
+        def reply(value: bytes, fault: Fault | None, error: BaseException | None, cause: BaseException | None) -> None:
+            if cause is not None:
+                _log.info("%s.%s() raised %s (told to its caller)", event.target.class_name, event.method, fault)
             if error is not None:
-                fault = Fault("Error", str(error))
+                fault = fault_of(error)
             link.link.send(Result(event.request, value, fault))
 
         self.begin(event.target, event.method, event.arguments, event.chain, reply)
 
     def begin(self, ref: ObjectRef, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
-        """Call a method of an object. `reply(value, fault, error)`: its result, what it raised, or why it was not run."""
+        """Call a method of an object. `reply(value, fault, error, cause)`: its result, what it raised (and the exception
+        itself), or why it was not run."""
         self._host.counters.calls += 1
         try:
             actor = self._host.awaken(ref, f"{method}()")
         except ConfigError as error:
-            reply(b"", None, WorkerError(str(error)))
+            reply(b"", None, WorkerError(str(error)), None)
             return
+        self.running += 1
 
         def done(result: Any, error: BaseException | None) -> None:
             value, fault = b"", None
@@ -54,11 +59,13 @@ class Calls:
                     value = encode_result(result, method)
                 except Exception as refused:  # noqa: BLE001 - it cannot be cloned: the caller is told
                     error = refused
+            self.running -= 1
+            failure: BaseException | None = None
             if isinstance(error, WorkerError):
-                failure: BaseException | None = error
-            else:
-                failure, fault = None, None if error is None else fault_of(error)
+                failure = error
+            elif error is not None:
+                fault = fault_of(error)
             # Also an error is an answer, and waits for what was written before it.
-            actor.store.gate.hold(lambda broken: reply(value, fault, failure or broken))
+            actor.store.gate.hold(lambda broken: reply(value, fault, failure or broken, error))
 
         actor.run_event(lambda: find_method(actor.instance, method, arguments, DurableObject), f"{method}()", chain, done)

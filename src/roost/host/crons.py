@@ -16,6 +16,7 @@ from cronsim import CronSim, CronSimError
 
 from roost.errors import ConfigError, WorkerError
 from roost.link.port import NO_CONTEXT
+from roost.storage.database import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +86,11 @@ class Crons:
         """Begin; a time that has just passed counts if the last run says that it was missed."""
         now_ms = self._clock.wall_ms()
         for expression in self._expressions:
-            last_ms = self._host.disk.alarms.last_cron(expression)
+            try:
+                last_ms = self._host.disk.alarms.last_cron(expression)
+            except StorageError as error:
+                _log.error("crons: %s", error)
+                last_ms = None
             due_ms = next_time_ms(expression, now_ms if last_ms is None else last_ms)
             self._next[expression] = due_ms if due_ms > now_ms - _MAKE_UP_MS else next_time_ms(expression, now_ms)
         self.check()
@@ -103,7 +108,10 @@ class Crons:
         for expression, due_ms in list(self._next.items()):
             if due_ms <= now_ms:
                 self._next[expression] = next_time_ms(expression, now_ms)
-                self._host.disk.alarms.cron_fired(expression, due_ms)
+                try:
+                    self._host.disk.alarms.cron_fired(expression, due_ms)
+                except StorageError as error:
+                    _log.error("crons: %s", error)  # a restart may repeat it
                 self._host.spawn(self.run(expression, due_ms), NO_CONTEXT.copy())
         if self._next:
             delay_s = min((min(self._next.values()) - now_ms) / 1000, _LONGEST_SLEEP_S)
@@ -118,7 +126,9 @@ class Crons:
         task = host.loop.create_task(self._call(context, expression, due_ms), context=context.fresh_variables())
         try:
             await asyncio.wait_for(task, TIME_LIMIT_S)
-        except Exception as error:  # noqa: BLE001 - the user's
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's, also sys.exit()
             context.failed_in("scheduled", error)
             return False
         return True

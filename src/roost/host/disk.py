@@ -86,15 +86,15 @@ class Disk:
     def opened(self, storage: ActorStorage) -> None:
         """One more is open."""
         self._open[storage] = None
-        self.close_some()
+        self.close_some(storage)
 
-    def close_some(self) -> None:
+    def close_some(self, but: ActorStorage | None = None) -> None:
         """If too many are open, close those that were not used for longest (second chance; a few looks a call)."""
         for _ in range(_LOOKS):
             if len(self._open) <= self._max_open:
                 return
             oldest = next(iter(self._open))
-            if not oldest.used and oldest.park():
+            if not oldest.used and oldest is not but and oldest.park():
                 del self._open[oldest]
                 self.parked += 1
             else:
@@ -128,10 +128,13 @@ class Disk:
                 earlier.exception(_CLOSING_WAIT_S)
             put_in_place(self.data, restored)
 
-        self.tell_alarm(restored.ref, restored.alarm_ms)
+        told_ms = self.alarms.due_ms(restored.ref)
+        if restored.alarm_ms is not None and (told_ms is None or restored.alarm_ms < told_ms):
+            self.tell_alarm(restored.ref, restored.alarm_ms)  # an earlier one is told before, any other after
         swapping = self._closing[path] = self.submit(swap)
         try:
             await asyncio.wrap_future(swapping)
+            self.tell_alarm(restored.ref, restored.alarm_ms)
         finally:
             if self._closing.get(path) is swapping:
                 del self._closing[path]

@@ -8,6 +8,7 @@ Source: reference 4.5 (output gate), observed behaviour W25, W46-W53; workerd's 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from roost.errors import RoostError
+
+
+_log = logging.getLogger("roost.host")
 
 
 class OutputGate:
@@ -55,7 +59,7 @@ class OutputGate:
             self._done.discard(self._open_up_to)
         # Shut until the last held thing has left: what is sent meanwhile must stay behind it.
         while self._held and self._held[0][0] <= self._open_up_to:
-            self._held.popleft()[1](None)
+            _release(self._held.popleft()[1], None)
         self.shut = self._open_up_to < self.last
 
     def break_off(self, error: RoostError) -> None:
@@ -66,4 +70,12 @@ class OutputGate:
         self.shut = True
         held, self._held = self._held, deque()
         for _, release in held:
-            release(error)
+            _release(release, error)
+
+
+def _release(release: Callable[[RoostError | None], None], error: RoostError | None) -> None:
+    """One that fails must not keep the others from leaving."""
+    try:
+        release(error)
+    except Exception:  # noqa: BLE001 - ours: worker code does not run here
+        _log.exception("host: internal error behind the output gate; please report it")

@@ -71,8 +71,10 @@ class GatewayLink:
     def attach(self, number: int, attachment: bytes | None) -> None:
         self.link.send(Attach(number, attachment))
 
-    def send_envelopes(self, envelopes: bytes) -> None:
-        """What an earlier host had to say to this gateway."""
+    def send_envelopes(self, envelopes: bytes, error: BaseException | None = None) -> None:
+        """What an earlier host had to say to this gateway; nothing if the output gate broke."""
+        if error is not None:
+            return
         for event in Splitter(len(envelopes)).feed(envelopes):
             self.link.send(event)
 

@@ -17,6 +17,7 @@ import msgspec
 
 from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
+from roost.api.rpc import error_of
 from roost.api.runtime import current_context
 from roost.api.service import ServiceStub
 from roost.clock import SystemClock
@@ -346,6 +347,8 @@ class Host:
 
     def _response(self, link: GatewayLink, event: Response) -> None:
         answered = link.responses.get(event.request)
+        if (answered is None or answered.done()) and event.more_body:
+            link.link.send(Abort(event.request, "The caller gave up."))
         if answered is not None and not answered.done():
             if event.more_body:  # at once: its pieces may be in this very batch
                 reader = BodyReader(link, event.request, event.body)
@@ -370,7 +373,7 @@ class Host:
             reader.abort(event.reason)
         answered = link.responses.get(event.request)
         if answered is not None and not answered.done():
-            answered.set_exception(WorkerError(event.reason))
+            answered.set_exception(WorkerError(event.reason) if event.fault is None else error_of(event.fault))
         self.requests.abort(link, event.request)
 
     def _dialled(self, link: GatewayLink, event: Dialled) -> None:
@@ -432,7 +435,7 @@ class Host:
 
     def _busy(self) -> bool:
         pending = any(link.running for link in self.links) or any(actor.store.busy for actor in self.actors)
-        return bool(self.requests.open or self._tasks or self.alarms.running or pending)
+        return bool(self.requests.open or self._tasks or self.alarms.running or self.calls.running or pending)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Let running handlers finish, for at most `timeout_s`, then end."""

@@ -37,6 +37,10 @@ request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", 
 """The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
 
 
+received_sockets: ContextVar[list[WebSocket] | None] = ContextVar("roost_received_sockets", default=None)
+"""The client ends that stubs have answered the current code with: used, or dropped at its end."""
+
+
 def not_a_response(what: str, value: Any) -> WorkerError:
     """The error for a handler's wrong result, with what was probably meant."""
     if hasattr(value, "__await__"):
@@ -48,6 +52,15 @@ def not_a_response(what: str, value: Any) -> WorkerError:
     elif isinstance(value, str):
         hint = "Response(text)"
     return WorkerError(f"{what} returned {type(value).__name__}, not a Response; return {hint}.")
+
+
+def drop_unused(received: list[WebSocket], but: WebSocket | None = None) -> None:
+    """Tell objects whose `fetch` was answered with a socket that nobody uses it: it never gets a client."""
+    for client in received:
+        server = client._peer
+        used = client._used or client._accept is not Accept.NONE or client is but
+        if not used and server is not None and isinstance(server._context, Context):
+            server._context.drop_unbound(server)
 
 
 class Context:
@@ -127,7 +140,9 @@ class Context:
         async def run() -> None:
             try:
                 await awaitable
-            except Exception as error:  # noqa: BLE001 - the user's
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the user's, also sys.exit()
                 self.failed_in(what, error)
             finally:
                 self.unpin(pinned)
@@ -261,6 +276,9 @@ class Context:
     def listener_on_hibernatable(self, socket: WebSocket) -> None:
         """A listener was added to a hibernatable socket: see `Actor`."""
 
+    def drop_unbound(self, socket: WebSocket) -> None:
+        """A socket's client will never come."""
+
     def shut(self) -> None:
         """Cancel timers."""
         for handle in self._timers.values():
@@ -273,12 +291,13 @@ class RequestContext(Context):
 
     def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
         super().__init__(host, label, compat)
-        self.received: list[WebSocket] = []  # client ends that stubs answered with: used, or dropped at the end
+        self.received: list[WebSocket] = []
         self._link = link
 
     def fresh_variables(self) -> contextvars.Context:
         variables = super().fresh_variables()
         variables.run(request_link.set, self._link)
+        variables.run(received_sockets.set, self.received)
         return variables
 
 

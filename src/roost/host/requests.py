@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from roost.api.http import Request, Response
+from roost.api.rpc import fault_of
 from roost.api.state import ExecutionContext
 from roost.api.websocket import Accept, WebSocket
 from roost.errors import JsTypeError, WorkerError
@@ -14,7 +15,7 @@ from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
 from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
-from roost.host.io_context import Context, RequestContext, not_a_response
+from roost.host.io_context import Context, RequestContext, drop_unused, not_a_response
 from roost.host.outbound import is_unaccepted_upstream, same_gateway
 from roost.host.stubs import SocketReference
 
@@ -59,10 +60,7 @@ class Requests:
         finally:
             self.open -= 1
             link.bodies.pop(event.request, None)
-            for client in context.received:
-                server = client._peer
-                if not client._used and client._accept is Accept.NONE and server and isinstance(server._context, Actor):
-                    server._context.drop_unbound(server)
+            drop_unused(context.received)
 
     async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
         host = self._host
@@ -92,7 +90,8 @@ class Requests:
             link.link.send(Abort(event.request, "The worker failed."))
             return
         if event.target is not None:  # a stub of another host asked: its caller gets the exception
-            link.link.send(Abort(event.request, f"{type(error).__name__}: {error}"))
+            fault = None if isinstance(error, WorkerError) else fault_of(error)
+            link.link.send(Abort(event.request, str(error) if fault is None else f"{fault.name}: {fault.message}", fault))
             return
         headers = [("Content-Type", "text/plain;charset=UTF-8")]
         link.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))

@@ -9,11 +9,11 @@ from roost.api.rpc import encode_result, error_of, fault_of, find_method
 from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
 from roost.host.blocking import call_chain, chain_of_call
-from roost.host.io_context import RequestContext, not_a_response, request_link
+from roost.host.io_context import RequestContext, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import SUSPENDED, in_context
-from roost.host.stubs import calling_actor
+from roost.host.stubs import calling_actor, in_callee
 from roost.link.port import NO_CONTEXT
-from roost.values import decode
+from roost.values import decode, encode
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,7 +33,7 @@ class EntrypointCaller:
 
     def _begin(self, what: str) -> tuple[RequestContext, contextvars.Context]:
         host = self._host
-        chain = chain_of_call(calling_actor())
+        chain = chain_of_call(calling_actor(), 0)
         context = RequestContext(host, f"{self._name}.{what}", host.worker.compat, request_link.get())
         variables = context.fresh_variables()
         variables.run(call_chain.set, chain)
@@ -44,7 +44,7 @@ class EntrypointCaller:
         if cls is None:
             raise WorkerError(f"the worker has no class {self._name} that extends WorkerEntrypoint.")
         ctx = ExecutionContext(context)
-        ctx.props = dict(self._props)
+        ctx.props = decode(encode(self._props))
         return cls(ctx, self._host.worker.env)
 
     async def fetch(self, request: Request) -> Response:
@@ -54,8 +54,16 @@ class EntrypointCaller:
             answering = self._host.requests.default_fetch(request, context)
         else:
             answering = self._fetch(request, context)
-        response: Response = await in_context(variables, answering)
-        return response
+        response: Response | None = None
+        try:
+            response = await in_callee(in_context(variables, answering))
+            return response
+        finally:
+            client = None if response is None else response.web_socket
+            drop_unused(context.received, client)
+            received = received_sockets.get()
+            if received is not None and client is not None:
+                received.append(client)
 
     async def _fetch(self, request: Request, context: RequestContext) -> Response:
         handler = getattr(self._instance(context), "fetch", None)
@@ -73,6 +81,7 @@ class EntrypointCaller:
         context, variables = self._begin(f"{method}()")
 
         def done(result: Any, error: BaseException | None) -> None:
+            drop_unused(context.received)
             if answered.done():
                 return
             try:
@@ -82,7 +91,7 @@ class EntrypointCaller:
             except WorkerError as failure:
                 answered.set_exception(failure)
             except BaseException as failure:  # noqa: BLE001 - the user's
-                answered.set_exception(error_of(fault_of(failure)))
+                answered.set_exception(error_of(fault_of(failure), failure))
 
         def begin() -> None:
             self._host.counters.calls += 1

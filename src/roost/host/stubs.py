@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from roost.api.http import Request, Response
-from roost.api.rpc import error_of
+from roost.api.rpc import error_of, fault_of
 from roost.api.runtime import current_context
 from roost.api.websocket import WebSocket
-from roost.errors import JsException, JsTypeError
-from roost.events import Call
+from roost.errors import DurableObjectAbort, JsException, JsTypeError, WorkerError
+from roost.events import Abort, Call, Fault
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
-from roost.host.blocking import block_depth, chain_of_call
-from roost.host.io_context import RequestContext, request_link
+from roost.host.blocking import chain_of_call, current_section
+from roost.host.io_context import received_sockets, request_link
 from roost.ids import slot_of
 from roost.link.port import NO_CONTEXT
 from roost.values import decode
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable, Coroutine
 
-    from roost.events import Chain, Fault, ObjectRef, Result
+    from roost.events import Chain, ObjectRef, Result
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
 
@@ -48,6 +50,7 @@ class StubCaller:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._last_request = host.unique_numbers() + 1  # odd, and not one that a predecessor used
+        self._soon: dict[tuple[str, str], deque[Callable[[], None]]] = {}  # what begins in the next turn, by object
 
     def _new_request(self) -> int:
         self._last_request += 2
@@ -58,10 +61,13 @@ class StubCaller:
     def call_object(self, ref: ObjectRef, method: str, arguments: bytes) -> asyncio.Future[Any]:
         """Begin a method call: behind the caller's writes, and behind the calls it made before."""
         loop = self._host.loop
-        answered: asyncio.Future[Any] = loop.create_future()
         caller = calling_actor()
-        chain = chain_of_call(caller)
         number = self._new_request()
+        chain = chain_of_call(caller, number)
+        if caller is not None:
+            caller.store.check_may_wait()
+        answered: asyncio.Future[Any] = loop.create_future()
+        in_section = caller is not None and current_section() is not None
         if caller is not None:
             pinned = caller.pin(f"call {ref.class_name}.{method}()")
 
@@ -70,32 +76,56 @@ class StubCaller:
                 caller.calls_in_block.pop(number, None)
 
             answered.add_done_callback(over, context=NO_CONTEXT)
-        in_block = caller is not None and block_depth.get() > 0
 
-        def begin_here() -> None:
-            if caller is not None and in_block:
+        def begin() -> None:
+            if caller is not None and in_section:
                 caller.calls_in_block[number] = ref
-            self._host.calls.begin(
-                ref, method, arguments, chain, lambda value, fault, error: _settle(answered, value, fault, error)
-            )
+            try:
+                if slot_of(ref.id, self._host.slots) == self._host.slot:
+                    self._host.calls.begin(ref, method, arguments, chain, Answer(answered))
+                else:
+                    self._call_elsewhere(Call(number, ref, method, arguments, chain), answered)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
+                Answer(answered)(b"", None, error)
 
-        def send(error: BaseException | None) -> None:
-            if answered.done():
-                return
+        def in_its_turn(error: BaseException | None) -> None:
             if error is not None:
-                answered.set_exception(error)
-            elif slot_of(ref.id, self._host.slots) == self._host.slot:
-                # In a turn of its own: nothing may be driven in place inside the caller's task.
-                loop.call_soon(begin_here, context=NO_CONTEXT)
+                Answer(answered)(b"", None, error)
             else:
-                self._call_elsewhere(Call(number, ref, method, arguments, chain), answered)
+                # In a turn of its own: nothing may be driven in place inside the caller's task.
+                self._in_turn(ref, begin)
 
         if caller is None:
-            send(None)
+            in_its_turn(None)
         else:
-            caller.store.check_may_wait()
-            caller.store.gate.hold(send)
+            caller.store.gate.hold(in_its_turn)
         return answered
+
+    def _in_turn(self, ref: ObjectRef, begin: Callable[[], None]) -> None:
+        """Begin a call in the next turn; what is called on the object until then comes behind it."""
+        key = ref.class_name, ref.id
+        waiting = self._soon.get(key)
+        if waiting is None:
+            waiting = self._soon[key] = deque()
+            self._host.loop.call_soon(self._begin_waiting, key, context=NO_CONTEXT)
+        waiting.append(begin)
+
+    def _begin_waiting(self, key: tuple[str, str]) -> None:
+        waiting = self._soon[key]
+        while waiting:
+            begin = waiting.popleft()
+            begin()
+            if waiting and type(begin) is _Passing:  # that fetch begins in the next turn: those behind it later
+                self._host.loop.call_soon(self._begin_waiting, key, context=NO_CONTEXT)
+                return
+        del self._soon[key]
+
+    async def _behind_calls(self, ref: ObjectRef) -> None:
+        """Let the calls begin that were made before."""
+        if (ref.class_name, ref.id) in self._soon:
+            passing = _Passing(self._host.loop)
+            self._in_turn(ref, passing)
+            await passing.future
 
     def _call_elsewhere(self, event: Call, answered: asyncio.Future[Any]) -> None:
         link = self._link_to(event.target)
@@ -106,9 +136,9 @@ class StubCaller:
             link.responses.pop(event.request, None)
             error = done.exception()
             if error is not None:
-                _settle(answered, b"", None, error)
+                Answer(answered)(b"", None, error)
             else:
-                _settle(answered, done.result().value, done.result().fault, None)
+                Answer(answered)(done.result().value, done.result().fault, None)
 
         result.add_done_callback(over, context=NO_CONTEXT)
         link.link.send(event)
@@ -124,14 +154,14 @@ class StubCaller:
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
         caller = calling_actor()
-        chain = chain_of_call(caller)
         number = self._new_request()
+        chain = chain_of_call(caller, number)
         if caller is None:
             return await self._fetch(number, ref, request, chain)
         if caller.store.gate.shut:
             await caller.store.durable()
         pinned = caller.pin(f"fetch to {ref.class_name}")
-        if block_depth.get():
+        if current_section() is not None:
             caller.calls_in_block[number] = ref
         try:
             return await self._fetch(number, ref, request, chain)
@@ -141,11 +171,12 @@ class StubCaller:
 
     async def _fetch(self, number: int, ref: ObjectRef, request: Request, chain: Chain) -> Response:
         host = self._host
+        await self._behind_calls(ref)
         if slot_of(ref.id, host.slots) == host.slot:
-            response = await host.awaken(ref, f"fetch {request.method}").serve(request, chain)
-            context = current_context.get(None)
-            if isinstance(context, RequestContext) and response.web_socket is not None:
-                context.received.append(response.web_socket)
+            response = await in_callee(host.awaken(ref, f"fetch {request.method}").serve(request, chain))
+            received = received_sockets.get()
+            if received is not None and response.web_socket is not None:
+                received.append(response.web_socket)
             return response
         return await self._fetch_elsewhere(number, ref, request, chain)
 
@@ -165,10 +196,17 @@ class StubCaller:
                 number, str(request.method), request.url, request.headers.pairs, body, False, upgrade, 0, "", ref, chain
             )
         )
+        taken = False
         try:
-            return self._response(link, await answered)
+            response = self._response(link, await answered)
+            taken = True
+            return response
         finally:
             link.responses.pop(number, None)
+            if not taken:  # the caller gave up: so should the one who answers
+                link.readers.pop(number, None)
+                link.bodies.pop(number, None)
+                link.link.send(Abort(number, "The caller gave up."))
 
     def _response(self, link: GatewayLink, event: ResponseEvent) -> Response:
         if event.status == 101:
@@ -190,12 +228,51 @@ def calling_actor() -> Actor | None:
     return context if isinstance(context, Actor) else None
 
 
-def _settle(answered: asyncio.Future[Any], value: bytes, fault: Fault | None, error: BaseException | None) -> None:
-    if answered.done():
-        return
-    if error is not None:
-        answered.set_exception(error)
-    elif fault is not None:
-        answered.set_exception(error_of(fault))
-    else:
-        answered.set_result(decode(value))
+class _Passing:
+    """A fetch that lets the calls before it begin."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def __call__(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class Answer:
+    """Settles a call's future: with a value, what was raised, or why it was not run. Never raises itself."""
+
+    __slots__ = ("_answered",)
+
+    def __init__(self, answered: asyncio.Future[Any]) -> None:
+        self._answered = answered
+
+    def __call__(
+        self, value: bytes, fault: Fault | None, error: BaseException | None, cause: BaseException | None = None
+    ) -> None:
+        if self._answered.done():
+            return
+        if error is not None:
+            self._answered.set_exception(error)
+        elif fault is not None:
+            self._answered.set_exception(error_of(fault, cause))
+        else:
+            try:
+                self._answered.set_result(decode(value))
+            except ValueError as damaged:
+                self._answered.set_exception(damaged)
+
+
+async def in_callee(answering: Coroutine[Any, Any, Response]) -> Response:
+    """Await another's `fetch`: what it raises becomes a remote error, also what only ends itself (abort, cancel)."""
+    try:
+        return await answering
+    except WorkerError:
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # it is the caller who is cancelled
+        raise error_of(Fault("Error", "The call was cancelled by the one who was called."), error) from error
+    except (Exception, DurableObjectAbort) as error:
+        raise error_of(fault_of(error), error) from error

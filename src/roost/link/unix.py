@@ -81,7 +81,10 @@ class UnixLink:
         if not self._batch.events:
             return
         events = self._batch.take()
-        data = encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
+        try:
+            data = encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
+        except Exception:  # noqa: BLE001 - one that cannot travel must not take the others with it
+            data = b"".join(map(_encode_or_drop, events))
         if not self._open:
             return
         if self._backlog:
@@ -159,7 +162,7 @@ class UnixLink:
         events = self._batch.take()
         if events or self._backlog:
             try:  # a last word, such as the final `Done`, if the kernel takes it at once
-                self._sock.send(bytes(self._backlog) + b"".join([encode(event) for event in events]))
+                self._sock.send(bytes(self._backlog) + b"".join(map(_encode_or_drop, events)))
             except OSError as error:
                 _log.debug("link: the last batch was not sent: %s", error)
         self._open = False
@@ -167,3 +170,11 @@ class UnixLink:
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
+
+
+def _encode_or_drop(event: Event) -> bytes:
+    try:
+        return encode(event)
+    except Exception:  # noqa: BLE001 - whatever it is that cannot be encoded
+        _log.exception("link: an event of type %s cannot be encoded and is dropped; please report it", type(event).__name__)
+        return b""

@@ -217,10 +217,11 @@ def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
     for entry in entries:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("binding", "service")):
             raise ConfigError(f"{path}: each of services needs a binding and a service.", key="services")
-        if entry["service"] != raw.get("name"):
+        name = raw.get("name", path.parent.resolve().name)
+        if entry["service"] != name:
             raise ConfigError(
                 f"{path}: services: {entry['binding']} is another worker ({entry['service']}); Roost binds entrypoints of "
-                f"the same app only (service = {raw.get('name')!r}).",
+                f"the same app only (service = {name!r}).",
                 key="services",
             )
         props = _table(entry.get("props", {}), "services.props", path)

@@ -68,9 +68,16 @@ class JsonFormatter(logging.Formatter):
 def user_traceback(error: BaseException) -> str:
     """A traceback without Roost's own frames and the interpreter's."""
     own = __file__.rsplit("/observe/", 1)[0]
+    while getattr(error, "remote", False) and error.__cause__ is not None:
+        error = error.__cause__  # what was raised, in the object that was called
     summary = traceback.TracebackException.from_exception(error)
-    kept = [frame for frame in summary.stack if not frame.filename.startswith((own, "<frozen"))]
-    summary.stack = traceback.StackSummary.from_list(kept)
+    links: list[traceback.TracebackException | None] = [summary]
+    while links:
+        link = links.pop()
+        if link is not None:
+            kept = [frame for frame in link.stack if not frame.filename.startswith((own, "<frozen"))]
+            link.stack = traceback.StackSummary.from_list(kept)
+            links += [link.__cause__, link.__context__]
     return "".join(summary.format()).rstrip()
 
 

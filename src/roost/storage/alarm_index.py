@@ -52,7 +52,7 @@ class AlarmIndex:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: apsw.Connection | None = None
-        self._log_fd = -1
+        self._log_fd = self._file_fd = -1  # kept open: closing one of the file's would drop this process's locks on it
         self._is_new = not path.exists()
         self._syncs = 0
         self._syncing = threading.Lock()
@@ -79,6 +79,15 @@ class AlarmIndex:
         except apsw.Error as error:
             raise StorageError(f"the alarm index cannot be written: {error}") from error
 
+    def _rows(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
+        connection = self._open(create=False)
+        if connection is None:
+            return []
+        try:
+            return connection.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise StorageError(f"the alarm index cannot be read: {error}") from error
+
     def put(self, ref: ObjectRef, due_ms: int, retries: int = 0, setbacks: int = 0) -> None:
         """The object's alarm is due then. Raises StorageError."""
         self._run(
@@ -93,52 +102,32 @@ class AlarmIndex:
             self._run("DELETE FROM alarm WHERE class = ? AND id = ?", (ref.class_name, ref.id))
 
     def due(self, now_ms: int, limit: int) -> list[Due]:
-        """What is due, the oldest first."""
-        connection = self._open(create=False)
-        if connection is None:
-            return []
-        rows = connection.execute(
-            "SELECT class, id, name, due_ms, retries, setbacks FROM alarm WHERE due_ms <= ? ORDER BY due_ms LIMIT ?",
-            (now_ms, limit),
+        """What is due, the oldest first. Raises StorageError, as all that reads."""
+        return _entries(
+            self._rows(
+                "SELECT class, id, name, due_ms, retries, setbacks FROM alarm WHERE due_ms <= ? ORDER BY due_ms LIMIT ?",
+                (now_ms, limit),
+            )
         )
-        return [Due(ObjectRef(class_name, id_, name), *rest) for class_name, id_, name, *rest in rows]
 
     def due_ms(self, ref: ObjectRef) -> int | None:
         """When the object is to be woken; None if it is not."""
-        connection = self._open(create=False)
-        if connection is None:
-            return None
-        row = connection.execute("SELECT due_ms FROM alarm WHERE class = ? AND id = ?", (ref.class_name, ref.id)).fetchone()
-        return None if row is None else row[0]
+        return _only(self._rows("SELECT due_ms FROM alarm WHERE class = ? AND id = ?", (ref.class_name, ref.id)))
 
     def next_due(self, after_ms: int = -1) -> int | None:
         """When the next alarm after a moment is due (ms); None if there is none."""
-        connection = self._open(create=False)
-        if connection is None:
-            return None
-        row = connection.execute("SELECT min(due_ms) FROM alarm WHERE due_ms > ?", (after_ms,)).fetchone()
-        return None if row is None else row[0]
+        return _only(self._rows("SELECT min(due_ms) FROM alarm WHERE due_ms > ?", (after_ms,)))
 
     def count(self) -> int:
-        connection = self._open(create=False)
-        return 0 if connection is None else int(connection.execute("SELECT count(*) FROM alarm").get)
+        return _only(self._rows("SELECT count(*) FROM alarm")) or 0
 
-    def entries(self) -> Iterator[Due]:
+    def entries(self) -> list[Due]:
         """Everything, for checks."""
-        connection = self._open(create=False)
-        if connection is not None:
-            for class_name, id_, name, *rest in connection.execute(
-                "SELECT class, id, name, due_ms, retries, setbacks FROM alarm"
-            ):
-                yield Due(ObjectRef(class_name, id_, name), *rest)
+        return _entries(self._rows("SELECT class, id, name, due_ms, retries, setbacks FROM alarm"))
 
     def last_cron(self, expression: str) -> int | None:
         """When a cron expression last fired (ms)."""
-        connection = self._open(create=False)
-        if connection is None:
-            return None
-        row = connection.execute("SELECT last_ms FROM cron WHERE expression = ?", (expression,)).fetchone()
-        return None if row is None else row[0]
+        return _only(self._rows("SELECT last_ms FROM cron WHERE expression = ?", (expression,)))
 
     def cron_fired(self, expression: str, at_ms: int) -> None:
         self._run("INSERT INTO cron VALUES (?1, ?2) ON CONFLICT DO UPDATE SET last_ms = ?2", (expression, at_ms))
@@ -153,8 +142,10 @@ class AlarmIndex:
                 fold = self._syncs % _SYNCS_BETWEEN_CHECKPOINTS == 0
                 is_new, self._is_new = self._is_new, False
             os.fsync(self._log_fd)
-            for path in (self._path, self._path.parent) if is_new else ():
-                sync_path(path)
+            if is_new:
+                self._file_fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                os.fsync(self._file_fd)
+                sync_path(self._path.parent)
             if fold and os.fstat(self._log_fd).st_size > CHECKPOINT_BYTES:
                 fold_log(self._path)
         except (OSError, apsw.Error) as error:
@@ -165,9 +156,18 @@ class AlarmIndex:
         if connection is not None:
             connection.pragma("synchronous", "normal")
             connection.close()
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-            self._log_fd = -1
+        for fd in (self._log_fd, self._file_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._log_fd = self._file_fd = -1
+
+
+def _entries(rows: list[Any]) -> list[Due]:
+    return [Due(ObjectRef(class_name, id_, name), *rest) for class_name, id_, name, *rest in rows]
+
+
+def _only(rows: list[Any]) -> int | None:
+    return rows[0][0] if rows else None
 
 
 def index_path(data: Path, slot: int, slots: int) -> Path:
@@ -223,7 +223,17 @@ def mark(data: Path, slots: int, *, clean: bool) -> None:
         json.dump({"format": FORMAT, "slots": slots, "boot_id": _boot_id(), "clean": clean}, file)
         file.flush()
         os.fsync(file.fileno())
+    if clean:  # also of hosts that had to be killed: fold their logs, so that the indexes are on the disk
+        for slot in range(slots):
+            index = AlarmIndex(index_path(data, slot, slots))
+            try:
+                index.count()
+                index.close()
+            except (StorageError, apsw.Error) as error:
+                _log.error("storage: the alarm index of slot %d: %s", slot, error)
+                return
     os.replace(f"{state_path}.new", state_path)
+    sync_path(state_path.parent)
 
 
 def _boot_id() -> str:
@@ -275,6 +285,10 @@ def _from_objects(data: Path) -> Iterator[Due]:
 
 def _rebuild(data: Path, slots: int, entries: Any) -> None:
     found = list(entries)
+    # Without it, a start after a crash in the middle of this makes them anew from the objects.
+    (data / "alarms" / "state.json").unlink(missing_ok=True)
+    (data / "alarms").mkdir(parents=True, exist_ok=True, mode=0o700)
+    sync_path(data / "alarms")
     for old in (data / "alarms").glob("*-of-*.sqlite*"):
         old.unlink()
     indexes = [AlarmIndex(index_path(data, slot, slots)) for slot in range(slots)]

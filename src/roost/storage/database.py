@@ -15,7 +15,9 @@ import logging
 import os
 import re
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import apsw
 
@@ -23,7 +25,6 @@ from roost.errors import ConfigError, JsException, RoostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
 _log = logging.getLogger("roost.storage")
 
@@ -34,6 +35,7 @@ MAX_PAGES: Final = 10 * 1024**3 // 4096  # 10 GB (reference 5)
 _TRANSACTION_WORD: Final = re.compile(r"\s*(begin|commit|end|rollback|savepoint|release)\b", re.IGNORECASE)
 _WRITE: Final = 2  # SQLITE_TXN_WRITE
 _MAX_REMEMBERED: Final = 200
+_BUSY_TIMEOUT_MS: Final = 2000
 
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS _cf_KV (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
@@ -61,6 +63,13 @@ _ALLOWED_PRAGMAS: Final = frozenset(
 
 
 _durable_folders: set[Path] = set()  # their names are on the disk; at most 256 a class
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def sync_path(path: Path) -> None:
@@ -118,10 +127,13 @@ class Database:
         self._before_opening = before_opening  # waits until an earlier owner has closed the same file
         self._opened = opened
         self._connection: apsw.Connection | None = None
+        self.was_left_unsynced = False  # found a log of an earlier life that may not be on the disk
+        self._reader: apsw.Connection | None = None
         self._user_sql = False
         self._begun = False  # a transaction of ours is (or should be) open
         self._closed = False
         self._log_fd = -1
+        self._file_fd = -1  # kept open: closing any descriptor of the file drops this process's locks on it (POSIX)
         self._is_new = False
         self._rowless: set[str] = set()  # statements that write and never return rows: they need no description
         self._syncs_since_checkpoint = 0
@@ -130,14 +142,48 @@ class Database:
 
     @property
     def is_open(self) -> bool:
+        return self._connection is not None or self._reader is not None
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether this life may have deleted what was there."""
         return self._connection is not None
 
     def exists(self) -> bool:
         """Whether the object has ever written (and not deleted everything since)."""
-        if self._connection is not None:
+        if self._connection is not None or self._reader is not None:
             return True
         self._before_opening()
         return self._path.exists()
+
+    def _reading(self) -> apsw.Connection:
+        """A connection to read by. Until the object first writes, one without locks, log and shared memory.
+
+        Opening those is most of what waking to read costs (measured: 100 µs instead of 550). It is sound because nobody
+        else writes the file (the node holds the folder, the host the object), and because there is no log to recover.
+        """
+        if self._connection is not None or self._closed:
+            return self.connection()
+        if self._reader is None:
+            if _size(Path(f"{self._path}-wal")) > 0:
+                return self.connection()
+            self._before_opening()
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            try:
+                reader = apsw.Connection(f"file:{quote(str(self._path))}?immutable=1", flags=flags)
+                self._check_format(reader)
+            except apsw.Error as error:
+                raise self._unreadable(error) from error
+            self._reader = reader
+            self._opened()
+        return self._reader
+
+    def _check_format(self, connection: apsw.Connection) -> int:
+        version = connection.pragma("user_version")
+        if version not in (0, FORMAT):
+            connection.close()
+            raise ConfigError(f"{self._path} has format {version}; this Roost knows {FORMAT}. Use the newer one.")
+        return int(version)
 
     def connection(self) -> apsw.Connection:
         """The connection, opened (and the file created) if need be. Raises ConfigError for a newer format."""
@@ -145,21 +191,24 @@ class Database:
             raise StorageError("the object was reset or is asleep; this handler belongs to its earlier life.")
         if self._connection is None:
             self._before_opening()
-            self._is_new = not self._path.exists()
+            # A file that an earlier life has not lived to sync is as good as new; so is a log that it has left.
+            self.was_left_unsynced = _size(Path(f"{self._path}-wal")) > 0
+            self._is_new = self.was_left_unsynced or not _size(self._path)
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 connection = apsw.Connection(str(self._path))
+                connection.set_busy_timeout(_BUSY_TIMEOUT_MS)  # `roost storage` may look at the file
                 connection.pragma("synchronous", "off")  # every sync is ours, on another thread; `close` turns it on
                 connection.pragma("journal_mode", "wal")
                 connection.pragma("wal_autocheckpoint", 0)
                 connection.pragma("foreign_keys", 1)
                 connection.pragma("max_page_count", MAX_PAGES)
-                version = connection.pragma("user_version")
+                version = self._check_format(connection)
             except apsw.Error as error:
                 raise self._unreadable(error) from error
-            if version not in (0, FORMAT):
-                connection.close()
-                raise ConfigError(f"{self._path} has format {version}; this Roost knows {FORMAT}. Use the newer one.")
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
             if version == 0:
                 with connection:
                     for statement in _SCHEMA:
@@ -183,13 +232,17 @@ class Database:
         """Close; SQLite folds the log into the file and syncs it."""
         self._closed = True
         self.rollback()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.pragma("synchronous", "normal")  # for the checkpoint that closing is
             connection.close()
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-            self._log_fd = -1
+        for fd in (self._log_fd, self._file_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._log_fd = self._file_fd = -1
 
     def destroy(self) -> None:
         """Close and remove the files: an object that deleted everything leaves none."""
@@ -261,7 +314,9 @@ class Database:
                 self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             os.fsync(self._log_fd)
             if self._is_new:  # a log beside an empty file would be thrown away
-                sync_path(self._path)
+                if self._file_fd < 0:
+                    self._file_fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                os.fsync(self._file_fd)
                 sync_path(self._path.parent)
                 if self._path.parent not in _durable_folders:
                     for folder in list(self._path.parents)[1:4]:
@@ -320,7 +375,11 @@ class Database:
         if limit is not None:
             bindings.append(limit)  # type: ignore[arg-type]
         sql = f"SELECT key, value FROM _cf_KV{where}{order}{bound_limit}"
-        return iter(self.connection().execute(sql, tuple(bindings)))
+        connection = self._reading()
+        rows = connection.execute(sql, tuple(bindings))
+        if connection is self._reader:
+            return iter(rows.fetchall())  # type: ignore[arg-type] # the reader goes at the first write
+        return iter(rows)
 
     def delete_all(self) -> None:
         """Empty the database: all keys and all of the user's tables. `destroy` frees the disk once that is committed."""
@@ -416,7 +475,7 @@ class Database:
         """Pages in use times their size (reference 5, `databaseSize`)."""
         if not self.exists():
             return 0
-        pragma = self.connection().pragma
+        pragma = self._reading().pragma
         return int((pragma("page_count") - pragma("freelist_count")) * pragma("page_size"))
 
     def _authorize(
@@ -445,7 +504,7 @@ class Database:
 
     def _row(self, sql: str, bindings: tuple[Any, ...]) -> Any:
         try:
-            return self.connection().execute(sql, bindings).fetchone()
+            return self._reading().execute(sql, bindings).fetchone()
         except apsw.Error as error:
             raise self._unreadable(error) from error
 

@@ -277,6 +277,11 @@ def _restore_sql(database: Database, entry: dict[str, Any]) -> int:
 def put_in_place(data: Path, restored: Restored) -> None:
     """Make a restored file the object's. Nobody may have the object open. Blocks on the disk."""
     path = object_path(data, restored.ref)
+    if path.exists():
+        try:
+            apsw.Connection(str(path)).close()  # fold its log: a crash in the middle of this must find it whole
+        except apsw.Error:
+            pass  # it is damaged, and about to be replaced
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     os.replace(restored.path, path)
