@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 VERSION = 2  # the newest
 MAX_DEPTH = 200
 _FLOAT = struct.Struct(">d")
+_COUNT = struct.Struct(">I")
 
 
 class DataCloneError(JsException):
@@ -328,7 +329,8 @@ def decode_all(encoded: Sequence[bytes]) -> list[Any]:
     """The values of many, in one go where they are of version 2. Raises ValueError."""
     if len(encoded) > 1 and all(data[:1] == b"\x91" for data in encoded):
         try:
-            return [value for (value,) in _unpack(b"\xdd" + struct.pack(">I", len(encoded)) + b"".join(encoded))]
+            values: list[Any] = _unpack(b"\xdd%b%b" % (_COUNT.pack(len(encoded)), b"".join([data[1:] for data in encoded])))
+            return values
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError):
             pass  # one of them is damaged: one by one, so that it is known which
     return [decode(data) for data in encoded]

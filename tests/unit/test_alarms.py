@@ -396,6 +396,44 @@ def test_a_lost_index_is_made_anew_from_the_objects(tmp_path, how):
     index.close()
 
 
+def test_a_rebuild_that_was_interrupted_begins_anew(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+
+    async def first(host, clock, module):
+        await set_alarm(host, T0 + 1_000)
+
+    prepare(data, 2)
+    slot = slot_of(REF.id, 2)
+    alarmed(tmp_path, first, slot=slot, slots=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(AlarmIndex, "put", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
+        with pytest.raises(OSError, match="killed here"):
+            prepare(data, 3)
+    prepare(data, 3)
+    index = AlarmIndex(index_path(data, slot_of(REF.id, 3), 3))
+    assert index.due_ms(REF) == T0 + 1_000
+    index.close()
+
+
+def test_a_rolled_back_alarm_does_not_reset_the_retries(tmp_path):
+    async def body(host, clock, module):
+        async def set_and_undo(room):
+            def undone():
+                room.ctx.storage._store.set_alarm(T0 + 99_000)
+                raise ValueError("undone")
+
+            room.ctx.storage.transactionSync(undone)
+
+        module["ACT"] += [set_and_undo] * 20
+        await set_alarm(host, T0 + 1_000)
+        await passes(host, clock, 1)
+        for retry in range(3):
+            await passes(host, clock, 2 * 2**retry)
+        assert [ran[2] for ran in module["RAN"]] == [0, 1, 2, 3]
+
+    alarmed(tmp_path, body)
+
+
 def test_many_due_at_once_run_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("roost.host.alarms.MAX_RUNNING", 4)
 

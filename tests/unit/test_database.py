@@ -198,3 +198,104 @@ def test_values_are_never_sql(tmp_path):
     with pytest.raises(SqlError):
         database.execute("SELECT * FROM _cf_METADATA", ())
     database.close()
+
+
+def test_syncing_keeps_sqlites_locks(tmp_path):
+    """Closing any descriptor of a file drops the process's POSIX locks on it: another program could take the log away."""
+    import subprocess
+    import sys
+
+    probe = (
+        "import fcntl, struct, sys; f = open(sys.argv[1], 'rb'); "
+        "lock = fcntl.fcntl(f, fcntl.F_GETLK, struct.pack('hhqqi', fcntl.F_WRLCK, 0, 0x40000000, 1024, 0)); "
+        "print(struct.unpack('hhqqi', lock)[0] == fcntl.F_RDLCK)"
+    )
+    database = Database(tmp_path / "x.sqlite")
+    try:
+        for number in range(3):
+            database.put("a", bytes([number]))
+            database.commit()
+            database.sync()
+            done = subprocess.run([sys.executable, "-c", probe, str(tmp_path / "x.sqlite")], capture_output=True, text=True)
+            assert done.stdout.strip() == "True", done
+    finally:
+        database.close()
+
+
+def test_reading_opens_no_log_until_the_first_write(tmp_path):
+    path = tmp_path / "x.sqlite"
+    database = Database(path)
+    for key in "abc":
+        database.put(key, key.encode())
+    database.commit()
+    database.close()
+    database = Database(path)
+    assert database.get("a") == b"a"
+    assert not path.with_name("x.sqlite-wal").exists()
+    rows = database.list(start=None, after=None, end=None, prefix="", reverse=False, limit=None)
+    assert next(rows) == ("a", b"a")
+    database.put("d", b"d")  # while the rows are being read
+    assert list(rows) == [("b", b"b"), ("c", b"c")]
+    assert database.get("d") == b"d"
+    database.commit()
+    assert path.with_name("x.sqlite-wal").exists()
+    database.close()
+
+
+def test_sync_after_unconfirmed_writes_waits_and_does_not_hang(tmp_path):
+    async def body(store, storage, failures, make):
+        await storage.put("a", 1)  # its fsync begins
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await storage.put("b", 2, allowUnconfirmed=True)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        syncs = []
+        sync = store._database.sync
+        store._database.sync = lambda: (sync(), syncs.append(1))
+        await asyncio.wait_for(storage.sync(), 5)
+        assert syncs  # one that began after the write
+        assert not store.busy
+
+    stored(tmp_path, body)
+
+
+def test_nested_transactions_do_not_wait_for_themselves(tmp_path):
+    async def body(store, storage, failures, make):
+        async def inner(txn):
+            await txn.put("inner", 1)
+            raise ValueError
+
+        async def outer(txn):
+            await txn.put("outer", 1)
+            with pytest.raises(ValueError):
+                await storage.transaction(inner)
+
+        await asyncio.wait_for(storage.transaction(outer), 5)
+        assert (await storage.get("outer"), await storage.get("inner")) == (1, None)
+
+    stored(tmp_path, body)
+
+
+def test_what_an_earlier_life_left_unsynced_is_synced_before_anything_leaves(tmp_path):
+    async def body(store, storage, failures, make):
+        await storage.put("a", 1)
+        await storage.sync()
+        copy = tmp_path / "copy"  # what a killed host leaves: a log that nobody folded
+        copy.mkdir()
+        for file in tmp_path.glob("objects/Room/ab/*"):
+            (copy / file.name).write_bytes(file.read_bytes())
+        store.close()
+        while tmp_path.glob("objects/Room/ab/*-wal") and store._disk._closing:
+            await asyncio.sleep(0.001)
+        for file in copy.iterdir():
+            (tmp_path / "objects" / "Room" / "ab" / file.name).write_bytes(file.read_bytes())
+        successor = make()
+        other = DurableObjectStorage(successor)
+        assert await other.get("a") == 1
+        assert successor.gate.shut
+        await other.sync()
+        assert not successor.gate.shut
+        successor.close_now()
+
+    stored(tmp_path, body)

@@ -29,8 +29,11 @@ _LIST_OPTIONS: Final = ("start", "startAfter", "end", "prefix", "reverse", "limi
 class RunPort(Protocol):
     """One execution of SQL."""
 
-    columns: list[str]
-    rows_read: int
+    @property
+    def columns(self) -> list[str]: ...
+
+    @property
+    def rows_read(self) -> int: ...
 
     @property
     def rows_written(self) -> int: ...
@@ -329,13 +332,20 @@ class SqlStorage:
 
     def exec(self, query: str, *bindings: Any) -> SqlCursor:
         """Run SQL; several statements are allowed, the cursor is the last one's. Values: None, numbers, str, bytes."""
-        return SqlCursor(self._store.execute(query, tuple(map(_to_sql, bindings))))
+        for value in bindings:
+            if type(value) not in _AS_THEY_ARE:
+                bindings = tuple(map(_to_sql, bindings))
+                break
+        return SqlCursor(self._store.execute(query, bindings))
 
     @property
     def databaseSize(self) -> int:
         return self._store.size_bytes()
 
     database_size = databaseSize
+
+
+_AS_THEY_ARE: Final = frozenset({str, float, type(None)})
 
 
 def _to_sql(value: Any) -> Any:
@@ -371,9 +381,11 @@ class _Next:
 class SqlCursor:
     """The rows of a query, read once. Iterable; `raw()` shares its position."""
 
+    __slots__ = ("_first", "_run", "_started")
+
     def __init__(self, run: RunPort) -> None:
         self._run = run
-        self._first = run.next_row()
+        self._first = run.next_row() if run.columns else None
         self._started = False
 
     def _row(self) -> tuple[Any, ...] | None:

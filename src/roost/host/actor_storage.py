@@ -141,7 +141,8 @@ class ActorStorage:
         self._database.set_alarm(None if due_ms is None else max(due_ms, self._disk.clock.wall_ms()))
 
     def execute(self, sql: str, bindings: tuple[Any, ...]) -> RunPort:
-        self._writing()
+        if not self._batch or self.gate.broken is not None:
+            self._writing()
         return self._database.execute(sql, bindings)
 
     def size_bytes(self) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -20,7 +19,15 @@ import uvloop
 
 from roost.errors import ConfigError, WorkerError
 from roost.link.unix import UnixLink
-from roost.node.assemble import fault_of, gateway_report, host_report, make_gateway, make_host, restore_object
+from roost.node.assemble import (
+    calm_collector,
+    fault_of,
+    gateway_report,
+    host_report,
+    make_gateway,
+    make_host,
+    restore_object,
+)
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
@@ -52,8 +59,7 @@ class Child:
             fault, text, detail = fault_of(error)
             await self._tell(FromChild("failed", text, fault, detail))
             return 1
-        gc.collect()
-        gc.freeze()  # what is there for good need not be looked at again by the collector
+        calm_collector()
         await self._tell(FromChild("ready"))
         while (order := await self._next()) is not None:
             if order.command == "drain":

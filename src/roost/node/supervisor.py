@@ -21,7 +21,7 @@ from roost.errors import ConfigError, InternalError, WorkerError
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
 from roost.node import control
-from roost.node.assemble import gateway_report, host_report, make_gateway, make_host, restore_object
+from roost.node.assemble import calm_collector, gateway_report, host_report, make_gateway, make_host, restore_object
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 from roost.storage import alarm_index
@@ -225,6 +225,7 @@ class Node:
             for sock in listeners:
                 gateway.listen(sock.dup())
             self._inline = (gateway, host)
+            calm_collector()
             ready()
             await self._stopping.wait()
             await gateway.drain(self._settings.timeouts.drain_s)

@@ -16,7 +16,7 @@ import os
 import re
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
 
 import apsw
@@ -135,6 +135,7 @@ class Database:
         self._log_fd = -1
         self._file_fd = -1  # kept open: closing any descriptor of the file drops this process's locks on it (POSIX)
         self._is_new = False
+        self._rowless_cursor: Any = None
         self._rowless: set[str] = set()  # statements that write and never return rows: they need no description
         self._syncs_since_checkpoint = 0
 
@@ -219,6 +220,7 @@ class Database:
             for limit, value in _LIMITS.items():
                 connection.limit(limit, value)
             connection.set_authorizer(self._authorize)
+            self._rowless_cursor = connection.cursor()
             self._connection = connection
             self._opened()
         return self._connection
@@ -442,18 +444,21 @@ class Database:
 
     # SQL
 
-    def execute(self, sql: str, bindings: tuple[Any, ...]) -> SqlRun:
+    def execute(self, sql: str, bindings: tuple[Any, ...]) -> SqlRun | RowlessRun:
         """Run the user's SQL up to its first row. Raises SqlError."""
+        if sql in self._rowless and self._connection is not None and self._connection.in_transaction:
+            before = self._connection.total_changes()
+            try:
+                self._rowless_cursor.execute(sql, bindings)
+            except apsw.Error:
+                pass  # its statement changed nothing: the longer way says what is wrong
+            else:
+                return RowlessRun(self._connection.total_changes() - before)
         self.begin()
         connection = self.connection()
-        before = connection.total_changes()
-        run = SqlRun(connection, before)
+        run = SqlRun(connection, connection.total_changes())
         self._user_sql = True
         try:
-            if sql in self._rowless:
-                connection.execute(sql, bindings)
-                run.done(connection.total_changes() - before)
-                return run
             run.start(sql, bindings)
             if run.is_rowless and len(self._rowless) < _MAX_REMEMBERED:
                 self._rowless.add(sql)
@@ -512,7 +517,18 @@ class Database:
         return StorageError(f"the object's file {self._path} cannot be read: {error}; `roost check` tells more.")
 
 
-_NO_ROWS: Final[deque[tuple[Any, ...]]] = deque(maxlen=0)
+class RowlessRun:
+    """One execution of a statement that writes and returns no rows."""
+
+    __slots__ = ("rows_written",)
+    rows_read = 0
+    columns: ClassVar[list[str]] = []
+
+    def __init__(self, rows_written: int) -> None:
+        self.rows_written = rows_written
+
+    def next_row(self) -> None:
+        return None
 
 
 class SqlRun:
@@ -547,11 +563,6 @@ class SqlRun:
     def is_rowless(self) -> bool:
         """Whether it was one statement that writes and returns no rows."""
         return self._statements == 1 and not self._readonly and not self.columns
-
-    def done(self, written: int) -> None:
-        """It was such a statement, and has run."""
-        self._written = written
-        self._rows = _NO_ROWS
 
     @property
     def rows_written(self) -> int:
