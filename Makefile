@@ -32,10 +32,15 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 test: $(STAMP) browser lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
+torture: $(STAMP)  ## 100 kills under load, 200 torn logs, 10,000 alarms (SEED=1)
+	ROOST_SEED=$(or $(SEED),1) ROOST_KILLS=100 ROOST_SNAPSHOTS=200 ROOST_ALARMS=10000 $(BIN)/python -m pytest -q -s -o timeout=1800 \
+	  tests/faults/test_crash.py tests/faults/test_power_loss.py tests/integration/test_alarms_and_calls.py
+
 bench: $(STAMP)  ## Roost and its peers, side by side
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/storage.py
 
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup browser demo lint test bench clean
+.PHONY: help setup browser demo lint test torture bench clean

@@ -241,6 +241,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     slots: int
 
 
+class Leaving(msgspec.Struct, frozen=True, array_like=True):
+    """The host ends in order: it finishes what it has, and its successor gets what comes from now on."""
+
+
 class Send(msgspec.Struct, frozen=True, gc=False):
     """One message to one or many sockets, in order; the payload is encoded and copied once."""
 
@@ -324,6 +328,7 @@ ToHost = (
 )
 ToGateway = (
     Hello
+    | Leaving
     | Request
     | Response
     | BodyData

@@ -67,6 +67,21 @@ def _parser() -> argparse.ArgumentParser:
         else:
             default = "standard output" if verb == "dump" else "standard input"
             command.add_argument("--file", metavar="FILE", help=f"the dump (default: {default})")
+    deploy = commands.add_parser("deploy", help="run a folder's code on the running node, without a disconnect")
+    deploy.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
+    deploy.add_argument("--data", metavar="DIR", help="the node's data folder (default: DIR/.roost/data)")
+    deploy.add_argument("--config", metavar="FILE", help="the configuration, in DIR")
+    deploy.add_argument("--env", metavar="NAME", help="environment of the configuration")
+    deploy.add_argument("--var", action="append", default=[], metavar="K:V", help="set a variable; may be repeated")
+    for name, text in (
+        ("versions", "list the versions that were deployed to a data folder"),
+        ("rollback", "run an earlier version again"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == "rollback":
+            command.add_argument("version", nargs="?", type=int, help="its number (default: the one before)")
+        command.add_argument("--dir", default=".", metavar="DIR", help="the app's folder (default: here)")
+        command.add_argument("--data", metavar="DIR", help="the data folder (default: DIR/.roost/data)")
     check = commands.add_parser("check", help="verify the integrity of a data folder")
     check.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
     check.add_argument("--data", metavar="DIR", help="the data folder (default: DIR/.roost/data)")
@@ -79,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "objects":
             return _objects(parsed)
+        if parsed.command in ("deploy", "rollback", "versions"):
+            from roost.cli import deploy
+
+            return deploy.run(parsed)
         if parsed.command in ("storage", "check"):
             from roost.cli import storage
 

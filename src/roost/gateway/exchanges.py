@@ -107,8 +107,8 @@ class Exchanges:
         if origin.connection is not None:
             text = "The worker is not running at the moment (see the server's log). Try again in a moment."
             origin.connection.refuse(503, text, [("Retry-After", "1")])
-        elif origin.slot is not None and origin.slot.link is not None:
-            origin.slot.link.send(Abort(request, "The object's host is not running; try again."))
+        elif origin.slot is not None and origin.slot.current is not None:
+            origin.slot.current.send(Abort(request, "The object's host is not running; try again."))
             self._origins.pop(request, None)
 
     def slot_for(self, ref: ObjectRef) -> HostSlot:
@@ -117,8 +117,8 @@ class Exchanges:
     def to_host(self, request: int, event: BodyData | BodyCredit | Abort) -> None:
         """What follows a client's request goes where the request went."""
         origin = self._origins.get(request)
-        if origin is not None and origin.target is not None and origin.target.link is not None:
-            origin.target.link.send(event)
+        if origin is not None and origin.target is not None and origin.target.current is not None:
+            origin.target.current.send(event)
         elif origin is not None and origin.target is not None and type(event) is BodyData:
             self._unavailable(request)  # the host has not come yet and the body does not fit into the wait
 
@@ -160,8 +160,8 @@ class Exchanges:
                 self._end_unbound(bound.slot, event.socket, bound.answer)
         elif event.status == 101:
             self._end_unbound(slot, event.socket, event)
-        elif event.more_body and slot.link is not None:
-            slot.link.send(Abort(event.request, "The client disconnected."))
+        elif event.more_body and slot.current is not None:
+            slot.current.send(Abort(event.request, "The client disconnected."))
 
     def _end_unbound(self, slot: HostSlot, number: int, answer: Response) -> None:
         """A socket whose client never came: its program hears of the end like of any other."""
@@ -187,8 +187,8 @@ class Exchanges:
             self.bindings[number] = PendingBinding(slot, event)
             self.gateway.loop.call_later(_BINDING_WAITS_S, self._binding_expired, number)
             event = Response(event.request, 101, event.reason, event.headers, b"", False, None, number)
-        if origin.slot is not None and origin.slot.link is not None:
-            origin.slot.link.send(event)
+        if origin.slot is not None and origin.slot.current is not None:
+            origin.slot.current.send(event)
         if not event.more_body:
             self._origins.pop(event.request, None)
 
@@ -255,8 +255,8 @@ class Exchanges:
 
     def result(self, slot: HostSlot, event: Result) -> None:
         origin = self._origins.pop(event.request, None)
-        if origin is not None and origin.slot is not None and origin.slot.link is not None:
-            origin.slot.link.send(event)
+        if origin is not None and origin.slot is not None and origin.slot.current is not None:
+            origin.slot.current.send(event)
 
     def body_data(self, slot: HostSlot, event: BodyData) -> None:
         self.forward(slot, event)
@@ -278,8 +278,8 @@ class Exchanges:
                 origin.connection.on_abort(event)
             return
         other = origin.slot if slot is origin.target else origin.target
-        if other is not None and other.link is not None:
-            other.link.send(event)
+        if other is not None and other.current is not None:
+            other.current.send(event)
         if type(event) is Abort:
             self._origins.pop(event.request, None)
 
@@ -287,16 +287,19 @@ class Exchanges:
 
     def host_lost(self, slot: HostSlot) -> None:
         """Requests that the host was to answer end with 502; what it asked is no longer wanted."""
+        waiting = {request.request for request in slot.waiting}  # those it was never given go to its successor
         for number, origin in list(self._origins.items()):
+            if number in waiting and origin.slot is not slot:
+                continue
             if origin.target is slot:
                 if origin.connection is not None:
                     origin.connection.on_abort(Abort(number, "The worker's host ended before it answered."))
-                elif origin.slot is not None and origin.slot.link is not None:
-                    origin.slot.link.send(Abort(number, "The object's host ended before it answered."))
+                elif origin.slot is not None and origin.slot.current is not None:
+                    origin.slot.current.send(Abort(number, "The object's host ended before it answered."))
                 self._origins.pop(number, None)
             elif origin.slot is slot:
-                if origin.target is not None and origin.target.link is not None:
-                    origin.target.link.send(Abort(number, "The caller's host ended."))
+                if origin.target is not None and origin.target.current is not None:
+                    origin.target.current.send(Abort(number, "The caller's host ended."))
                 self._origins.pop(number, None)
         for number, bound in list(self.bindings.items()):
             if bound.slot is slot:

@@ -328,8 +328,8 @@ class _Unknown:
     def on_events(self, events: Sequence[Event]) -> None:
         slots = self._gateway.router.slots
         slot = slots[check_hello(events[0] if events else None, len(slots))]
-        if slot.link is not None:
-            slot.link.close()
+        if slot.current is not None:
+            slot.current.close()
             slot.on_closed("a new host took its place")
         self._link.start(slot)
         slot.attach(self._link)

@@ -35,6 +35,7 @@ class HostSlot:
     def __init__(self, router: Router, index: int) -> None:
         self.index = index
         self.link: Link | None = None
+        self.leaving: Link | None = None  # a host that ends in order: it gets nothing new, and finishes what it has
         self.plain = Owner(self, 0)
         self.full = False
         self.unfinished: deque[SocketEvent] = deque()
@@ -44,6 +45,16 @@ class HostSlot:
         self._last_event = 0
         self._large_bytes = 0
         self._attempts: dict[int, int] = {}
+
+    @property
+    def current(self) -> Link | None:
+        """The host that has what was given before: also one that is leaving."""
+        return self.link if self.link is not None else self.leaving
+
+    def leave(self) -> None:
+        """The host wants nothing new."""
+        if self.link is not None:
+            self.leaving, self.link = self.link, None
 
     def next_event(self) -> int:
         self._last_event += 1
@@ -120,9 +131,11 @@ class HostSlot:
                 link.send(request)
 
     def on_closed(self, reason: str) -> None:
-        self.link = None
+        orderly, self.link, self.leaving = self.link is None, None, None
         unfinished = [*self.late, *(event.event for event in self.unfinished)]
-        if unfinished:  # handlers start in order: the oldest is the suspect, not those that waited behind it
+        if (
+            unfinished and not orderly
+        ):  # handlers start in order: the oldest is the suspect, not those that waited behind it
             self._attempts[min(unfinished)] = self._attempts.get(min(unfinished), 0) + 1
         self._router.host_lost(self, reason)
 

@@ -24,6 +24,7 @@ from roost.events import (
     Done,
     DropSockets,
     Hello,
+    Leaving,
     Request,
     Response,
     Result,
@@ -227,8 +228,8 @@ class Router:
                 connection.close(CloseCode.ABNORMAL, "The object was reset.")
 
     def _roster(self, slot: HostSlot, event: RosterRequest) -> None:
-        if slot.link is not None:
-            slot.link.send(self.gateway.sockets.roster(event.actor, event.object))
+        if slot.current is not None:
+            slot.current.send(self.gateway.sockets.roster(event.actor, event.object))
 
     def _asleep(self, slot: HostSlot, event: Asleep) -> None:
         record = self.gateway.sockets.by_actor(event.actor)
@@ -255,8 +256,8 @@ class Router:
 
     def dialled(self, slot: HostSlot, event: Dialled) -> None:
         """Tell the asking host how its dial ended."""
-        if slot.link is not None:
-            slot.link.send(event)
+        if slot.current is not None:
+            slot.current.send(event)
 
     _HANDLERS: dict[Any, Any] = {  # noqa: RUF012 - a constant table
         CloseSocket: _close,
@@ -274,4 +275,5 @@ class Router:
         Asleep: _asleep,
         Dial: _dial,
         Hello: _hello,
+        Leaving: lambda router, slot, event: slot.leave(),
     }

@@ -33,6 +33,7 @@ from roost.events import (
     Call,
     Dialled,
     Hello,
+    Leaving,
     ObjectRef,
     Request,
     Response,
@@ -58,7 +59,7 @@ from roost.host.requests import Requests
 from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller
-from roost.ids import namespace_key
+from roost.ids import id_from_random, namespace_key
 from roost.storage.dump import Restored, restoring_path
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ if TYPE_CHECKING:
     from roost.link.port import Link
 
 _log = logging.getLogger("roost.host")
+
+
+_SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError})
 
 
 class HostCounters(msgspec.Struct):
@@ -120,6 +124,7 @@ class Host:
         self.counters = HostCounters()
         self.runner = Runner(loop)
         self.closing = False
+        self.leaving = False
         self._random_bytes = random_bytes
         clock = clock or SystemClock()
         self.disk = Disk(loop, data, clock, slot=slot, slots=slots, max_open=max_open_files)
@@ -213,6 +218,8 @@ class Host:
         before = link.last_event
         for event in events:
             try:
+                if self.leaving and type(event) in _SOCKET_EVENTS:
+                    continue  # not done: the gateway gives it to the successor
                 if type(event) is SocketMessage:
                     link.last_event = event.event
                     socket = sockets.get(event.socket)
@@ -381,6 +388,17 @@ class Host:
         if dialled is not None:
             dialled(link, event)
 
+    async def probe(self, class_name: str, timeout_s: float) -> None:
+        """Build a new object of a class. Raises WorkerError if that fails, its cause what the constructor raised."""
+        key = namespace_key("probe", class_name)
+        actor = self.awaken(ObjectRef(class_name, id_from_random(key, self._random_bytes(16))), "a probe of new code")
+        deadline = self.loop.time() + timeout_s
+        while actor.failure is None and (actor.blocked or not actor.built) and self.loop.time() < deadline:
+            await asyncio.sleep(0.005)
+        if actor.failure is not None:
+            error = actor.failure
+            raise WorkerError(f"{class_name} cannot be built: {type(error).__name__}: {error}") from error
+
     # storage from outside
 
     async def replace_storage(self, ref: ObjectRef, alarm_ms: int | None) -> None:
@@ -436,6 +454,16 @@ class Host:
     def _busy(self) -> bool:
         pending = any(link.running for link in self.links) or any(actor.store.busy for actor in self.actors)
         return bool(self.requests.open or self._tasks or self.alarms.running or self.calls.running or pending)
+
+    def leave(self) -> None:
+        """Take nothing new: what the gateways get from now on is for the successor. `close` follows."""
+        if not self.leaving:
+            self.leaving = True
+            self.alarms.end()
+            self.crons.end()
+            for link in self.links:
+                link.link.send(Leaving())
+                link.link.flush()
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Let running handlers finish, for at most `timeout_s`, then end."""

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     import asyncio
 
     from roost.host.host import Host
+    from roost.host.loader import Worker
     from roost.node.config import App
     from roost.node.settings import Settings
+
+
+_PROBE_S = 10.0
 
 
 def make_gateway(
@@ -42,20 +46,32 @@ def make_gateway(
         ca_file=ca_file,
         epoch=epoch,
     )
-    if app.assets is not None:
-        gateway.assets = Assets(
-            Path(app.assets.directory), app.assets.not_found_handling, worker_first=app.assets.run_worker_first
-        )
+    gateway.assets = make_assets(app)
     return gateway
 
 
-def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slot: int, slots: int, data: str) -> Host:
-    """A host with the worker loaded. Raises WorkerError or ConfigError."""
+def make_assets(app: App) -> Assets | None:
+    """The app's static files."""
+    assets = app.assets
+    if assets is None:
+        return None
+    return Assets(Path(assets.directory), assets.not_found_handling, worker_first=assets.run_worker_first)
+
+
+def load(app: App) -> Worker:
+    """The app's worker. Raises WorkerError or ConfigError."""
     # Here, so that a gateway's process never imports what only hosts need.
-    from roost.host.host import Host
     from roost.host.loader import load_worker
 
-    worker = load_worker(Path(app.main), list(app.bindings.values()), app.compat())
+    return load_worker(Path(app.main), list(app.bindings.values()), app.compat())
+
+
+def make_host(
+    loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings, slot: int, slots: int, data: str | None
+) -> Host:
+    """A host with the worker. Without a data folder it keeps its files for its own life."""
+    from roost.host.host import Host
+
     host = Host(
         loop,
         worker,
@@ -65,13 +81,23 @@ def make_host(loop: asyncio.AbstractEventLoop, app: App, settings: Settings, slo
         slot=slot,
         slots=slots,
         idle_s=settings.hibernation.idle_s,
-        data=Path(data),
+        data=None if data is None else Path(data),
         max_open_files=settings.limits.max_open_databases,
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
     )
     loop.set_task_factory(host.new_task)
     return host
+
+
+async def probe(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings) -> None:
+    """Build one new object of each class, away from the real ones. Raises WorkerError with what its constructor raised."""
+    host = make_host(loop, worker, app, settings, 0, 1, None)
+    try:
+        for class_name in worker.classes:
+            await host.probe(class_name, _PROBE_S)
+    finally:
+        await host.close(0)
 
 
 def calm_collector() -> None:

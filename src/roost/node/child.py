@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
@@ -24,12 +24,19 @@ from roost.node.assemble import (
     fault_of,
     gateway_report,
     host_report,
+    load,
+    make_assets,
     make_gateway,
     make_host,
+    probe,
     restore_object,
 )
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
+
+if TYPE_CHECKING:
+    from roost.host.loader import Worker
+    from roost.node.config import App
 
 _log = logging.getLogger("roost.node")
 
@@ -59,6 +66,13 @@ class Child:
             fault, text, detail = fault_of(error)
             await self._tell(FromChild("failed", text, fault, detail))
             return 1
+        if spec.hold:
+            await self._tell(FromChild("loaded"))
+            order = await self._next()
+            if order is None or order.command != "connect":
+                await role.drain(0)
+                return 0
+        await role.connect()
         calm_collector()
         await self._tell(FromChild("ready"))
         while (order := await self._next()) is not None:
@@ -69,6 +83,8 @@ class Child:
                 role.end_soon()
             if order.command == "report":
                 await self._report(order, role.report())
+            if order.command == "app" and order.app is not None:
+                role.serve_app(order.app)
             if order.command == "restore":
                 await self._report(order, await role.restore(order.arguments))
         await role.drain(0.5)
@@ -119,6 +135,12 @@ class _Gateway:
             return
         self._gateway.add_host(UnixLink(sock, self._loop, hold_reading=False))
 
+    async def connect(self) -> None:
+        """It is hosts that connect."""
+
+    def serve_app(self, app: App) -> None:
+        self._gateway.assets = make_assets(app)
+
     def report(self) -> dict[str, Any]:
         return gateway_report(self._gateway)
 
@@ -131,19 +153,25 @@ class _Gateway:
 class _HostRole:
     """A host that keeps a link to every gateway."""
 
-    def __init__(self, spec: ChildSpec) -> None:
+    def __init__(self, spec: ChildSpec, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
-        logs.redirect_prints()
-        self._host = make_host(loop, spec.app, spec.settings, spec.index, spec.slots, spec.data)
-        self._connectors = [loop.create_task(self._keep_connected(path)) for path in spec.sockets]
+        self._sockets = spec.sockets
+        self._host = make_host(loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data)
+        self._connectors: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> _HostRole:
-        role = cls(spec)
-        while len(role._host.links) < len(spec.sockets):
+        logs.redirect_prints()
+        worker = load(spec.app)
+        if spec.hold:
+            await probe(asyncio.get_running_loop(), worker, spec.app, spec.settings)
+        return cls(spec, worker)
+
+    async def connect(self) -> None:
+        self._connectors = [self._loop.create_task(self._keep_connected(path)) for path in self._sockets]
+        while len(self._host.links) < len(self._sockets):
             await asyncio.sleep(0.002)
-        return role
 
     async def _keep_connected(self, path: str) -> None:
         while True:
@@ -170,6 +198,7 @@ class _HostRole:
     async def drain(self, timeout_s: float) -> None:
         for connector in self._connectors:
             connector.cancel()
+        self._host.leave()
         await self._host.close(timeout_s)
 
 

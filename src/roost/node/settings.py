@@ -47,6 +47,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     host_wait_s: float = 10.0
     drain_s: float = 10.0
     restart_pause_s: float = 5.0
+    deploy_grace_s: float = 5.0
     tcp_keepalive_s: int = 60
 
 

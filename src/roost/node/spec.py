@@ -24,13 +24,16 @@ class ChildSpec(msgspec.Struct, frozen=True):
     log_format: str
     debug: bool
     ca_file: str | None = None
+    hold: bool = False  # a host: load the worker, say "loaded", and connect only when told to
 
 
 class ToChild(msgspec.Struct, frozen=True):
-    """The node → a child, one a line. `command`: "start" (with `spec`), "drain", "end_soon", "report" or
+    """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
+    served now), "drain", "end_soon", "report" or
     "restore" (both answered with a report)."""
 
     command: str
+    app: App | None = None
     arguments: dict[str, str | int | None] = {}
     spec: ChildSpec | None = None
     timeout_s: float = 0.0
@@ -38,7 +41,7 @@ class ToChild(msgspec.Struct, frozen=True):
 
 
 class FromChild(msgspec.Struct, frozen=True):
-    """A child → the node, one a line. `kind`: "ready", "failed" (`text`, `fault` "config" or "worker"), "report"."""
+    """A child → the node, one a line. `kind`: "loaded", "ready", "report" or "failed" (`text`; `fault`: config, worker)."""
 
     kind: str
     text: str = ""

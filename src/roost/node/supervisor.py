@@ -21,8 +21,18 @@ from roost.errors import ConfigError, InternalError, WorkerError
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
 from roost.node import control
-from roost.node.assemble import calm_collector, gateway_report, host_report, make_gateway, make_host, restore_object
+from roost.node.assemble import (
+    calm_collector,
+    gateway_report,
+    host_report,
+    load,
+    make_gateway,
+    make_host,
+    restore_object,
+)
+from roost.node.config import read_app
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
+from roost.node.versions import Version, Versions
 from roost.observe import logs
 from roost.storage import alarm_index
 
@@ -53,9 +63,10 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Health(Enum):
-    """STARTING → READY → GONE; a child that dies while READY is replaced by a new one."""
+    """STARTING (→ LOADED, a successor that waits for its turn) → READY → GONE; who dies while READY is replaced."""
 
     STARTING = "starting"
+    LOADED = "loaded"
     READY = "ready"
     GONE = "gone"
 
@@ -70,7 +81,9 @@ class ChildProcess:
         self.failure: FromChild | None = None
         self.replaced = False  # its end is wanted: a reload
         self.started_at = asyncio.get_running_loop().time()
-        self.settled = asyncio.Event()  # ready, failed or gone
+        self.settled = asyncio.Event()  # loaded, ready, failed or gone
+        self.connected = asyncio.Event()  # ready, or gone
+        self.listening: asyncio.Task[None] | None = None
         self._writer = writer
         self._reports: dict[int, asyncio.Future[Any]] = {}
         self._last_report = 0
@@ -89,6 +102,7 @@ class ChildProcess:
         await self.process.wait()
         self.health = Health.GONE
         self.settled.set()
+        self.connected.set()
         self._writer.close()
         await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
         for waiting in self._reports.values():
@@ -99,9 +113,13 @@ class ChildProcess:
         decoder = msgspec.json.Decoder(FromChild)
         while line := await reader.readline():
             message = decoder.decode(line)
-            if message.kind == "ready":
+            if message.kind == "loaded":
+                self.health = Health.LOADED
+                self.settled.set()
+            elif message.kind == "ready":
                 self.health = Health.READY
                 self.settled.set()
+                self.connected.set()
             elif message.kind == "failed":
                 self.failure = message
                 self.settled.set()
@@ -116,7 +134,7 @@ class ChildProcess:
         """The answer to a command; None if it does not answer in time."""
         self._last_report += 1
         waiting = self._reports[self._last_report] = asyncio.get_running_loop().create_future()
-        self.tell(ToChild(command, arguments or {}, request=self._last_report))
+        self.tell(ToChild(command, arguments=arguments or {}, request=self._last_report))
         try:
             return await asyncio.wait_for(waiting, 5)
         except TimeoutError:
@@ -144,6 +162,9 @@ class Node:
         self._gateways: list[ChildProcess | None] = [None] * options.gateways
         self._hosts: list[ChildProcess | None] = [None] * options.hosts
         self._keepers: list[asyncio.Task[None]] = []
+        self._successors: dict[int, ChildProcess] = {}  # hosts that have loaded new code, by index
+        self._changing = asyncio.Lock()  # one deployment at a time
+        self._versions = Versions(Path(options.data))
         self._run_folder = ""
         self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
@@ -157,6 +178,7 @@ class Node:
         lock = control.lock_data_folder(self._options.data)
         data, slots = Path(self._options.data), self._options.hosts
         await asyncio.to_thread(alarm_index.prepare, data, slots)
+        self._versions.none_active()
         listeners = self._bind()
         self._run_folder = tempfile.mkdtemp(prefix="roost-")
         server = await control.serve(self._options.data, self._answer)
@@ -216,7 +238,7 @@ class Node:
         stdout = sys.stdout
         logs.redirect_prints()
         try:
-            host = make_host(loop, self._app, self._settings, 0, 1, self._options.data)
+            host = make_host(loop, load(self._app), self._app, self._settings, 0, 1, self._options.data)
             gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file, epoch=0)
             host_end, gateway_end = memory_pair(loop)
             gateway.add_host(gateway_end)
@@ -283,7 +305,11 @@ class Node:
         deaths = 0
         while not self._stopping.is_set():
             try:
-                child, reader = await self._spawn(role, index, listen_fds)
+                child = self._successors.pop(index, None) if role == "host" else None
+                if child is not None:
+                    child.tell(ToChild("connect"))
+                else:
+                    child = await self._spawn(role, index, listen_fds)
             except (OSError, subprocess.SubprocessError) as error:
                 self._spawn_error = f"{role} {index} cannot be started: {error}"
                 _log.error("node: %s", self._spawn_error)
@@ -292,7 +318,8 @@ class Node:
             table[index] = child
             if self._stopping.is_set():
                 child.process.kill()
-            await child.listen(reader)
+            if child.listening is not None:
+                await child.listening
             if self._stopping.is_set():
                 return
             ran_s = asyncio.get_running_loop().time() - child.started_at
@@ -310,9 +337,12 @@ class Node:
                 _log.error("node: %s ended (%s) and is replaced%s", child.name, how, f" in {pause:g} s" if pause else "")
             await asyncio.sleep(pause)
 
-    async def _spawn(self, role: str, index: int, listen_fds: list[int]) -> tuple[ChildProcess, asyncio.StreamReader]:
+    async def _spawn(
+        self, role: str, index: int, listen_fds: list[int], app: App | None = None, *, hold: bool = False
+    ) -> ChildProcess:
+        app = app or self._app
         ours, theirs = socket.socketpair()
-        interpreter = host_interpreter(self._app.folder) if role == "host" else sys.executable
+        interpreter = host_interpreter(app.folder) if role == "host" else sys.executable
         process = await asyncio.create_subprocess_exec(
             interpreter, "-m", "roost.node.child", str(theirs.fileno()),
             pass_fds=(theirs.fileno(), *listen_fds), stdin=subprocess.DEVNULL,
@@ -325,7 +355,7 @@ class Node:
             role=role,
             index=index,
             slots=options.hosts,
-            app=self._app,
+            app=app,
             settings=self._settings,
             sockets=[os.path.join(self._run_folder, f"gateway-{number}.sock") for number in range(options.gateways)],
             listen_fds=listen_fds,
@@ -333,24 +363,95 @@ class Node:
             log_format=options.log_format,
             debug=options.debug,
             ca_file=options.ca_file,
+            hold=hold,
         )
         child.tell(ToChild("start", spec=spec))
-        return child, reader
+        child.listening = asyncio.create_task(child.listen(reader))
+        return child
+
+    # new code
 
     async def reload(self, app: App) -> None:
-        """Run the app as it is now: new hosts load it, one after the other; sockets stay with the gateways."""
-        self._app = app
-        for child in list(self._hosts):
-            if child is not None and child.health is not Health.GONE:
+        """Run an app: new hosts load it and try its constructors; then one after the other takes the place of an old one,
+        and the sockets stay. Raises ConfigError or WorkerError if it does not load: then nothing has changed."""
+        async with self._changing:
+            loaded = await self._load(app)
+            self._app = app
+            for gateway in self._gateways:
+                if gateway is not None:
+                    gateway.tell(ToChild("app", app))
+            for index, successor in enumerate(loaded):
+                await self._hand_over(index, successor)
+
+    async def _load(self, app: App) -> list[ChildProcess]:
+        """A host for each place that has loaded the app and waits."""
+        found: list[ChildProcess] = []
+        try:
+            for index in range(self._options.hosts):
+                found.append(await self._spawn("host", index, [], app, hold=True))  # noqa: PERF401 - kept if one fails
+            for child in found:
                 await child.settled.wait()
-                child.replaced = True
-                await child.stop(2.0)
+                if child.failure is not None:
+                    raise _as_error(child.failure)
+                if child.health is not Health.LOADED:
+                    raise WorkerError(f"the new code's host ended while loading (exit code {child.process.returncode}).")
+        except BaseException:
+            for child in found:
+                child.process.kill()
+            raise
+        return found
+
+    async def _hand_over(self, index: int, successor: ChildProcess) -> None:
+        """The old host finishes what it has begun; the new one gets what comes meanwhile."""
+        old = self._hosts[index]
+        self._successors[index] = successor
+        if old is not None and old.health is not Health.GONE:
+            old.replaced = True
+            await old.stop(self._settings.timeouts.deploy_grace_s)
+        await successor.connected.wait()
+
+    async def _deploy(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Copy a folder and run it."""
+        source = Path(str(request.get("dir")))
+        config, env, variables = request.get("config"), request.get("env"), list(request.get("variables") or [])
+        read_app(source, config=Path(config) if config else None, env=env, variables=variables)  # before it is copied
+        version = await asyncio.to_thread(self._versions.add, source, config, env, variables)
+        try:
+            return await self._run_version(version)
+        except BaseException:
+            self._versions.discard(version)
+            raise
+
+    async def _run_version(self, version: Version) -> dict[str, Any]:
+        folder = self._versions.folder(version)
+        config = folder / version.config if version.config else None
+        app = read_app(folder, config=config, env=version.env, variables=version.variables)
+        if app.name != self._app.name:
+            raise ConfigError(
+                f"the app is named {app.name!r}, but this node runs {self._app.name!r}: its objects would be others.",
+                "name",
+            )
+        began = asyncio.get_running_loop().time()
+        await self.reload(msgspec.structs.replace(app, folder=version.source))  # whose .venv it runs on
+        self._versions.activate(version)
+        _log.info("node: version %d runs, from %s", version.number, version.source)
+        return {"version": version.number, "took_s": round(asyncio.get_running_loop().time() - began, 3)}
 
     # control
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request.get("command") == "restore":
+        command = request.get("command")
+        if command == "restore":
             return await self._restore(request)
+        if command in ("deploy", "rollback"):
+            if self._options.inline:
+                raise ConfigError("a node with --inline is one process: restart it to run other code.")
+            try:
+                if command == "deploy":
+                    return await self._deploy(request)
+                return await self._run_version(self._versions.find(request.get("version")))
+            except (ConfigError, WorkerError, OSError) as error:
+                return {"error": str(error), "traceback": "\n".join(getattr(error, "__notes__", []))}
         if request.get("command") != "status":
             raise ConfigError(f"the node does not know the command {request.get('command')!r}.")
         if self._options.inline:

@@ -65,7 +65,9 @@ async def watched(node: Node, folder: Path, app_now: Callable[[], Any]) -> Async
             try:
                 await node.reload(app_now())
             except RoostError as error:
-                _log.error("dev: %s", error)
+                _log.error("dev: %s; the running version goes on", error)
+                for note in getattr(error, "__notes__", []):
+                    _log.error("%s", note)
 
     task = asyncio.create_task(watch())
     try:

@@ -48,6 +48,7 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     28: events.Call,
     29: events.Result,
     30: events.Welcome,
+    31: events.Leaving,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}

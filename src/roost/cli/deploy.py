@@ -1,0 +1,44 @@
+"""`roost deploy`, `roost rollback`, `roost versions`: other code on a running node, through its control socket."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from roost.errors import ConfigError, WorkerError
+from roost.node.control import ask
+from roost.node.versions import Versions
+
+_TIMEOUT_S = 180.0
+
+
+def run(parsed: Any) -> int:
+    """Run the command; its exit code. Raises ConfigError, or WorkerError if the new code does not start."""
+    data = Path(parsed.data or os.path.join(parsed.dir, ".roost", "data")).resolve()
+    if not data.is_dir():
+        raise ConfigError(f"{data} is not a data folder; name the node's with --data.")
+    if parsed.command == "versions":
+        return _list(data)
+    request: dict[str, Any] = {"command": parsed.command}
+    if parsed.command == "rollback":
+        request["version"] = parsed.version
+    else:
+        config = None if parsed.config is None else os.path.abspath(parsed.config)
+        request |= {"dir": os.path.abspath(parsed.dir), "config": config, "env": parsed.env, "variables": parsed.var}
+    answer = ask(str(data), request, _TIMEOUT_S)
+    if "error" in answer:
+        error = WorkerError(f"{answer['error']}\nNothing has changed: the version that ran goes on.")
+        if answer.get("traceback"):
+            error.add_note(str(answer["traceback"]))
+        raise error
+    print(f"version {answer['version']} runs (after {answer['took_s']:g} s)")
+    return 0
+
+
+def _list(data: Path) -> int:
+    for version in Versions(data).all():
+        when = datetime.fromtimestamp(version.deployed_ms / 1000, UTC).isoformat(timespec="seconds")
+        print(f"{version.number}  {when}  {version.source}{'  active' if version.active else ''}")
+    return 0
