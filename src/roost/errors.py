@@ -3,6 +3,7 @@
 RoostError
 ├── RemoteProtocolError   the peer's: bytes that break RFC 6455 or RFC 9112
 ├── WorkerError           the worker's: the user's exception is `__cause__`
+│   └── QuarantineError   an object that is not woken any more
 ├── ConfigError           the operator's: names the key or the file
 └── InternalError         ours: a bug in Roost
 
@@ -32,6 +33,10 @@ class RemoteProtocolError(RoostError):
 
 class WorkerError(RoostError):
     """Worker code failed: at import, at class check, or in a handler. The user's exception is `__cause__`."""
+
+
+class QuarantineError(WorkerError):
+    """The object has twice brought its host down and is not woken any more, until `roost objects release`."""
 
 
 class ConfigError(RoostError):

@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log-format", choices=("text", "json"), default="text")
         command.add_argument("--debug", action="store_true", help="debug log lines, and tracebacks of Roost's own errors")
     objects = commands.add_parser("objects", help="list the objects that are awake, and why")
-    objects.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
+    objects.add_argument(
+        "verb", nargs="?", choices=("list", "release"), default="list", help="list them, or wake those in quarantine again"
+    )
+    objects.add_argument("object", nargs="?", help="release only this one, by id or label")
+    objects.add_argument("--dir", default=".", metavar="DIR", help="the app's folder (default: here)")
     objects.add_argument("--data", metavar="DIR", help="the running node's data folder (default: DIR/.roost/data)")
     objects.add_argument("--json", action="store_true", help="everything, as JSON")
     storage = commands.add_parser("storage", help="list, dump and restore what objects have stored")
@@ -187,6 +191,12 @@ def _objects(parsed: Any) -> int:
     from roost.node.control import ask
 
     data = parsed.data or os.path.join(parsed.dir, ".roost", "data")
+    if parsed.verb == "release":
+        answer = ask(os.path.abspath(data), {"command": "release", "object": parsed.object})
+        if "error" in answer:
+            raise ConfigError(str(answer["error"]))
+        print(f"released: {answer['released']}")
+        return 0
     status = ask(os.path.abspath(data), {"command": "status"})
     if "error" in status:
         raise ConfigError(str(status["error"]))
@@ -196,6 +206,8 @@ def _objects(parsed: Any) -> int:
     awake = [entry for host in status["hosts"] if host for entry in host["awake"]]
     sockets = sum(gateway["counters"]["hibernatable"] for gateway in status["gateways"] if gateway)
     print(f"objects awake: {len(awake)}; hibernatable sockets: {sockets}")
+    for entry in status.get("quarantined", []):
+        print(f"  {entry['object']}  {entry['id']}  in quarantine: it has brought its host down twice")
     for entry in awake:
         why = "awake for: " + ", ".join(entry["pins"]) if entry["pins"] else "idle: sleeps soon, nothing pins it"
         print(f"  {entry['object']}  {entry['phase']}  sockets: {entry['sockets']}  {why}")

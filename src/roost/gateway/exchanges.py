@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from roost.gateway.host_slot import HostSlot
     from roost.gateway.http_connection import HttpConnection
     from roost.gateway.router import Router
+    from roost.link.port import Link
 
 _BINDING_WAITS_S = 30.0  # for the client's connection of an object on another host
 
@@ -38,12 +39,13 @@ _BINDING_WAITS_S = 30.0  # for the client's connection of an object on another h
 class Origin:
     """Who asked a request: a client's connection, or a host with its own number for it."""
 
-    __slots__ = ("connection", "slot", "target")
+    __slots__ = ("connection", "given_to", "slot", "target")
 
     def __init__(self, connection: HttpConnection | None, slot: HostSlot | None) -> None:
         self.connection = connection
         self.slot = slot  # the asking host
         self.target: HostSlot | None = None  # the answering host
+        self.given_to: Link | None = None  # its link, once it has the request: a successor knows nothing of it
 
 
 class PendingBinding:
@@ -86,6 +88,7 @@ class Exchanges:
         origin = self._origins[request.request]
         origin.target = slot
         if slot.link is not None:
+            origin.given_to = slot.link
             slot.link.send(request)
         elif len(slot.waiting) < self.gateway.limits.max_waiting_requests:
             slot.waiting.append(request)
@@ -117,14 +120,17 @@ class Exchanges:
     def to_host(self, request: int, event: BodyData | BodyCredit | Abort) -> None:
         """What follows a client's request goes where the request went."""
         origin = self._origins.get(request)
-        if origin is not None and origin.target is not None and origin.target.current is not None:
-            origin.target.current.send(event)
+        if origin is not None and origin.given_to is not None:
+            origin.given_to.send(event)
         elif origin is not None and origin.target is not None and type(event) is BodyData:
             self._unavailable(request)  # the host has not come yet and the body does not fit into the wait
 
-    def is_open(self, request: int) -> bool:
-        """Whether anybody still waits for the answer."""
-        return request in self._origins
+    def given(self, request: int, link: Link) -> bool:
+        """A request that has waited goes to a host now; whether anybody still waits for the answer."""
+        origin = self._origins.get(request)
+        if origin is not None:
+            origin.given_to = link
+        return origin is not None
 
     def request_over(self, request: int) -> None:
         self._origins.pop(request, None)
@@ -277,9 +283,11 @@ class Exchanges:
             elif type(event) is Abort:
                 origin.connection.on_abort(event)
             return
-        other = origin.slot if slot is origin.target else origin.target
-        if other is not None and other.current is not None:
-            other.current.send(event)
+        if slot is not origin.target:
+            if origin.given_to is not None:
+                origin.given_to.send(event)
+        elif origin.slot is not None and origin.slot.current is not None:
+            origin.slot.current.send(event)
         if type(event) is Abort:
             self._origins.pop(event.request, None)
 

@@ -127,7 +127,7 @@ class HostSlot:
             link.send(event)
         while self.waiting:
             request = self.waiting.popleft()
-            if self._router.exchanges.is_open(request.request):
+            if self._router.exchanges.given(request.request, link):
                 link.send(request)
 
     def on_closed(self, reason: str) -> None:

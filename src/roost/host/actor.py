@@ -116,8 +116,10 @@ class Actor(Context):
         self._rosters.clear()
         storage = DurableObjectStorage(self.store, delete_all_alarm=self.compat.delete_all_alarm)
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self, storage)
+        self.host.handled += 1
         try:
-            self.instance = self.fresh_variables().run(self.kind.build, ctx, self.host.worker.env)
+            variables = self.fresh_variables()
+            self.instance = variables.run(self.kind.build, ctx, self.host.worker.env)
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("constructor", error)
             self.reset(error)
@@ -165,6 +167,12 @@ class Actor(Context):
                 self.host.loop.call_soon(self._open_gate, context=NO_CONTEXT)
 
         return unblock
+
+    @property
+    def running_events(self) -> set[tuple[int, int]]:
+        """The messages whose handlers wait for something, as (epoch of the gateway, event)."""
+        epochs = {link.index: link.epoch for link in self.host.links}
+        return {(epochs.get(index, 0), event) for index, event in self._running}
 
     @property
     def blocked(self) -> bool:
@@ -253,6 +261,12 @@ class Actor(Context):
         if type(data) is bytes:
             data = ArrayBuffer(data)
         variables = self.fresh_variables()
+        self.host.handled += 1
+        mark = self.host.mark
+        mark.about(self)
+        words = mark.words
+        words[0] = link.epoch
+        words[1] = event.event
         try:
             # Calling an async handler only makes its coroutine: nothing of the user's runs yet.
             result = handler(socket, data) if self.kind.message_is_async else variables.run(handler, socket, data)
@@ -265,6 +279,8 @@ class Actor(Context):
                     return
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("webSocketMessage", error)
+        finally:
+            words[1] = 0
         if self.store.gate.shut:  # also if it failed: what it wrote before counts
             self._done_when_durable(event.event, link)
 
@@ -340,6 +356,7 @@ class Actor(Context):
 
     def _end(self, socket: WebSocket, item: Item, link: GatewayLink | None, event: int) -> None:
         """The socket's end: its handler runs while it is still listed, then it leaves."""
+        self.host.handled += 1
         self.last_active = self.host.now
         if item.kind == "close":
             socket._close_in = True
@@ -513,6 +530,7 @@ class Actor(Context):
         return WorkerError(f"{self.label} was reset before the call began: {type(error).__name__}: {error}")
 
     def _run_event(self, start: Callable[[], Any], what: str, chain: Chain, done: Done) -> None:
+        self.host.handled += 1
         variables = self.fresh_variables()
         variables.run(call_chain.set, chain)
         pinned = self.pin(f"{what} running")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import DurableObject
 from roost.api.rpc import encode_result, fault_of, find_method
-from roost.errors import ConfigError, WorkerError
+from roost.errors import ConfigError, QuarantineError, WorkerError
 from roost.events import Call, Fault, Result
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class Calls:
             actor = self._host.awaken(ref, f"{method}()")
         except ConfigError as error:
             reply(b"", None, WorkerError(str(error)), None)
+            return
+        except QuarantineError as error:
+            reply(b"", None, error, None)
             return
         self.running += 1
 

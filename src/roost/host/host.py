@@ -17,12 +17,11 @@ import msgspec
 
 from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
-from roost.api.rpc import error_of
 from roost.api.runtime import current_context
 from roost.api.service import ServiceStub
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
-from roost.errors import ConfigError, WorkerError
+from roost.errors import ConfigError, QuarantineError, WorkerError
 from roost.events import (
     ENVELOPE_VERSION,
     Abort,
@@ -53,12 +52,13 @@ from roost.host.calls import Calls
 from roost.host.crons import Crons
 from roost.host.disk import Disk
 from roost.host.gateway_link import GatewayLink
+from roost.host.mark import Mark
 from roost.host.outbound import Outbound
 from roost.host.registry import Actors
 from roost.host.requests import Requests
 from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
-from roost.host.stubs import StubCaller
+from roost.host.stubs import StubCaller, raised
 from roost.ids import id_from_random, namespace_key
 from roost.storage.dump import Restored, restoring_path
 
@@ -87,6 +87,8 @@ class HostCounters(msgspec.Struct):
     sleeps: int = 0
     events_shed: int = 0
     events_unknown: int = 0
+    events_given_up: int = 0  # an earlier host hung in them
+    events_quarantined: int = 0  # of objects that are not woken any more; requests, too
     events_known: int = 0  # given again, though an earlier host had finished them
     tasks: int = 0
     alarms: int = 0
@@ -112,6 +114,9 @@ class Host:
         services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
         crons: Sequence[str] = (),
         clock: Clock | None = None,
+        not_again: frozenset[tuple[int, int]] = frozenset(),
+        quarantined: frozenset[tuple[str, str]] = frozenset(),
+        mark: Path | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.loop = loop
@@ -125,6 +130,11 @@ class Host:
         self.runner = Runner(loop)
         self.closing = False
         self.leaving = False
+        self.handled = 0  # events so far: the watchdog sees by it that the loop comes on
+        self.not_again = not_again  # events (epoch, number) that an earlier host hung in
+        self.quarantined = quarantined  # objects (class, id) that have brought their hosts down
+        self.mark = Mark(mark)
+        self._quarantine_told: set[tuple[str, str]] = set()
         self._random_bytes = random_bytes
         clock = clock or SystemClock()
         self.disk = Disk(loop, data, clock, slot=slot, slots=slots, max_open=max_open_files)
@@ -218,8 +228,13 @@ class Host:
         before = link.last_event
         for event in events:
             try:
+                self.handled += 1
                 if self.leaving and type(event) in _SOCKET_EVENTS:
                     continue  # not done: the gateway gives it to the successor
+                if self.not_again and type(event) in _SOCKET_EVENTS and (link.epoch, event.event) in self.not_again:  # type: ignore[union-attr]
+                    link.last_event = event.event  # type: ignore[union-attr]
+                    self.counters.events_given_up += 1
+                    continue
                 if type(event) is SocketMessage:
                     link.last_event = event.event
                     socket = sockets.get(event.socket)
@@ -286,8 +301,11 @@ class Host:
         if actor is None or actor.phase is Phase.WAKING:
             try:
                 actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
-            except ConfigError as error:  # the class is gone from the code; its sockets stay for when it is back
-                _log.error("host: %d events of %s are dropped: %s", len(events), roster.object.name, error)
+            except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
+                key = roster.object.class_name, roster.object.id
+                if key not in self._quarantine_told:  # once an object: its clients may go on sending
+                    self._quarantine_told.add(key)
+                    _log.error("host: events of %s are dropped: %s", roster.object.name, error)
                 for event in events:
                     link.running.discard(event.event)
                 link.say_done()
@@ -317,6 +335,12 @@ class Host:
         kind = self.worker.classes.get(ref.class_name)
         if kind is None:
             raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
+        if (ref.class_name, ref.id) in self.quarantined:
+            self.counters.events_quarantined += 1
+            raise QuarantineError(
+                f"{ref.class_name}({ref.name or ref.id[:8]}) has twice brought its host down and is not woken any more;"
+                f" mend it, then `roost objects release {ref.id}`."
+            )
         actor = Actor(self, ref, kind)
         actor.woke_for = why
         self.actors.add(actor)
@@ -380,7 +404,7 @@ class Host:
             reader.abort(event.reason)
         answered = link.responses.get(event.request)
         if answered is not None and not answered.done():
-            answered.set_exception(WorkerError(event.reason) if event.fault is None else error_of(event.fault))
+            answered.set_exception(raised(event.fault, event.reason))
         self.requests.abort(link, event.request)
 
     def _dialled(self, link: GatewayLink, event: Dialled) -> None:
@@ -452,7 +476,11 @@ class Host:
         memory.trim()
 
     def _busy(self) -> bool:
-        pending = any(link.running for link in self.links) or any(actor.store.busy for actor in self.actors)
+        for link in self.links:
+            link.link.flush()
+        pending = any(link.running or link.link.unsent for link in self.links) or any(
+            actor.store.busy for actor in self.actors
+        )
         return bool(self.requests.open or self._tasks or self.alarms.running or self.calls.running or pending)
 
     def leave(self) -> None:

@@ -120,12 +120,14 @@ class Runner:
         self._loop = loop
         self._spare: _Spare | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.steps = 0  # coroutines begun: the watchdog sees by it that the loop comes on
 
     def start(self, variables: Context, coroutine: Coroutine[Any, Any, Any], done: Done) -> Any:
         """Run until it ends or first waits. Its result, its exception, or SUSPENDED: then `done` is called later.
 
         Must not be called from within a task.
         """
+        self.steps += 1
         spare = self._spare
         if spare is None or spare.task.cancelling() or sys.getrefcount(spare.task) > spare.references:
             # None yet, or an earlier handler kept `current_task()`: a later one must not be taken for it.

@@ -10,7 +10,7 @@ from roost.api.http import Request, Response
 from roost.api.rpc import error_of, fault_of
 from roost.api.runtime import current_context
 from roost.api.websocket import WebSocket
-from roost.errors import DurableObjectAbort, JsException, JsTypeError, WorkerError
+from roost.errors import DurableObjectAbort, JsException, JsTypeError, QuarantineError, WorkerError
 from roost.events import Abort, Call, Fault
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
@@ -255,12 +255,21 @@ class Answer:
         if error is not None:
             self._answered.set_exception(error)
         elif fault is not None:
-            self._answered.set_exception(error_of(fault, cause))
+            self._answered.set_exception(raised(fault, "", cause))
         else:
             try:
                 self._answered.set_result(decode(value))
             except ValueError as damaged:
                 self._answered.set_exception(damaged)
+
+
+def raised(fault: Fault | None, reason: str, cause: BaseException | None = None) -> Exception:
+    """What a call that failed raises in its caller: the fault, or that it was not run, for this reason."""
+    if fault is None:
+        return WorkerError(reason)
+    if fault.name == QuarantineError.__name__:
+        return QuarantineError(fault.message)
+    return error_of(fault, cause)
 
 
 async def in_callee(answering: Coroutine[Any, Any, Response]) -> Response:

@@ -18,9 +18,11 @@ from roost.observe import logs
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from roost.host.host import Host
     from roost.host.loader import Worker
+    from roost.host.watchdog import Stuck, Watchdog
     from roost.node.config import App
     from roost.node.settings import Settings
 
@@ -67,7 +69,16 @@ def load(app: App) -> Worker:
 
 
 def make_host(
-    loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings, slot: int, slots: int, data: str | None
+    loop: asyncio.AbstractEventLoop,
+    worker: Worker,
+    app: App,
+    settings: Settings,
+    slot: int,
+    slots: int,
+    data: str | None,
+    not_again: list[tuple[int, int]] | None = None,
+    quarantined: list[tuple[str, str]] | None = None,
+    mark: str | None = None,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.host import Host
@@ -85,9 +96,19 @@ def make_host(
         max_open_files=settings.limits.max_open_databases,
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
+        not_again=frozenset(not_again or ()),
+        quarantined=frozenset(quarantined or ()),
+        mark=None if mark is None else Path(mark),
     )
     loop.set_task_factory(host.new_task)
     return host
+
+
+def watch(host: Host, limit_s: float, max_memory_bytes: int, tell: Callable[[Stuck], None]) -> Watchdog:
+    """A watchdog for the host, not started."""
+    from roost.host.watchdog import Watchdog
+
+    return Watchdog(host, limit_s, max_memory_bytes, tell)
 
 
 async def probe(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings) -> None:
@@ -104,7 +125,7 @@ def calm_collector() -> None:
     """What is there for good need not be looked at again by the collector, and a burst of values is no reason to run it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(2_000, 10, 10)
 
 
 def gateway_report(gateway: Gateway) -> dict[str, Any]:

@@ -30,12 +30,14 @@ from roost.node.assemble import (
     make_host,
     probe,
     restore_object,
+    watch,
 )
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
 if TYPE_CHECKING:
     from roost.host.loader import Worker
+    from roost.host.watchdog import Stuck
     from roost.node.config import App
 
 _log = logging.getLogger("roost.node")
@@ -72,6 +74,7 @@ class Child:
             if order is None or order.command != "connect":
                 await role.drain(0)
                 return 0
+            role.know(order)
         await role.connect()
         calm_collector()
         await self._tell(FromChild("ready"))
@@ -85,6 +88,8 @@ class Child:
                 await self._report(order, role.report())
             if order.command == "app" and order.app is not None:
                 role.serve_app(order.app)
+            if order.command == "quarantine":
+                role.know(order)
             if order.command == "restore":
                 await self._report(order, await role.restore(order.arguments))
         await role.drain(0.5)
@@ -157,7 +162,13 @@ class _HostRole:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._sockets = spec.sockets
-        self._host = make_host(loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data)
+        self._host = make_host(
+            loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
+            spec.mark,
+        )  # fmt: skip
+        limits = spec.settings.limits
+        limit_s = (spec.app.cpu_ms or limits.cpu_ms) / 1000
+        self._watchdog = watch(self._host, limit_s, limits.max_host_memory_bytes, _tell_stuck)
         self._connectors: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -169,6 +180,7 @@ class _HostRole:
         return cls(spec, worker)
 
     async def connect(self) -> None:
+        self._watchdog.start()  # before: the first event that a gateway gives again may be one that hangs
         self._connectors = [self._loop.create_task(self._keep_connected(path)) for path in self._sockets]
         while len(self._host.links) < len(self._sockets):
             await asyncio.sleep(0.002)
@@ -192,6 +204,11 @@ class _HostRole:
     def report(self) -> dict[str, Any]:
         return host_report(self._host)
 
+    def know(self, order: ToChild) -> None:
+        """What has brought other hosts down."""
+        self._host.quarantined = frozenset(order.quarantined)
+        self._host.not_again |= frozenset(order.not_again)
+
     async def restore(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return await restore_object(self._host, arguments)
 
@@ -200,6 +217,16 @@ class _HostRole:
             connector.cancel()
         self._host.leave()
         await self._host.close(timeout_s)
+        self._watchdog.stop()
+
+
+def _tell_stuck(stuck: Stuck) -> None:
+    """From the watchdog's thread, while the loop hangs: straight to the node, at the end of this process."""
+    line = msgspec.json.encode(FromChild("stuck", report=msgspec.Raw(msgspec.json.encode(stuck)))) + b"\n"
+    try:
+        os.write(int(sys.argv[1]), line)
+    except OSError as error:
+        _log.error("node: could not be told: %s", error)
 
 
 def _die_with_parent() -> None:

@@ -77,6 +77,7 @@ class App(msgspec.Struct, frozen=True):
     ip: str | None
     port: int | None
     warnings: list[str]
+    cpu_ms: int | None = None  # `limits.cpu_ms`
 
     def compat(self) -> Compat:
         """What the compatibility date chooses (ISO dates compare as text)."""
@@ -125,6 +126,7 @@ def read_app(
         ip=dev.get("ip"),
         port=dev.get("port"),
         warnings=warnings,
+        cpu_ms=_cpu_ms(raw, path),
     )
 
 
@@ -227,6 +229,13 @@ def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
         props = _table(entry.get("props", {}), "services.props", path)
         found[entry["binding"]] = Service(_text(entry.get("entrypoint", "Default"), "services.entrypoint", path), props)
     return found
+
+
+def _cpu_ms(raw: dict[str, Any], path: Path) -> int | None:
+    cpu_ms = _table(raw.get("limits", {}), "limits", path).get("cpu_ms")
+    if cpu_ms is not None and (type(cpu_ms) is not int or not 50 <= cpu_ms <= 300_000):
+        raise ConfigError(f"{path}: limits.cpu_ms must be a number between 50 and 300000.", key="limits.cpu_ms")
+    return cpu_ms
 
 
 def _crons(raw: dict[str, Any], path: Path) -> list[str]:

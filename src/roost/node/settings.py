@@ -35,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_unfinished_events: int = 16384
     max_unfinished_bytes: int = 64 * 1024 * 1024
     max_open_databases: int = 1000
+    cpu_ms: int = 30_000
+    max_host_memory_bytes: int = 0
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -141,6 +143,8 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
             f"{where}: limits.max_message_bytes must be between 1 and {_LARGEST_MESSAGE_BYTES} (32 MiB).",
             key="limits.max_message_bytes",
         )
+    if settings.limits.cpu_ms < 50:
+        raise ConfigError(f"{where}: limits.cpu_ms must be at least 50.", key="limits.cpu_ms")
     if not settings.limits.max_open_databases:
         raise ConfigError(f"{where}: limits.max_open_databases must be at least 1.", key="limits.max_open_databases")
     return settings

@@ -24,24 +24,32 @@ class ChildSpec(msgspec.Struct, frozen=True):
     log_format: str
     debug: bool
     ca_file: str | None = None
+    not_again: list[tuple[int, int]] = []  # events (epoch, number) that a host hung in
+    quarantined: list[tuple[str, str]] = []  # objects (class, id)
+    mark: str | None = None  # the file that tells, after its death, what a host was doing
     hold: bool = False  # a host: load the worker, say "loaded", and connect only when told to
 
 
 class ToChild(msgspec.Struct, frozen=True):
     """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
-    served now), "drain", "end_soon", "report" or
-    "restore" (both answered with a report)."""
+    served now), "drain", "end_soon", "quarantine" (all `quarantined`
+    objects), "report" or "restore" (both answered with a report)."""
 
     command: str
     app: App | None = None
     arguments: dict[str, str | int | None] = {}
+    not_again: list[tuple[int, int]] = []
+    quarantined: list[tuple[str, str]] = []
     spec: ChildSpec | None = None
     timeout_s: float = 0.0
     request: int = 0
 
 
 class FromChild(msgspec.Struct, frozen=True):
-    """A child → the node, one a line. `kind`: "loaded", "ready", "report" or "failed" (`text`; `fault`: config, worker)."""
+    """A child → the node, one a line. `kind`: "loaded", "ready", "report", "stuck" (`report`: a `Stuck`) or "failed".
+
+    `text` and `fault` ("config" or "worker") tell of a failure.
+    """
 
     kind: str
     text: str = ""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from roost.errors import ConfigError, InternalError, WorkerError
+from roost.host import mark
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
 from roost.node import control
@@ -46,6 +48,9 @@ _log = logging.getLogger("roost.node")
 
 _BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STABLE_AFTER_S = 10.0
+_HANGS_ALLOWED = 2
+_LOADING_S = 60.0  # for new code
+_MAX_HUNG = 10_000  # objects whose hangs are remembered
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -74,8 +79,17 @@ class Health(Enum):
 class ChildProcess:
     """One child as the node sees it. Owns the process and the control socket."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        writer: asyncio.StreamWriter,
+        stuck: Callable[[dict[str, Any]], None],
+    ) -> None:
         self.name = name
+        self._stuck = stuck
+        self.told_stuck = False
+        self.mark = Path()  # the file in which a host notes what it does
         self.process = process
         self.health = Health.STARTING
         self.failure: FromChild | None = None
@@ -88,6 +102,16 @@ class ChildProcess:
         self._reports: dict[int, asyncio.Future[Any]] = {}
         self._last_report = 0
 
+    @property
+    def is_ready(self) -> bool:
+        return self.health is Health.READY
+
+    def kill(self) -> None:
+        try:
+            self.process.kill()
+        except ProcessLookupError:
+            pass  # it has ended already
+
     def tell(self, order: ToChild) -> None:
         if not self._writer.is_closing():
             self._writer.write(msgspec.json.encode(order) + b"\n")
@@ -98,7 +122,7 @@ class ChildProcess:
             await self._take_messages(reader)
         except (OSError, ValueError, msgspec.MsgspecError) as error:  # it was killed in the middle of a line, or worse
             _log.debug("node: the control socket of %s broke: %s", self.name, error)
-            self.process.kill()
+            self.kill()
         await self.process.wait()
         self.health = Health.GONE
         self.settled.set()
@@ -123,6 +147,9 @@ class ChildProcess:
             elif message.kind == "failed":
                 self.failure = message
                 self.settled.set()
+            elif message.kind == "stuck":
+                self.told_stuck = True
+                self._stuck(msgspec.json.decode(message.report))
             elif (waiting := self._reports.pop(message.request, None)) is not None and not waiting.done():
                 waiting.set_result(msgspec.json.decode(message.report))
 
@@ -147,7 +174,7 @@ class ChildProcess:
             await asyncio.wait_for(self.process.wait(), timeout_s + 2)
         except TimeoutError:
             _log.warning("node: %s did not end within %g s and is killed", self.name, timeout_s + 2)
-            self.process.kill()
+            self.kill()
             await self.process.wait()
 
 
@@ -165,6 +192,9 @@ class Node:
         self._successors: dict[int, ChildProcess] = {}  # hosts that have loaded new code, by index
         self._changing = asyncio.Lock()  # one deployment at a time
         self._versions = Versions(Path(options.data))
+        self._not_again: deque[tuple[int, int]] = deque(maxlen=1000)  # events that a host hung in
+        self._hung: dict[tuple[str, str], int] = {}  # how often an object brought its host down
+        self._quarantined: dict[tuple[str, str], dict[str, str]] = {}
         self._run_folder = ""
         self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
@@ -307,7 +337,7 @@ class Node:
             try:
                 child = self._successors.pop(index, None) if role == "host" else None
                 if child is not None:
-                    child.tell(ToChild("connect"))
+                    child.tell(ToChild("connect", quarantined=list(self._quarantined), not_again=list(self._not_again)))
                 else:
                     child = await self._spawn(role, index, listen_fds)
             except (OSError, subprocess.SubprocessError) as error:
@@ -317,17 +347,20 @@ class Node:
                 continue
             table[index] = child
             if self._stopping.is_set():
-                child.process.kill()
+                child.kill()
             if child.listening is not None:
                 await child.listening
             if self._stopping.is_set():
                 return
             ran_s = asyncio.get_running_loop().time() - child.started_at
+            code = child.process.returncode or 0
             if child.replaced:
+                if role == "host" and code not in (0, -signal.SIGKILL) and not child.told_stuck:
+                    self._died_in_handler(child.name, child.mark)
+                child.mark.unlink(missing_ok=True)
                 continue
             deaths = 0 if ran_s > _STABLE_AFTER_S else deaths + 1
             pause = min(_BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)], self._settings.timeouts.restart_pause_s)
-            code = child.process.returncode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             if child.failure is not None:
                 _log.error("node: %s cannot start: %s", child.name, child.failure.text)
@@ -335,6 +368,10 @@ class Node:
                     _log.error("%s", child.failure.traceback)
             else:
                 _log.error("node: %s ended (%s) and is replaced%s", child.name, how, f" in {pause:g} s" if pause else "")
+                if role == "host" and code != -signal.SIGKILL and not child.told_stuck:
+                    self._died_in_handler(child.name, child.mark)
+            if role == "host":
+                child.mark.unlink(missing_ok=True)
             await asyncio.sleep(pause)
 
     async def _spawn(
@@ -349,7 +386,8 @@ class Node:
         )  # fmt: skip
         theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=CONTROL_LINE_BYTES)
-        child = ChildProcess(f"{role} {index}", process, writer)
+        child = ChildProcess(f"{role} {index}", process, writer, self._stuck)
+        child.mark = Path(self._run_folder) / f"{process.pid}.mark"
         options = self._options
         spec = ChildSpec(
             role=role,
@@ -363,11 +401,59 @@ class Node:
             log_format=options.log_format,
             debug=options.debug,
             ca_file=options.ca_file,
+            not_again=list(self._not_again),
+            quarantined=list(self._quarantined),
+            mark=str(child.mark) if role == "host" else None,
             hold=hold,
         )
         child.tell(ToChild("start", spec=spec))
         child.listening = asyncio.create_task(child.listen(reader))
         return child
+
+    # what hangs
+
+    def _stuck(self, stuck: dict[str, Any]) -> None:
+        """A host ends because of this: its successor does not try that event again; an object's second time is its last."""
+        if stuck["event"]:
+            self._not_again.append((stuck["epoch"], stuck["event"]))
+        if not stuck["id"]:
+            return
+        key = stuck["class_name"], stuck["id"]
+        self._hung[key] = self._hung.pop(key, 0) + 1
+        while len(self._hung) > _MAX_HUNG:
+            del self._hung[next(iter(self._hung))]
+        if self._hung[key] >= _HANGS_ALLOWED:
+            self._quarantined[key] = {"object": stuck["what"], "stack": stuck["stack"]}
+            _log.error(
+                "node: %s has brought its host down %d times and is in quarantine: its sockets stay, it is not woken."
+                " Mend it, then: roost objects release %s", stuck["what"], self._hung[key], stuck["id"],
+            )  # fmt: skip
+            self._tell_quarantine()
+
+    def _died_in_handler(self, name: str, path: Path) -> None:
+        """It ended by itself and could tell nobody: `os._exit`, a crash in C, a loop that held the interpreter's lock."""
+        doing = mark.read(path)
+        if doing is not None:
+            _log.error("node: %s ended in webSocketMessage of %s; that message is not tried again", name, doing["what"])
+            self._stuck(doing)
+
+    def _tell_quarantine(self) -> None:
+        for child in self._hosts:
+            if child is not None:
+                child.tell(ToChild("quarantine", quarantined=list(self._quarantined)))
+
+    def _release(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Wake an object again, by its id or its label; without one, all of them."""
+        wanted = request.get("object")
+        found = [key for key, about in self._quarantined.items() if wanted is None or wanted in (key[1], about["object"])]
+        if wanted is not None and not found:
+            known = ", ".join(about["object"] for about in self._quarantined.values()) or "none"
+            raise ConfigError(f"{wanted} is not in quarantine (in it are: {known}).")
+        for key in found:
+            del self._quarantined[key]
+            self._hung.pop(key, None)
+        self._tell_quarantine()
+        return {"released": len(found)}
 
     # new code
 
@@ -375,13 +461,23 @@ class Node:
         """Run an app: new hosts load it and try its constructors; then one after the other takes the place of an old one,
         and the sockets stay. Raises ConfigError or WorkerError if it does not load: then nothing has changed."""
         async with self._changing:
-            loaded = await self._load(app)
-            self._app = app
-            for gateway in self._gateways:
-                if gateway is not None:
-                    gateway.tell(ToChild("app", app))
-            for index, successor in enumerate(loaded):
+            await self._reload(app)
+
+    async def _reload(self, app: App) -> None:
+        loaded = await self._load(app)
+        before, self._app = self._app, app
+        for index, successor in enumerate(loaded):
+            try:
                 await self._hand_over(index, successor)
+            except WorkerError:
+                for child in loaded[index:]:
+                    child.kill()
+                if not index:  # nothing runs the new code: the old one goes on
+                    self._app = before
+                raise
+        for gateway in self._gateways:
+            if gateway is not None:
+                gateway.tell(ToChild("app", app))
 
     async def _load(self, app: App) -> list[ChildProcess]:
         """A host for each place that has loaded the app and waits."""
@@ -390,37 +486,60 @@ class Node:
             for index in range(self._options.hosts):
                 found.append(await self._spawn("host", index, [], app, hold=True))  # noqa: PERF401 - kept if one fails
             for child in found:
-                await child.settled.wait()
+                try:
+                    await asyncio.wait_for(child.settled.wait(), _LOADING_S)
+                except TimeoutError:
+                    raise WorkerError(f"the new code has not finished loading within {_LOADING_S:g} s.") from None
                 if child.failure is not None:
                     raise _as_error(child.failure)
                 if child.health is not Health.LOADED:
                     raise WorkerError(f"the new code's host ended while loading (exit code {child.process.returncode}).")
         except BaseException:
             for child in found:
-                child.process.kill()
+                child.kill()
             raise
         return found
 
     async def _hand_over(self, index: int, successor: ChildProcess) -> None:
-        """The old host finishes what it has begun; the new one gets what comes meanwhile."""
-        old = self._hosts[index]
+        """The old host finishes what it has begun; the new one gets what comes meanwhile. Raises WorkerError."""
+        if successor.health is not Health.LOADED:
+            raise WorkerError(f"the new code's host has ended before its turn (exit code {successor.process.returncode}).")
         self._successors[index] = successor
-        if old is not None and old.health is not Health.GONE:
-            old.replaced = True
-            await old.stop(self._settings.timeouts.deploy_grace_s)
-        await successor.connected.wait()
+        while not successor.connected.is_set():
+            current = self._hosts[index]
+            # Again, if the keeper had just begun to start another host.
+            if current is not None and current is not successor and current.health is not Health.GONE:
+                current.replaced = True
+                await current.stop(self._settings.timeouts.deploy_grace_s)
+            try:
+                await asyncio.wait_for(successor.connected.wait(), 0.2)
+            except TimeoutError:
+                if self._stopping.is_set():
+                    raise WorkerError("the node is shutting down.") from None
+        if not successor.is_ready:
+            raise WorkerError(f"the new code's host ended as it took over (exit code {successor.process.returncode}).")
 
     async def _deploy(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Copy a folder and run it."""
+        """Copy a folder and run it; one at a time."""
+        async with self._changing:
+            return await self._deploy_alone(request)
+
+    async def _deploy_alone(self, request: dict[str, Any]) -> dict[str, Any]:
         source = Path(str(request.get("dir")))
         config, env, variables = request.get("config"), request.get("env"), list(request.get("variables") or [])
         read_app(source, config=Path(config) if config else None, env=env, variables=variables)  # before it is copied
         version = await asyncio.to_thread(self._versions.add, source, config, env, variables)
+        before = self._app
         try:
             return await self._run_version(version)
         except BaseException:
-            self._versions.discard(version)
+            if self._app is before:  # nothing runs from its folder
+                self._versions.discard(version)
             raise
+
+    async def _rollback(self, request: dict[str, Any]) -> dict[str, Any]:
+        async with self._changing:
+            return await self._run_version(self._versions.find(request.get("version")))
 
     async def _run_version(self, version: Version) -> dict[str, Any]:
         folder = self._versions.folder(version)
@@ -432,7 +551,7 @@ class Node:
                 "name",
             )
         began = asyncio.get_running_loop().time()
-        await self.reload(msgspec.structs.replace(app, folder=version.source))  # whose .venv it runs on
+        await self._reload(msgspec.structs.replace(app, folder=version.source))  # whose .venv it runs on
         self._versions.activate(version)
         _log.info("node: version %d runs, from %s", version.number, version.source)
         return {"version": version.number, "took_s": round(asyncio.get_running_loop().time() - began, 3)}
@@ -443,13 +562,15 @@ class Node:
         command = request.get("command")
         if command == "restore":
             return await self._restore(request)
+        if command == "release":
+            return self._release(request)
         if command in ("deploy", "rollback"):
             if self._options.inline:
                 raise ConfigError("a node with --inline is one process: restart it to run other code.")
             try:
                 if command == "deploy":
                     return await self._deploy(request)
-                return await self._run_version(self._versions.find(request.get("version")))
+                return await self._rollback(request)
             except (ConfigError, WorkerError, OSError) as error:
                 return {"error": str(error), "traceback": "\n".join(getattr(error, "__notes__", []))}
         if request.get("command") != "status":
@@ -462,6 +583,10 @@ class Node:
         return {
             "gateways": await asyncio.gather(*(child.report() for child in gateways)),
             "hosts": await asyncio.gather(*(child.report() for child in hosts)),
+            "quarantined": [
+                {"class": class_name, "id": object_id, **about}
+                for (class_name, object_id), about in self._quarantined.items()
+            ],
             "pids": {"node": os.getpid(), **{child.name: child.process.pid for child in (*gateways, *hosts)}},
         }
 

@@ -63,7 +63,7 @@ class Versions:
             variables=variables,
         )
         target = self.folder(version)
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)  # of a deployment that was cut short; there is one at a time
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_LEFT_OUT), symlinks=False)
         return version
 
