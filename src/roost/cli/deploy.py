@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from roost.errors import ConfigError, WorkerError
+from roost.cli.folders import data_of
+from roost.errors import WorkerError
 from roost.node.control import ask
 from roost.node.versions import Versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _TIMEOUT_S = 180.0
 
 
 def run(parsed: Any) -> int:
     """Run the command; its exit code. Raises ConfigError, or WorkerError if the new code does not start."""
-    data = Path(parsed.data or os.path.join(parsed.dir, ".roost", "data")).resolve()
-    if not data.is_dir():
-        raise ConfigError(f"{data} is not a data folder; name the node's with --data.")
+    data = data_of(parsed)
     if parsed.command == "versions":
         return _list(data)
     request: dict[str, Any] = {"command": parsed.command}

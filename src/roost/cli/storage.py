@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roost.cli.folders import data_of
 from roost.errors import ConfigError
 from roost.ids import slot_of
 from roost.node import control
@@ -17,15 +17,14 @@ from roost.storage.database import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from roost.storage.dump import Restored, Stored
 
 
 def run(parsed: Any) -> int:
     """Run the command; its exit code. Raises ConfigError or StorageError."""
-    data = Path(parsed.data or os.path.join(parsed.dir, ".roost", "data")).resolve()
-    if not data.is_dir():
-        raise ConfigError(f"{data} is not a data folder; name it with --data.")
+    data = data_of(parsed)
     if parsed.command == "check":
         return _check(data)
     if parsed.verb == "restore":

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from roost.node.assemble import (
     make_host,
     restore_object,
 )
+from roost.node.child_process import ChildProcess, Health
 from roost.node.config import read_app
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.node.versions import Version, Versions
@@ -65,117 +65,6 @@ class Options(msgspec.Struct, frozen=True):
     log_format: str = "text"
     debug: bool = False
     ca_file: str | None = None
-
-
-class Health(Enum):
-    """STARTING (→ LOADED, a successor that waits for its turn) → READY → GONE; who dies while READY is replaced."""
-
-    STARTING = "starting"
-    LOADED = "loaded"
-    READY = "ready"
-    GONE = "gone"
-
-
-class ChildProcess:
-    """One child as the node sees it. Owns the process and the control socket."""
-
-    def __init__(
-        self,
-        name: str,
-        process: asyncio.subprocess.Process,
-        writer: asyncio.StreamWriter,
-        stuck: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self.name = name
-        self._stuck = stuck
-        self.told_stuck = False
-        self.mark = Path()  # the file in which a host notes what it does
-        self.process = process
-        self.health = Health.STARTING
-        self.failure: FromChild | None = None
-        self.replaced = False  # its end is wanted: a reload
-        self.started_at = asyncio.get_running_loop().time()
-        self.settled = asyncio.Event()  # loaded, ready, failed or gone
-        self.connected = asyncio.Event()  # ready, or gone
-        self.listening: asyncio.Task[None] | None = None
-        self._writer = writer
-        self._reports: dict[int, asyncio.Future[Any]] = {}
-        self._last_report = 0
-
-    @property
-    def is_ready(self) -> bool:
-        return self.health is Health.READY
-
-    def kill(self) -> None:
-        try:
-            self.process.kill()
-        except ProcessLookupError:
-            pass  # it has ended already
-
-    def tell(self, order: ToChild) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(msgspec.json.encode(order) + b"\n")
-
-    async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Take the child's messages until it ends."""
-        try:
-            await self._take_messages(reader)
-        except (OSError, ValueError, msgspec.MsgspecError) as error:  # it was killed in the middle of a line, or worse
-            _log.debug("node: the control socket of %s broke: %s", self.name, error)
-            self.kill()
-        await self.process.wait()
-        self.health = Health.GONE
-        self.settled.set()
-        self.connected.set()
-        self._writer.close()
-        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
-        for waiting in self._reports.values():
-            if not waiting.done():
-                waiting.set_result(None)
-
-    async def _take_messages(self, reader: asyncio.StreamReader) -> None:
-        decoder = msgspec.json.Decoder(FromChild)
-        while line := await reader.readline():
-            message = decoder.decode(line)
-            if message.kind == "loaded":
-                self.health = Health.LOADED
-                self.settled.set()
-            elif message.kind == "ready":
-                self.health = Health.READY
-                self.settled.set()
-                self.connected.set()
-            elif message.kind == "failed":
-                self.failure = message
-                self.settled.set()
-            elif message.kind == "stuck":
-                self.told_stuck = True
-                self._stuck(msgspec.json.decode(message.report))
-            elif (waiting := self._reports.pop(message.request, None)) is not None and not waiting.done():
-                waiting.set_result(msgspec.json.decode(message.report))
-
-    async def report(self) -> Any:
-        """The child's own report; None if it does not answer in time."""
-        return await self.ask("report")
-
-    async def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """The answer to a command; None if it does not answer in time."""
-        self._last_report += 1
-        waiting = self._reports[self._last_report] = asyncio.get_running_loop().create_future()
-        self.tell(ToChild(command, arguments=arguments or {}, request=self._last_report))
-        try:
-            return await asyncio.wait_for(waiting, 5)
-        except TimeoutError:
-            return None
-
-    async def stop(self, timeout_s: float) -> None:
-        """Drain it; kill it if it takes longer than it may."""
-        self.tell(ToChild("drain", timeout_s=timeout_s))
-        try:
-            await asyncio.wait_for(self.process.wait(), timeout_s + 2)
-        except TimeoutError:
-            _log.warning("node: %s did not end within %g s and is killed", self.name, timeout_s + 2)
-            self.kill()
-            await self.process.wait()
 
 
 class Node:
