@@ -543,15 +543,13 @@ class Actor(Context):
         self._unfinished[pinned] = ended
         try:
             result = variables.run(start)
-            if hasattr(result, "__await__"):
-                coroutine = result if hasattr(result, "send") else _await(result)
-                result = self.host.runner.start(variables, coroutine, ended)
-                if result is SUSPENDED:
-                    return
         except BaseException as error:  # noqa: BLE001 - the user's
             ended(None, error)
             return
-        ended(result, None)
+        if hasattr(result, "__await__"):
+            self.host.runner.run(variables, result if hasattr(result, "send") else _await(result), ended)
+        else:
+            ended(result, None)
 
     def may_come_again(self, epoch: int, event: int) -> bool:
         return any(link.epoch == epoch and event <= link.given_before for link in self.host.links)

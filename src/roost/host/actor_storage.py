@@ -351,16 +351,11 @@ class ActorStorage:
         """The handler begins: from now on there is no alarm, but the stored one stays until `end_alarm`."""
         self._alarm_running, self._alarm_touched = True, False
 
-    def end_alarm(self, *, keep: bool) -> bool:
-        """The handler has ended. Forget the alarm that it ran for, unless it is to `keep`, or a new one was set.
-
-        Whether the stored alarm is still the one that it ran for.
-        """
+    def end_alarm(self, *, keep: bool) -> None:
+        """The handler has ended. Forget the alarm that it ran for, unless it is to `keep`, or a new one was set."""
         self._alarm_running = False
-        untouched = not self._alarm_touched
-        if untouched and not keep:
+        if not self._alarm_touched and not keep:
             self.set_alarm(None)
-        return untouched and keep
 
     # the end
 

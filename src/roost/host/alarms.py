@@ -159,9 +159,7 @@ class Alarms:
         finally:
             actor.alarm_running = False
             if actor.store.gate.broken is None:
-                again = actor.store.end_alarm(keep=keep)
-                if keep and not again:
-                    keep = False  # a new one was set: that replaces the retry
+                actor.store.end_alarm(keep=keep)
         return scheduled_ms
 
     def _ended_with(self, actor: Actor, due: Due, scheduled_ms: int | None, error: BaseException | None) -> None:

@@ -145,6 +145,16 @@ class Runner:
         self._own(spare.task, spare)
         return SUSPENDED
 
+    def run(self, variables: Context, coroutine: Coroutine[Any, Any, Any], done: Done) -> None:
+        """`start`, with the outcome told to `done` in every case."""
+        try:
+            result = self.start(variables, coroutine, done)
+        except BaseException as error:  # noqa: BLE001 - the coroutine's
+            done(None, error)
+            return
+        if result is not SUSPENDED:
+            done(result, None)
+
     def _own(self, task: asyncio.Task[None], spare: _Spare) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)

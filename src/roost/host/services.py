@@ -10,7 +10,7 @@ from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
 from roost.host.blocking import call_chain, chain_of_call
 from roost.host.io_context import RequestContext, drop_unused, not_a_response, received_sockets, request_link
-from roost.host.running import SUSPENDED, in_context
+from roost.host.running import in_context
 from roost.host.stubs import calling_actor, in_callee
 from roost.link.port import NO_CONTEXT
 from roost.values import decode, encode
@@ -95,14 +95,7 @@ class EntrypointCaller:
 
         def begin() -> None:
             self._host.counters.calls += 1
-            try:
-                result = self._host.runner.start(variables, self._start(context, method, arguments), done)
-                if result is SUSPENDED:
-                    return
-            except BaseException as error:  # noqa: BLE001 - the user's
-                done(None, error)
-                return
-            done(result, None)
+            self._host.runner.run(variables, self._start(context, method, arguments), done)
 
         def when_durable(error: BaseException | None) -> None:
             if error is not None:
