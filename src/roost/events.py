@@ -150,6 +150,11 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     fault: Fault | None = None
 
 
+class Leaving(msgspec.Struct, frozen=True, array_like=True):
+    """The host ends in order: it finishes what it has, and its successor gets what comes from now on. The gateway echoes it
+    behind the last thing that it has given to the host."""
+
+
 # --- gateway → host ----------------------------------------------------------------------------------------------
 
 
@@ -241,10 +246,6 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     slots: int
 
 
-class Leaving(msgspec.Struct, frozen=True, array_like=True):
-    """The host ends in order: it finishes what it has, and its successor gets what comes from now on."""
-
-
 class Send(msgspec.Struct, frozen=True, gc=False):
     """One message to one or many sockets, in order; the payload is encoded and copied once."""
 
@@ -325,6 +326,7 @@ ToHost = (
     | Dialled
     | AutoAnswered
     | Welcome
+    | Leaving
 )
 ToGateway = (
     Hello

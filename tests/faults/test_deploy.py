@@ -237,13 +237,13 @@ def test_requests_wait_for_the_new_code_instead_of_failing(tmp_path):
     app = version(tmp_path / "app", 1)
     with running(app) as node:
         version(app, 2)
-        deploying = subprocess.Popen([sys.executable, "-m", "roost", "deploy", str(app), "--data", node.data])
         seen = []
-        while deploying.poll() is None:
-            status, _, body = node.get("/version")
-            assert status == 200
-            seen.append(body)
+        with subprocess.Popen([sys.executable, "-m", "roost", "deploy", str(app), "--data", node.data]) as deploying:
+            while deploying.poll() is None:
+                seen.append(node.get("/version"))
         assert deploying.returncode == 0
+        assert {status for status, _, _ in seen} == {200}
+        seen = [body for _, _, body in seen]
         assert node.get("/version")[2] == b"2"
         assert seen == sorted(seen)
 

@@ -95,8 +95,10 @@ def certificate(tmp_path_factory):
 def upstream(request, certificate):
     heard = []
 
+    def arrives(ws, _):
+        heard.append(ws)  # here, and not in `handle`: a client hears of the handshake before that runs
+
     def handle(ws):
-        heard.append(ws)
         for message in ws:
             if message == "bye":
                 ws.close(4321, "upstream says bye")
@@ -113,7 +115,9 @@ def upstream(request, certificate):
     if request.param == "wss":
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
-    server = websocket_server(handle, "127.0.0.1", 0, ssl=context, select_subprotocol=choose, compression=None)
+    server = websocket_server(
+        handle, "127.0.0.1", 0, ssl=context, select_subprotocol=choose, compression=None, process_request=arrives
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     port = server.socket.getsockname()[1]

@@ -149,6 +149,8 @@ class Gateway:
                 for slot in self.router.slots:
                     if slot.link is not None:
                         slot.link.flush()
+                    if slot.leaving is not None:
+                        slot.leaving.flush()
                     slot.update_full()
                 if self.dirty:
                     dirty = self.dirty

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
-from roost.events import ENVELOPE_VERSION, Call, Hello, Request, SocketClose, SocketError, SocketMessage, Welcome
+from roost.events import ENVELOPE_VERSION, Call, Hello, Leaving, Request, SocketClose, SocketError, SocketMessage, Welcome
 from roost.gateway.sockets import Owner
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ class HostSlot:
         return self.link if self.link is not None else self.leaving
 
     def leave(self) -> None:
-        """The host wants nothing new."""
+        """The host wants nothing new. The echo tells it that whatever it was given lies before it."""
         if self.link is not None:
             self.leaving, self.link = self.link, None
+            self.leaving.send(Leaving())
 
     def next_event(self) -> int:
         self._last_event += 1

@@ -34,6 +34,7 @@ class GatewayLink:
         "gone",
         "index",
         "last_event",
+        "left",
         "link",
         "readers",
         "relayed",
@@ -59,6 +60,7 @@ class GatewayLink:
         self.readers: dict[int, BodyReader] = {}  # bodies of stub answers that the caller has not taken yet
         self.relayed: dict[int, int] = {}
         self.gone = asyncio.Event()
+        self.left = False  # the gateway knows that this host is leaving, and gives it nothing more
 
     # api.runtime.SocketPort
 

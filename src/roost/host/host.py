@@ -180,6 +180,7 @@ class Host:
             Result: self._result,
             AutoAnswered: self._auto_answered,
             Welcome: self._welcome,
+            Leaving: self._left,
         }
 
     def add_gateway(self, link: Link) -> None:
@@ -363,6 +364,9 @@ class Host:
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before = event.epoch, event.given_before
 
+    def _left(self, link: GatewayLink, event: Leaving) -> None:
+        link.left = True
+
     def _auto_answered(self, link: GatewayLink, event: AutoAnswered) -> None:
         socket = link.sockets.get(event.socket)
         if socket is None:
@@ -478,7 +482,7 @@ class Host:
     def _busy(self) -> bool:
         for link in self.links:
             link.link.flush()
-        pending = any(link.running or link.link.unsent for link in self.links) or any(
+        pending = any(link.running or link.link.unsent or (self.leaving and not link.left) for link in self.links) or any(
             actor.store.busy for actor in self.actors
         )
         return bool(self.requests.open or self._tasks or self.alarms.running or self.calls.running or pending)

@@ -64,7 +64,7 @@ class RunningNode:
         return self.process.wait(timeout_s)
 
 
-def wait_for(condition: Callable[[], Any], what: str = "", timeout_s: float = 15.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str = "", timeout_s: float = 30.0) -> Any:
     """Poll until `condition()` is true; its value. Raises AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
