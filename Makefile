@@ -14,6 +14,12 @@ $(STAMP): pyproject.toml requirements.lock
 
 setup: $(STAMP)  ## make .venv with everything that is needed
 
+proxies:
+	@command -v nginx >/dev/null && command -v caddy >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light caddy >/dev/null; } || \
+	  echo "no nginx or no caddy: the tests behind them will be skipped"
+
 browser:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
@@ -29,7 +35,7 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(STAMP) browser lint  ## the whole suite
+test: $(STAMP) browser proxies lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
 torture: $(STAMP)  ## 100 kills under load, 200 torn logs, 10,000 alarms (SEED=1)
@@ -43,4 +49,4 @@ bench: $(STAMP)  ## Roost and its peers, side by side
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup browser demo lint test torture bench clean
+.PHONY: help setup browser proxies demo lint test torture bench clean

@@ -1,5 +1,6 @@
 """What all tests share: where the examples are, and a fresh app folder."""
 
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def write_app(folder: Path, source: str, *classes: str, config: str = "", settin
     if settings:
         (folder / "roost.toml").write_text(textwrap.dedent(settings))
     return folder
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 RoostError
 ├── RemoteProtocolError   the peer's: bytes that break RFC 6455 or RFC 9112
 ├── WorkerError           the worker's: the user's exception is `__cause__`
-│   └── QuarantineError   an object that is not woken any more
+│   └── UnavailableError  not now: `retry_after_s` says when to try again
+│       ├── QuarantineError   an object that is not woken any more
+│       └── OverloadError     a queue or a table is full
 ├── ConfigError           the operator's: names the key or the file
 └── InternalError         ours: a bug in Roost
 
@@ -35,8 +37,20 @@ class WorkerError(RoostError):
     """Worker code failed: at import, at class check, or in a handler. The user's exception is `__cause__`."""
 
 
-class QuarantineError(WorkerError):
+class UnavailableError(WorkerError):
+    """What was asked cannot be done now; a request gets 503 and Retry-After."""
+
+    retry_after_s = 1
+
+
+class QuarantineError(UnavailableError):
     """The object has twice brought its host down and is not woken any more, until `roost objects release`."""
+
+    retry_after_s = 60
+
+
+class OverloadError(UnavailableError):
+    """A limit is reached: too many events wait for an object, or too many objects are busy."""
 
 
 class ConfigError(RoostError):

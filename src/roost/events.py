@@ -22,6 +22,10 @@ Headers = list[tuple[str, str]]
 
 ENVELOPE_VERSION = 1
 
+BEGUN_OFFSET = 3072
+"""Where in the file that a `Hello` names the counts of begun requests are: 8 bytes a link, in the machine's byte order."""
+BEGUN_END = 4096
+
 
 class ObjectRef(msgspec.Struct, frozen=True, array_like=True):
     """Which Durable Object: its class, its id (64 hex digits), and the name it was made from if known."""
@@ -239,11 +243,14 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """A host's first envelope on a link: which slot of how many it serves."""
+    """A host's first envelope on a link: which slot of how many it serves. `mark` is a file in which it counts the requests
+    of each link that it has begun, this link's at `link`; empty if nobody can outlive the host."""
 
     version: int
     slot: int
     slots: int
+    mark: str = ""
+    link: int = 0
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):

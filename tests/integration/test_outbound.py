@@ -3,12 +3,12 @@
 import http.server
 import json
 import ssl
-import subprocess
 import threading
 
 import pytest
 from websockets.sync.server import serve as websocket_server
 
+from conftest import make_certificate
 from roost.testing import running, wait_for
 
 SOURCE = """
@@ -81,14 +81,7 @@ class Default(WorkerEntrypoint):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module", params=["ws", "wss"])

@@ -13,6 +13,7 @@ from roost.gateway.limits import Counters, GatewayLimits
 from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
 
+HELLO = e.Hello(1, 0, 1)
 REF = e.ObjectRef("Room", "ab" * 32, "x")
 
 
@@ -79,7 +80,7 @@ def messages(events):
 
 def test_events_are_kept_until_done(gateway, slot):
     link = Link()
-    slot.attach(link)
+    slot.attach(link, HELLO)
     socket = bound(gateway, slot, 7)
     for text in "abcd":
         gateway.router.message(socket, text)
@@ -95,7 +96,7 @@ def test_events_are_kept_until_done(gateway, slot):
 
 def test_a_successor_gets_what_was_unfinished_in_order(gateway, slot):
     first = Link()
-    slot.attach(first)
+    slot.attach(first, HELLO)
     socket = bound(gateway, slot, 7)
     for text in "abcd":
         gateway.router.message(socket, text)
@@ -103,7 +104,7 @@ def test_a_successor_gets_what_was_unfinished_in_order(gateway, slot):
     slot.on_closed("killed")
     gateway.router.message(socket, "e")  # while nobody is there
     second = Link()
-    slot.attach(second)
+    slot.attach(second, HELLO)
     assert messages(second.sent) == [(2, "b"), (4, "d"), (5, "e")]
     assert gateway.counters.events_redelivered == 1
     assert socket.closes == []
@@ -113,20 +114,20 @@ def test_a_successor_gets_what_was_unfinished_in_order(gateway, slot):
 
 def test_an_event_that_kills_every_host_is_dropped_and_its_neighbours_are_not(gateway, slot):
     socket = bound(gateway, slot, 7)
-    slot.attach(Link())
+    slot.attach(Link(), HELLO)
     gateway.router.message(socket, "poison")
     gateway.router.message(socket, "innocent")
     for _ in range(5):
         slot.on_closed("killed")
         link = Link()
-        slot.attach(link)
+        slot.attach(link, HELLO)
     assert messages(link.sent) == [(2, "innocent")]
     assert gateway.counters.events_dropped == 1
 
 
 def test_plain_sockets_die_with_their_host(gateway, slot):
     link = Link()
-    slot.attach(link)
+    slot.attach(link, HELLO)
     plain = Socket(9, slot.plain)
     gateway.router.message(plain, "x")
     slot.on_closed("killed")
@@ -135,7 +136,7 @@ def test_plain_sockets_die_with_their_host(gateway, slot):
 
 def test_the_record_stays_until_the_end_is_done(gateway, slot):
     link = Link()
-    slot.attach(link)
+    slot.attach(link, HELLO)
     socket = bound(gateway, slot, 7)
     gateway.counters.hibernatable = 1
     gateway.router.closed(socket, 1000, "bye", clean=True)
@@ -167,7 +168,7 @@ def test_roster_is_oldest_first_with_everything(gateway, slot):
 
 def test_auto_response_is_not_an_event(gateway, slot):
     link = Link()
-    slot.attach(link)
+    slot.attach(link, HELLO)
     socket = bound(gateway, slot, 7)
     gateway.sockets.get(REF).auto = e.AutoResponse("ping", "pong")
     gateway.router.message(socket, "ping")
@@ -182,7 +183,7 @@ def test_auto_response_is_not_an_event(gateway, slot):
 
 
 def test_clients_are_held_back_while_a_host_is_behind(gateway, slot):
-    slot.attach(Link())
+    slot.attach(Link(), HELLO)
     socket = bound(gateway, slot, 7)
     for number in range(11):
         gateway.router.message(socket, str(number))
@@ -209,7 +210,7 @@ def test_sends_to_nobody_are_counted(gateway, slot):
 
 
 def test_hello():
-    assert check_hello(e.Hello(1, 1, 2), 2) == 1
+    assert check_hello(e.Hello(1, 1, 2), 2).slot == 1
     for wrong in (None, e.Asleep(1), e.Hello(2, 0, 1), e.Hello(1, 3, 2), e.Hello(1, 0, 3)):
         with pytest.raises(RemoteProtocolError):
             check_hello(wrong, 2)

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--ca-file", metavar="FILE", help="certificates to trust for outbound wss:// (default: the system's)"
         )
+        command.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate chain (PEM)")
+        command.add_argument("--tls-key", metavar="FILE", help="the certificate's private key (PEM)")
         command.add_argument("--log-format", choices=("text", "json"), default="text")
         command.add_argument("--debug", action="store_true", help="debug log lines, and tracebacks of Roost's own errors")
     objects = commands.add_parser("objects", help="list the objects that are awake, and why")
@@ -128,7 +130,7 @@ def _serve(parsed: Any) -> int:
     import asyncio
 
     from roost.node.config import data_folder, read_app
-    from roost.node.settings import read_settings
+    from roost.node.settings import read_settings, with_tls
     from roost.node.supervisor import Node, Options
     from roost.observe import logs
 
@@ -144,7 +146,7 @@ def _serve(parsed: Any) -> int:
     app = app_now()
     for warning in app.warnings:
         print(f"roost: warning: {warning}", file=sys.stderr)
-    settings = read_settings(folder)
+    settings = with_tls(read_settings(folder), folder, parsed.tls_cert, parsed.tls_key)
     if parsed.inline and parsed.command == "dev":
         print("roost: warning: dev reloads the worker in a process of its own; --inline is ignored", file=sys.stderr)
         parsed.inline = False

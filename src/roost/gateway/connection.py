@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
+from collections import deque
 from enum import IntEnum
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from roost.gateway.reactor import READ, WRITE
@@ -35,7 +36,6 @@ from roost.protocol.websocket import (
 
 if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
-    from roost.gateway.outbound import TlsPipe
     from roost.gateway.sockets import Owner
 
 READ_BYTES: Final = 64 * 1024
@@ -45,18 +45,53 @@ _LINGER_BYTES: Final = 1024 * 1024  # read and dropped after a failure, so that 
 
 
 class Backlog:
-    """Output that the kernel did not take. At most one pong waits in it: a newer one replaces it (RFC 6455 §5.5.3)."""
+    """Output that the kernel did not take. At most one pong waits in it: a newer one replaces it (RFC 6455 §5.5.3).
+
+    Its first chunk may be partly sent; each other is one frame.
+    """
 
     __slots__ = ("chunks", "pong", "size")
 
     def __init__(self, first: bytes) -> None:
-        self.chunks: list[bytes] = [first]
+        self.chunks: deque[bytes] = deque((first,))
         self.size = len(first)
         self.pong: bytes | None = None
 
     def add(self, data: bytes) -> None:
         self.chunks.append(data)
         self.size += len(data)
+
+    def head(self) -> bytes:
+        """What to write next: whole chunks, as many as make a good write."""
+        size = count = 0
+        for chunk in self.chunks:
+            size += len(chunk)
+            count += 1
+            if size >= _JOIN_BYTES:
+                break
+        return self.chunks[0] if count == 1 else b"".join(islice(self.chunks, count))
+
+    def taken(self, size: int) -> None:
+        """The kernel took so many bytes."""
+        self.size -= size
+        chunks = self.chunks
+        while size:
+            first = chunks[0]
+            if size < len(first):
+                chunks[0] = first[size:]
+                return
+            size -= len(first)
+            chunks.popleft()
+
+    def drop_oldest(self, at_most: int) -> int:
+        """Drop frames that have not begun to leave, oldest first, until no more than so many bytes wait; how many."""
+        first = self.chunks.popleft()
+        dropped = 0
+        while self.chunks and self.size > at_most:
+            self.size -= len(self.chunks.popleft())
+            dropped += 1
+        self.chunks.appendleft(first)
+        return dropped
 
 
 class Channel:
@@ -111,18 +146,17 @@ class Channel:
         out = self.out
         if type(out) is not Backlog:
             return
-        data = b"".join(out.chunks)
-        try:
-            sent = self.send_bytes(data)
-        except OSError:
-            self.lost()
-            return
-        if sent < len(data):
-            rest = data[sent:]
-            out.chunks = [rest]
-            out.size = len(rest)
-            return
-        self.out = [self.seal(out.pong)] if out.pong is not None else None
+        while out.chunks:
+            data = out.head()
+            try:
+                sent = self.send_bytes(data)
+            except OSError:
+                self.lost()
+                return
+            out.taken(sent)
+            if sent < len(data):
+                return
+        self.out = [out.pong] if out.pong is not None else None
         self.gateway.reactor.watch(self.fd, self.wanted())
         if self.out is not None:
             self.flush()
@@ -154,10 +188,6 @@ class Channel:
             self.gateway.connection_closed(self, fd)
 
     # what each kind does
-
-    def seal(self, data: bytes) -> bytes:
-        """The bytes for the wire: a connection with TLS encrypts here, in the order of its output."""
-        return data
 
     def send_frame(self, frame: bytes) -> bool:
         """Send a WebSocket message; False on what is not (or no longer) an open WebSocket."""
@@ -289,7 +319,7 @@ class Connection(Channel):
         if type(self.out) is Backlog:
             if self.out.pong is not None:
                 self.gateway.counters.pongs_merged += 1
-            self.out.pong = pong  # sealed when its turn comes
+            self.out.pong = pong
         elif self.state != State.CLOSING:
             self.write(pong)
 
@@ -364,13 +394,17 @@ class Connection(Channel):
     def _write_close(self, code: int, reason: str) -> None:
         frame = self.encode(encode_control(Opcode.CLOSE, close_payload(code, reason)))
         if type(self.out) is Backlog:
-            self.out.add(self.seal(frame))
+            self.out.add(frame)
         else:
             self.write(frame)
 
     def overflowed(self, data: bytes) -> None:
-        """The client does not read: 1013, after what it has already been promised."""
-        if self.state < State.FLUSHING:
+        """The client does not read: 1013, after what it has already been promised; or it misses the oldest."""
+        limits = self.gateway.limits
+        if limits.drop_oldest and type(self.out) is Backlog:
+            self.out.add(data)
+            self.gateway.counters.dropped_oldest += self.out.drop_oldest(limits.max_outbound_bytes)
+        elif self.state < State.FLUSHING:
             self.gateway.counters.closed_slow_reader += 1
             self.fail(CloseCode.TRY_AGAIN_LATER, "Too much unread output; the client reads too slowly.")
 
@@ -406,13 +440,9 @@ class Connection(Channel):
 
 
 class ClientConnection(Connection):
-    """A WebSocket that Roost dialled: frames out are masked, frames in are not (RFC 6455 §5.1). TLS if `tls` is set."""
+    """A WebSocket that Roost dialled: frames out are masked, frames in are not (RFC 6455 §5.1)."""
 
-    __slots__ = ("tls",)
-
-    def __init__(self, gateway: Gateway, fd: int, number: int, owner: Owner, tls: TlsPipe | None) -> None:
-        super().__init__(gateway, fd, number, owner)
-        self.tls = tls
+    __slots__ = ()
 
     def new_decoder(self) -> Decoder:
         return Decoder(self.gateway.limits.max_message_bytes, masked=False)
@@ -433,26 +463,3 @@ class ClientConnection(Connection):
         self._events(decoder.feed(data))
         if decoder.idle:
             self.decoder = None
-
-    def read_bytes(self) -> bytes | None:
-        data = super().read_bytes()
-        if self.tls is None or data is None:
-            return data
-        plain, answer = self.tls.decrypt(data)
-        if answer:
-            super().write(answer)  # TLS itself had something to say, such as a key update
-        return plain
-
-    def seal(self, data: bytes) -> bytes:
-        return data if self.tls is None else self.tls.encrypt(data)
-
-    def write(self, data: bytes) -> None:
-        if type(self.out) is Backlog and self.out.size > self.gateway.limits.max_outbound_bytes:
-            self.overflowed(data)  # before it is encrypted: what is encrypted must be sent
-            return
-        try:
-            sealed = self.seal(data)
-        except ssl.SSLError:
-            self.lost()
-            return
-        super().write(sealed)

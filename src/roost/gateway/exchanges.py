@@ -20,13 +20,14 @@ from roost.events import (
     Send,
     SocketClose,
 )
-from roost.gateway.connection import Connection, State
+from roost.gateway.connection import State
 from roost.gateway.sockets import Owner, Relay
 from roost.ids import slot_of
 from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
     from roost.events import Call, ObjectRef, Result
+    from roost.gateway.connection import Connection
     from roost.gateway.gateway import Gateway
     from roost.gateway.host_slot import HostSlot
     from roost.gateway.http_connection import HttpConnection
@@ -34,18 +35,22 @@ if TYPE_CHECKING:
     from roost.link.port import Link
 
 _BINDING_WAITS_S = 30.0  # for the client's connection of an object on another host
+_BREAKER_RETRY_S = 5
+_NOT_RUNNING = "The worker is not running at the moment (see the server's log). Try again in a moment."
 
 
 class Origin:
     """Who asked a request: a client's connection, or a host with its own number for it."""
 
-    __slots__ = ("connection", "given_to", "slot", "target")
+    __slots__ = ("connection", "given_to", "nth", "request", "slot", "target")
 
     def __init__(self, connection: HttpConnection | None, slot: HostSlot | None) -> None:
         self.connection = connection
         self.slot = slot  # the asking host
         self.target: HostSlot | None = None  # the answering host
         self.given_to: Link | None = None  # its link, once it has the request: a successor knows nothing of it
+        self.nth = 0  # of the requests of that link
+        self.request: Request | Call | None = None  # to give it again, if the host ends before it begins
 
 
 class PendingBinding:
@@ -88,8 +93,9 @@ class Exchanges:
         origin = self._origins[request.request]
         origin.target = slot
         if slot.link is not None:
-            origin.given_to = slot.link
-            slot.link.send(request)
+            self.give(request, slot)
+        elif slot.breaker and slot.leaving is None:
+            self._unavailable(request.request, slot.breaker, _BREAKER_RETRY_S)
         elif len(slot.waiting) < self.gateway.limits.max_waiting_requests:
             slot.waiting.append(request)
             if len(slot.waiting) == 1:
@@ -102,16 +108,30 @@ class Exchanges:
             self._unavailable(slot.waiting.popleft().request)
         self.gateway.end_turn()
 
-    def _unavailable(self, request: int) -> None:
+    def give(self, request: Request | Call, slot: HostSlot) -> None:
+        """A request goes to its host, if anybody still waits for the answer."""
+        origin = self._origins.get(request.request)
+        if origin is not None:
+            origin.given_to = slot.link
+            origin.nth = slot.give(request)
+            origin.request = None if type(request) is Request and request.more_body else request
+
+    def open_breaker(self, slot: HostSlot, reason: str) -> None:
+        """Nobody waits for that host any more, until the reason is gone (empty)."""
+        slot.breaker = reason
+        while reason and slot.link is None and slot.waiting:
+            self._unavailable(slot.waiting.popleft().request, reason, _BREAKER_RETRY_S)
+        self.gateway.end_turn()
+
+    def _unavailable(self, request: int, text: str = _NOT_RUNNING, retry_after_s: int = 1) -> None:
         self.gateway.counters.refused_requests += 1
         origin = self._origins.get(request)
         if origin is None:
             return
         if origin.connection is not None:
-            text = "The worker is not running at the moment (see the server's log). Try again in a moment."
-            origin.connection.refuse(503, text, [("Retry-After", "1")])
+            origin.connection.refuse(503, text, [("Retry-After", str(retry_after_s))])
         elif origin.slot is not None and origin.slot.current is not None:
-            origin.slot.current.send(Abort(request, "The object's host is not running; try again."))
+            origin.slot.current.send(Abort(request, text))
             self._origins.pop(request, None)
 
     def slot_for(self, ref: ObjectRef) -> HostSlot:
@@ -124,13 +144,6 @@ class Exchanges:
             origin.given_to.send(event)
         elif origin is not None and origin.target is not None and type(event) is BodyData:
             self._unavailable(request)  # the host has not come yet and the body does not fit into the wait
-
-    def given(self, request: int, link: Link) -> bool:
-        """A request that has waited goes to a host now; whether anybody still waits for the answer."""
-        origin = self._origins.get(request)
-        if origin is not None:
-            origin.given_to = link
-        return origin is not None
 
     def request_over(self, request: int) -> None:
         self._origins.pop(request, None)
@@ -209,7 +222,7 @@ class Exchanges:
             http.refuse(500, "Internal Server Error")
             self._end_unbound(slot, number, answer)
             return
-        connection = Connection(self.gateway, http.fd, number, slot.plain)
+        connection = http.websocket(number, slot.plain)
         for name, value in response.headers:
             if name.lower() == "sec-websocket-protocol":
                 connection.protocol = value
@@ -294,8 +307,23 @@ class Exchanges:
     # a host's death
 
     def host_lost(self, slot: HostSlot) -> None:
-        """Requests that the host was to answer end with 502; what it asked is no longer wanted."""
-        waiting = {request.request for request in slot.waiting}  # those it was never given go to its successor
+        """Requests that the host had begun end with 502, those that it had not wait for its successor; what it asked is no
+        longer wanted."""
+        begun = slot.begun()
+        again = [
+            origin
+            for origin in self._origins.values()
+            if origin.target is slot and origin.slot is not slot and origin.request is not None and origin.nth > begun
+        ]
+        again.sort(key=lambda origin: origin.nth, reverse=True)
+        for origin in again:
+            assert origin.request is not None
+            slot.waiting.appendleft(origin.request)
+            origin.given_to = origin.request = None
+            self.gateway.counters.requests_again += 1
+        if again:
+            self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
+        waiting = {request.request for request in slot.waiting}
         for number, origin in list(self._origins.items()):
             if number in waiting and origin.slot is not slot:
                 continue

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import resource
 import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from roost.gateway.access import Access
 from roost.gateway.connection import Channel, Connection
 from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
@@ -23,6 +25,7 @@ from roost.gateway.outbound import Outbound
 from roost.gateway.reactor import WRITE, Deadlines, Reactor
 from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
+from roost.gateway.tls import ServerTls, TlsHttpConnection
 from roost.protocol.http import http_date, simple_response
 from roost.protocol.websocket import CloseCode
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from roost.link.port import Link
 
 _log = logging.getLogger("roost.gateway")
+
+_PROBES = 4  # of TCP keep-alive, until a client that answers none is gone
+_SPREAD_FROM = 100  # sockets: fewer are closed at once when the gateway ends
 
 
 class RequestLog(Protocol):
@@ -57,10 +63,13 @@ class Gateway:
         random_bytes: Callable[[int], bytes] = os.urandom,
         ca_file: str | None = None,
         epoch: int | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self.loop = loop
         self.clock = clock
         self.limits = limits or GatewayLimits()
+        self.access = Access(self.limits.allowed_origins, self.limits.trusted_proxies)
+        self.tls = tls
         self.counters = Counters()
         self.random_bytes = random_bytes
         self.ca_file = ca_file
@@ -114,9 +123,7 @@ class Gateway:
             await asyncio.sleep(0.02)
         for channel in self._open(HttpConnection):
             channel.lost()
-        for connection in self._open(Connection):
-            connection.close(CloseCode.GOING_AWAY, "The server is shutting down.")  # type: ignore[attr-defined]
-        self.end_turn()
+        await self._say_going_away(deadline)
         while self._open(Connection) and self.loop.time() < deadline:
             await asyncio.sleep(0.02)
         for connection in self._open(Connection):
@@ -129,6 +136,23 @@ class Gateway:
                 slot.link.flush()
         self._deadlines.close()
         self.reactor.close()
+
+    async def _say_going_away(self, deadline: float) -> None:
+        """1001 to every WebSocket, in random order over a while, so that they do not all come back at once."""
+        connections = self._open(Connection)
+        random.shuffle(connections)
+        began = self.loop.time()
+        spread_s = min(self.limits.drain_spread_s, max(0.0, (deadline - began) / 2))
+        told = 0
+        while told < len(connections):
+            passed = (self.loop.time() - began) / spread_s if spread_s and len(connections) >= _SPREAD_FROM else 1.0
+            upto = max(told + 1, int(len(connections) * min(passed, 1.0)))
+            for connection in connections[told:upto]:
+                connection.close(CloseCode.GOING_AWAY, "The server is shutting down.")  # type: ignore[attr-defined]
+            told = upto
+            self.end_turn()
+            if told < len(connections):
+                await asyncio.sleep(0.02)
 
     def _open(self, kind: type[Channel], *, busy: bool = False) -> list[Channel]:
         return [
@@ -199,7 +223,7 @@ class Gateway:
             self.counters.refused_connections += 1
             self._refuse(sock, "WebSocket connection limit exceeded: raise limits.max_connections or try again later.")
             return
-        if limits.max_connections_per_address:
+        if limits.max_connections_per_address and not self.access.is_proxy(peer):
             if self._per_address.get(peer, 0) >= limits.max_connections_per_address:
                 self.counters.refused_address += 1
                 self._refuse(sock, "Too many connections from this address (limits.max_connections_per_address).")
@@ -211,9 +235,17 @@ class Gateway:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_KEEPIDLE"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.tcp_keepalive_s)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, limits.tcp_keepalive_s))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, limits.tcp_timeout_s // _PROBES))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # the same for one who vanishes while he is owed something
+                timeout_ms = 1000 * (limits.tcp_keepalive_s + limits.tcp_timeout_s)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         fd = sock.detach()
-        http = HttpConnection(self, fd, self.new_number(fd), peer)
+        if self.tls is None:
+            http = HttpConnection(self, fd, self.new_number(fd), peer)
+        else:
+            http = TlsHttpConnection(self, fd, self.new_number(fd), peer, self.tls.pipe(self.loop.time()))
         self.adopt(http)
         self._deadlines.add(self.loop.time() + limits.head_timeout_s, http.number)
 
@@ -329,12 +361,13 @@ class _Unknown:
 
     def on_events(self, events: Sequence[Event]) -> None:
         slots = self._gateway.router.slots
-        slot = slots[check_hello(events[0] if events else None, len(slots))]
+        hello = check_hello(events[0] if events else None, len(slots))
+        slot = slots[hello.slot]
         if slot.current is not None:
             slot.current.close()
             slot.on_closed("a new host took its place")
         self._link.start(slot)
-        slot.attach(self._link)
+        slot.attach(self._link, hello)
         if len(events) > 1:
             slot.on_events(events[1:])
         self._gateway.end_turn()

@@ -7,11 +7,25 @@ an event of a hibernatable socket is either done or in `unfinished`/`late`, so n
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
-from roost.events import ENVELOPE_VERSION, Call, Hello, Leaving, Request, SocketClose, SocketError, SocketMessage, Welcome
+from roost.events import (
+    BEGUN_END,
+    BEGUN_OFFSET,
+    ENVELOPE_VERSION,
+    Call,
+    Hello,
+    Leaving,
+    Request,
+    SocketClose,
+    SocketError,
+    SocketMessage,
+    Welcome,
+)
 from roost.gateway.sockets import Owner
 
 if TYPE_CHECKING:
@@ -45,6 +59,9 @@ class HostSlot:
         self._last_event = 0
         self._large_bytes = 0
         self._attempts: dict[int, int] = {}
+        self.breaker = ""  # why nobody should wait for a host: its code crashes again and again
+        self._begun: Begun | None = None
+        self.given = 0  # requests, to the host that is here
 
     @property
     def current(self) -> Link | None:
@@ -56,6 +73,17 @@ class HostSlot:
         if self.link is not None:
             self.leaving, self.link = self.link, None
             self.leaving.send(Leaving())
+
+    def give(self, request: Request | Call) -> int:
+        """Send a request to the host that is here; which one of its requests it is, from 1."""
+        assert self.link is not None
+        self.given += 1
+        self.link.send(request)
+        return self.given
+
+    def begun(self) -> int:
+        """How many of its requests the host has begun, also after its death; all, as far as we know, without its word."""
+        return self.given if self._begun is None else self._begun.count()
 
     def next_event(self) -> int:
         self._last_event += 1
@@ -107,9 +135,13 @@ class HostSlot:
 
     # the host's coming and going
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: Link, hello: Hello) -> None:
         """A host is here: give it what its predecessor left unfinished, in order, then what waited."""
         self.link = link
+        self.given = 0
+        if self._begun is not None:
+            self._begun.close()
+        self._begun = Begun(hello.mark, hello.link) if hello.mark else None
         events = [*self.late.values(), *self.unfinished]
         events.sort(key=lambda event: event.event)
         link.send(Welcome(self._router.gateway.epoch, events[-1].event if events else 0))
@@ -127,9 +159,7 @@ class HostSlot:
             self.unfinished.append(event)
             link.send(event)
         while self.waiting:
-            request = self.waiting.popleft()
-            if self._router.exchanges.given(request.request, link):
-                link.send(request)
+            self._router.exchanges.give(self.waiting.popleft(), self)
 
     def on_closed(self, reason: str) -> None:
         orderly, self.link, self.leaving = self.link is None, None, None
@@ -160,12 +190,35 @@ class HostSlot:
         )
 
 
-def check_hello(event: Event | None, slots: int) -> int:
-    """The slot a new host serves. Raises RemoteProtocolError if it is not one of ours."""
+class Begun:
+    """A host's count of the requests that it has begun (`host/mark.py`), readable after its death."""
+
+    def __init__(self, path: str, link: int) -> None:
+        self._offset = BEGUN_OFFSET + 8 * link
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._fd = -1
+            _log.warning("gateway: what a host has begun cannot be read: %s", error)
+
+    def count(self) -> int:
+        """All of them if it cannot be read: then none is given again."""
+        if self._fd < 0 or self._offset + 8 > BEGUN_END:
+            return sys.maxsize
+        return int.from_bytes(os.pread(self._fd, 8, self._offset), sys.byteorder)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def check_hello(event: Event | None, slots: int) -> Hello:
+    """A new host's hello. Raises RemoteProtocolError if it is not for us."""
     if type(event) is not Hello:
         raise RemoteProtocolError(1002, "a host must say hello first")
     if event.version != ENVELOPE_VERSION:
         raise RemoteProtocolError(1002, f"a host speaks envelope version {event.version}, not {ENVELOPE_VERSION}")
     if event.slots != slots or not 0 <= event.slot < slots:
         raise RemoteProtocolError(1002, f"a host serves slot {event.slot} of {event.slots}, but there are {slots}")
-    return event.slot
+    return event

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from roost.errors import RemoteProtocolError
 from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData, Headers, Request, Response
-from roost.gateway.connection import Backlog, Channel, shut_down_writing
+from roost.gateway.connection import Backlog, Channel, Connection, shut_down_writing
 from roost.gateway.reactor import READ, WRITE
 from roost.protocol.http import (
     Data,
@@ -32,6 +32,7 @@ from roost.protocol.http import (
 
 if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
+    from roost.gateway.sockets import Owner
 
 _NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?\Z")
@@ -62,11 +63,13 @@ class HttpConnection(Channel):
         "_uncredited",
         "_unsent",
         "peer",
+        "scheme",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, fd: int, number: int, peer: str) -> None:
         super().__init__(gateway, fd, number)
         self.peer = peer
+        self.scheme = "http"
         self._parser = RequestParser(gateway.limits.head)
         self._queue: deque[HttpEvent] = deque()
         self._head: RequestHead | None = None  # of the request under way
@@ -139,7 +142,7 @@ class HttpConnection(Channel):
                 self._begin(head)
             else:
                 break
-        if self.fd >= 0 and type(self) is HttpConnection:
+        if self.fd >= 0:
             self._hold_or_read()
 
     def _hold_or_read(self) -> None:
@@ -171,11 +174,13 @@ class HttpConnection(Channel):
         self._body_bytes = len(body)
         self.gateway.counters.requests += 1
         upgrade = wants_websocket(head)
+        peer, scheme = self.gateway.access.client(self.peer, self.scheme, head.headers)
         try:
             if upgrade:
                 self._key = check_handshake(head)
+                self._check_origin(head)
             self._check_body(head)
-            url = self._url(head)
+            url = self._url(head, scheme)
         except RemoteProtocolError as error:
             if upgrade:
                 self.gateway.counters.refused_handshakes += 1
@@ -202,7 +207,7 @@ class HttpConnection(Channel):
                 self._reading_body,
                 upgrade,
                 self.number if upgrade else 0,
-                self.peer,
+                peer,
             )
         )
 
@@ -212,7 +217,14 @@ class HttpConnection(Channel):
             self.gateway.counters.refused_body += 1
             raise RemoteProtocolError(413, f"The body exceeds {self.gateway.limits.max_body_bytes} bytes.")
 
-    def _url(self, head: RequestHead) -> str:
+    def _check_origin(self, head: RequestHead) -> None:
+        if not self.gateway.access.origin_allowed(head.headers):
+            self.gateway.counters.refused_origin += 1
+            raise RemoteProtocolError(
+                403, f"The origin {get_header(head.headers, 'origin')!r} may not connect (network.allowed_origins)."
+            )
+
+    def _url(self, head: RequestHead, scheme: str) -> str:
         if head.target.startswith(("http://", "https://")):
             return head.target
         if not head.target.startswith("/") and head.target != "*":
@@ -220,7 +232,7 @@ class HttpConnection(Channel):
         host = get_header(head.headers, "host") or "localhost"
         if not _HOST.match(host):
             raise RemoteProtocolError(400, "The Host header is not a host and port.")
-        return f"http://{host}{head.target if head.target != '*' else '/*'}"
+        return f"{scheme}://{host}{head.target if head.target != '*' else '/*'}"
 
     def _body(self, event: HttpEvent) -> None:
         if type(event) is Data:
@@ -376,6 +388,10 @@ class HttpConnection(Channel):
         self._request_over()
         self._parser.close()
         return self._parser.leftover + self._early
+
+    def websocket(self, number: int, owner: Owner) -> Connection:
+        """The WebSocket that this connection becomes; the caller puts it in its place."""
+        return Connection(self.gateway, self.fd, number, owner)
 
     @property
     def busy(self) -> bool:

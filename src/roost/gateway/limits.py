@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from roost.gateway.access import SAME_HOST
 from roost.protocol.http import HeadLimits
 
 
@@ -26,7 +27,12 @@ class GatewayLimits(msgspec.Struct, frozen=True):
     max_unfinished_bytes: int = 64 * 1024 * 1024
     max_dials: int = 1000
     max_pings_per_s: int = 100
-    tcp_keepalive_s: int = 60
+    drop_oldest: bool = False  # what a client does not read: drop its oldest messages instead of closing
+    tcp_keepalive_s: int = 20
+    tcp_timeout_s: int = 20
+    drain_spread_s: float = 2.0
+    allowed_origins: tuple[str, ...] = (SAME_HOST,)
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class Counters(msgspec.Struct):
@@ -43,16 +49,20 @@ class Counters(msgspec.Struct):
     auto_responses: int = 0
     dials: int = 0
     closed_slow_reader: int = 0
+    dropped_oldest: int = 0
     closed_ping_flood: int = 0
     closed_head_timeout: int = 0
     closed_head_limit: int = 0
     closed_protocol_error: int = 0
     closed_too_big: int = 0
     closed_host_lost: int = 0
+    closed_tls: int = 0
     refused_connections: int = 0
     refused_address: int = 0
     refused_requests: int = 0
     refused_handshakes: int = 0
+    refused_origin: int = 0
+    requests_again: int = 0  # that a host had been given but not begun when it ended
     refused_body: int = 0
     accept_paused: int = 0
     pongs_merged: int = 0

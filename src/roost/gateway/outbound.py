@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from roost.errors import RemoteProtocolError
 from roost.events import Dial, Dialled, Headers
 from roost.gateway.connection import ClientConnection
+from roost.gateway.tls import TlsClientConnection, TlsPipe
 from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
 
 if TYPE_CHECKING:
@@ -27,46 +28,6 @@ _log = logging.getLogger("roost.gateway")
 
 _DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _OURS = frozenset({"host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "content-length"})
-
-
-class TlsPipe:
-    """TLS over bytes that somebody else moves: ciphertext in, plaintext out, and back."""
-
-    def __init__(self, context: ssl.SSLContext, server_hostname: str) -> None:
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
-
-    def handshake(self, data: bytes) -> tuple[bool, bytes]:
-        """Feed handshake bytes; whether it is complete, and what to send. Raises ssl.SSLError if it fails."""
-        if data:
-            self._incoming.write(data)
-        try:
-            self._tls.do_handshake()
-            complete = True
-        except ssl.SSLWantReadError:
-            complete = False
-        return complete, self._outgoing.read()
-
-    def encrypt(self, data: bytes) -> bytes:
-        self._tls.write(data)
-        return self._outgoing.read()
-
-    def decrypt(self, data: bytes) -> tuple[bytes | None, bytes]:
-        """Plaintext (None if there is none yet, b"" at the end of the stream), and what TLS itself has to send."""
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-        plain = b""
-        try:
-            while piece := self._tls.read(256 * 1024):
-                plain += piece
-        except ssl.SSLWantReadError:
-            return plain or None, self._outgoing.read()
-        except ssl.SSLError as error:
-            _log.debug("outbound: TLS ended: %s", error)
-        return plain, b""
 
 
 class Outbound:
@@ -129,7 +90,7 @@ class Outbound:
             parser = ResponseParser()
             while parser.head is None:
                 data = await loop.sock_recv(sock, 65536)
-                plain = tls.decrypt(data)[0] if tls else data
+                plain = tls.decrypt(data) if tls and data else data
                 if plain == b"":
                     raise RemoteProtocolError(502, "The upstream closed the connection during the handshake.")
                 if plain:
@@ -147,7 +108,11 @@ class Outbound:
             sock.close()
             return  # the host that asked is gone, and with it who would own the socket
         fd = sock.detach()
-        connection = ClientConnection(self._gateway, fd, self._gateway.new_number(fd), slot.plain, tls)
+        kind = ClientConnection if tls is None else TlsClientConnection
+        connection = kind(self._gateway, fd, self._gateway.new_number(fd), slot.plain)
+        if isinstance(connection, TlsClientConnection):
+            assert tls is not None
+            connection.tls = tls
         connection.protocol = get_header(head.headers, "sec-websocket-protocol") or ""
         self._gateway.adopt(connection)
         self._gateway.router.dialled(slot, Dialled(dial.dial, connection.number, 101, head.headers, ""))
@@ -160,16 +125,16 @@ class Outbound:
         if self._context is None:
             self._context = ssl.create_default_context(cafile=self._gateway.ca_file)
         pipe = TlsPipe(self._context, host)
-        complete, out = pipe.handshake(b"")
+        out = pipe.handshake(b"")
         while True:
             if out:
                 await loop.sock_sendall(sock, out)
-            if complete:
+            if pipe.complete:
                 return pipe
             data = await loop.sock_recv(sock, 65536)
             if not data:
                 raise RemoteProtocolError(502, "The upstream closed the connection during the TLS handshake.")
-            complete, out = pipe.handshake(data)
+            out = pipe.handshake(data)
 
     async def close(self) -> None:
         for task in list(self._tasks):

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from roost.api.buffers import ArrayBuffer
 from roost.api.http import Response
 from roost.api.namespace import DurableObjectId
-from roost.api.state import MAX_SOCKETS, DurableObjectState
+from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
-from roost.errors import DurableObjectAbort, JsException, JsTypeError, WorkerError
-from roost.events import AutoResponse, Binding, Chain, DropSockets, ObjectRef, Roster, SetAutoResponse
+from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, WorkerError
+from roost.events import AutoResponse, Binding, Chain, DropSockets, ObjectRef, Roster, SetAutoResponse, SocketMessage
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
@@ -39,14 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from roost.api.http import Request
-    from roost.events import SocketClose, SocketError, SocketMessage
+    from roost.events import SocketClose, SocketError
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
     from roost.host.loader import ObjectClass
 
 _log = logging.getLogger("roost.worker")
-
-MAX_WAITING = 10_000  # events and requests that may wait for an object to wake
 
 Done = Callable[[Any, BaseException | None], None]
 
@@ -232,14 +230,27 @@ class Actor(Context):
 
     def hold(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError) -> None:
         """Keep an event until the gate opens; its socket may only be made known by the roster."""
-        self._keep(lambda: self.host.socket_event(link, event), link, event.event)
-
-    def _wait(self, entry: Any) -> bool:
         assert self._waiting is not None
-        if len(self._waiting) >= MAX_WAITING:
-            return False
+        # What was given before has waited once already; how a socket ended is one event a socket.
+        if type(event) is SocketMessage and event.event > link.given_before and self._is_full():
+            self._shed(link, event)
+        else:
+            self._keep(lambda: self.host.socket_event(link, event), link, event.event)
+
+    def _is_full(self) -> bool:
+        return len(self._waiting or ()) + len(self._running) >= self.host.limits.max_queued_events
+
+    def _shed(self, link: GatewayLink, event: SocketMessage) -> None:
+        self.host.shed(link, event, "Too many messages wait for this object; try again later.")
+        link.running.discard(event.event)
+
+    def _wait(self, entry: Any) -> None:
+        """Keep a request or a call until the gate opens. Raises OverloadError if too many wait."""
+        assert self._waiting is not None
+        if self._is_full():
+            self.host.counters.events_shed += 1
+            raise OverloadError(f"Too many events wait for {self.label} (limits.max_queued_events); try again later.")
         self._waiting.append(entry)
-        return True
 
     # events from the network
 
@@ -251,6 +262,9 @@ class Actor(Context):
         self.last_active = self.host.now
         if event.event <= link.given_before and self._was_finished(event.event, link):
             self._done_when_durable(event.event, link)
+            return
+        if self._running and self._is_full() and event.event > link.given_before:
+            self._shed(link, event)
             return
         handler = self._on_message
         if handler is None or socket._accept is not Accept.HIBERNATABLE:
@@ -332,10 +346,9 @@ class Actor(Context):
                 again()
             link.say_done()
 
+        assert self._waiting is not None
         link.running.add(event)
-        if not self._wait(entry):
-            link.running.discard(event)
-            self.host.counters.events_shed += 1
+        self._waiting.append(entry)
 
     def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
         if socket._accept is not Accept.HIBERNATABLE:
@@ -493,9 +506,7 @@ class Actor(Context):
     async def _opened(self) -> None:
         """Return when the gate opens (it may be shut again by then). Raises WorkerError if the object cannot be built."""
         opening = _Opening(self)
-        if not self._wait(opening):
-            self.host.counters.events_shed += 1
-            raise WorkerError(f"{self.label} has too many waiting requests.")
+        self._wait(opening)
         await opening.future
 
     def _cannot_be_built(self, error: BaseException) -> WorkerError:
@@ -518,11 +529,18 @@ class Actor(Context):
             self._run_event(start, what, chain, done)
         elif why := deadlock(self, chain, self.host.actors):
             done(None, JsException(why))
-        elif not self._wait(
-            lambda error: self.run_event(start, what, chain, done) if error is None else done(None, self.not_run(error))
-        ):
-            self.host.counters.events_shed += 1
-            done(None, WorkerError(f"{self.label} has too many waiting events."))
+        else:
+
+            def opened(error: BaseException | None) -> None:
+                if error is None:
+                    self.run_event(start, what, chain, done)
+                else:
+                    done(None, self.not_run(error))
+
+            try:
+                self._wait(opened)
+            except OverloadError as full:
+                done(None, full)
 
     def not_run(self, error: BaseException) -> WorkerError:
         if not self.built:
@@ -585,8 +603,10 @@ class Actor(Context):
     # api.state.ObjectHost
 
     def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None:
-        if len(self.sockets) >= MAX_SOCKETS:
-            raise JsException(f"only {MAX_SOCKETS} websockets can be accepted on a single Durable Object instance")
+        limit = self.host.limits.max_sockets_per_object
+        if len(self.sockets) >= limit:
+            self.host.counters.sockets_refused += 1
+            raise JsException(f"only {limit} websockets can be accepted on a single Durable Object instance")
         socket._tags = tags
         self.sockets[socket] = None
         self._fetches[socket] = _current_fetch.get()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from roost.errors import ConfigError, JsException, QuarantineError
+from roost.errors import ConfigError, JsException, UnavailableError
 from roost.events import Chain
 from roost.link.port import NO_CONTEXT
 from roost.storage.database import StorageError
@@ -121,7 +121,7 @@ class Alarms:
     def _fire(self, due: Due) -> None:
         try:
             actor = self._host.awaken(due.ref, "alarm")
-        except (ConfigError, QuarantineError) as error:
+        except (ConfigError, UnavailableError) as error:
             _log.error("alarm of %s(%s): %s It stays set.", due.ref.class_name, due.ref.name or due.ref.id[:8], error)
             try:
                 self._later(due, due.retries, due.setbacks + 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import DurableObject
 from roost.api.rpc import encode_result, fault_of, find_method
-from roost.errors import ConfigError, QuarantineError, WorkerError
+from roost.errors import ConfigError, UnavailableError, WorkerError
 from roost.events import Call, Fault, Result
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Calls:
         except ConfigError as error:
             reply(b"", None, WorkerError(str(error)), None)
             return
-        except QuarantineError as error:
+        except UnavailableError as error:
             reply(b"", None, error, None)
             return
         self.running += 1

@@ -13,15 +13,13 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
 from roost.api.runtime import current_context
 from roost.api.service import ServiceStub
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
-from roost.errors import ConfigError, QuarantineError, WorkerError
+from roost.errors import ConfigError, OverloadError, QuarantineError, WorkerError
 from roost.events import (
     ENVELOPE_VERSION,
     Abort,
@@ -52,6 +50,7 @@ from roost.host.calls import Calls
 from roost.host.crons import Crons
 from roost.host.disk import Disk
 from roost.host.gateway_link import GatewayLink
+from roost.host.limits import HostCounters, HostLimits
 from roost.host.mark import Mark
 from roost.host.outbound import Outbound
 from roost.host.registry import Actors
@@ -60,6 +59,7 @@ from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller, raised
 from roost.ids import id_from_random, namespace_key
+from roost.protocol.websocket import CloseCode
 from roost.storage.dump import Restored, restoring_path
 
 if TYPE_CHECKING:
@@ -78,23 +78,6 @@ _log = logging.getLogger("roost.host")
 _SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError})
 
 
-class HostCounters(msgspec.Struct):
-    """Totals since the host started. Read by the node; never reset."""
-
-    events: int = 0
-    requests: int = 0
-    wakes: int = 0
-    sleeps: int = 0
-    events_shed: int = 0
-    events_unknown: int = 0
-    events_given_up: int = 0  # an earlier host hung in them
-    events_quarantined: int = 0  # of objects that are not woken any more; requests, too
-    events_known: int = 0  # given again, though an earlier host had finished them
-    tasks: int = 0
-    alarms: int = 0
-    calls: int = 0
-
-
 class Host:
     """One host on the running loop. `add_gateway` its links; `close` ends it."""
 
@@ -111,6 +94,7 @@ class Host:
         idle_s: float = 10.0,
         data: Path | None = None,
         max_open_files: int = 1000,
+        limits: HostLimits | None = None,
         services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
         crons: Sequence[str] = (),
         clock: Clock | None = None,
@@ -126,6 +110,7 @@ class Host:
         self.now = loop.time()  # of the current turn
         self.links: list[GatewayLink] = []
         self.actors = Actors()
+        self.limits = limits or HostLimits()
         self.counters = HostCounters()
         self.runner = Runner(loop)
         self.closing = False
@@ -176,7 +161,7 @@ class Host:
             Abort: self._abort,
             Roster: self._roster,
             Dialled: self._dialled,
-            Call: self.calls.from_link,
+            Call: self._call,
             Result: self._result,
             AutoAnswered: self._auto_answered,
             Welcome: self._welcome,
@@ -187,7 +172,7 @@ class Host:
         """Serve a gateway from now on."""
         gateway_link = GatewayLink(self, link, next(self._link_numbers))
         self.links.append(gateway_link)
-        link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots))
+        link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots, self.mark.path, gateway_link.index))
         link.start(gateway_link)
         if len(self.links) == 1:
             self.alarms.start()
@@ -302,6 +287,12 @@ class Host:
         if actor is None or actor.phase is Phase.WAKING:
             try:
                 actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
+            except OverloadError as error:
+                for event in events:
+                    link.running.discard(event.event)
+                    self.shed(link, event, str(error))
+                link.say_done()
+                return
             except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
                 key = roster.object.class_name, roster.object.id
                 if key not in self._quarantine_told:  # once an object: its clients may go on sending
@@ -342,6 +333,8 @@ class Host:
                 f"{ref.class_name}({ref.name or ref.id[:8]}) has twice brought its host down and is not woken any more;"
                 f" mend it, then `roost objects release {ref.id}`."
             )
+        if len(self.actors) >= self.limits.max_live_objects:
+            self._make_room()
         actor = Actor(self, ref, kind)
         actor.woke_for = why
         self.actors.add(actor)
@@ -353,6 +346,23 @@ class Host:
         if self._sweep is None:
             self._arm_sweep()
         return actor
+
+    def _make_room(self) -> None:
+        """Put a tenth of the objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
+        slept = self.actors.put_oldest_to_sleep(self.loop.time(), max(1, self.limits.max_live_objects // 10))
+        self.counters.sleeps += slept
+        self.counters.sleeps_early += slept
+        if not slept:
+            self.counters.wakes_refused += 1
+            raise OverloadError(
+                f"{len(self.actors)} objects are awake and none can sleep (limits.max_live_objects); try again in a moment."
+            )
+
+    def shed(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError, reason: str) -> None:
+        """There is no room for an event: its client is told to come back later."""
+        self.counters.events_shed += 1
+        if type(event) is SocketMessage:
+            link.close_socket(event.socket, CloseCode.TRY_AGAIN_LATER, reason)
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
@@ -378,7 +388,12 @@ class Host:
 
     def _request(self, link: GatewayLink, event: Request) -> None:
         self.counters.requests += 1
+        self.mark.begun(link.index)
         self.requests.begin(link, event)
+
+    def _call(self, link: GatewayLink, event: Call) -> None:
+        self.mark.begun(link.index)
+        self.calls.from_link(link, event)
 
     def _response(self, link: GatewayLink, event: Response) -> None:
         answered = link.responses.get(event.request)

@@ -1,7 +1,8 @@
 """What a host is just doing, where the node can read it after the host's death: a page of memory in a file.
 
 For ends that nobody can tell of: `os._exit` in a handler, a crash in C, code that holds the interpreter's lock. One page,
-written without a system call: epoch and event (0: none) of the message whose handler runs, then its object as JSON.
+written without a system call: epoch and event (0: none) of the message whose handler runs, then its object as JSON; at the
+end, how many requests of each gateway's link have been begun, which that gateway reads.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import mmap
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from roost.events import BEGUN_END, BEGUN_OFFSET
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _PAGE: Final = 4096
+_LINKS: Final = (BEGUN_END - BEGUN_OFFSET) // 8
 _HEAD: Final = struct.Struct("<QQI")
 
 
 class Mark:
     """One host's. Without a path (tests, `--inline`) nobody reads it."""
 
-    __slots__ = ("_memory", "_object", "words")
+    __slots__ = ("_memory", "_object", "path", "words")
 
     def __init__(self, path: Path | None = None) -> None:
         self._object: object = None
+        self.path = "" if path is None else str(path)
         if path is None:
             self._memory: Any = bytearray(_PAGE)
         else:
@@ -37,8 +42,13 @@ class Mark:
         """It is this object's event."""
         if self._object is not actor:
             self._object = actor
-            text = json.dumps([actor.ref.class_name, actor.ref.id, actor.label[:500]]).encode()[: _PAGE - _HEAD.size]
+            text = json.dumps([actor.ref.class_name, actor.ref.id, actor.label[:500]]).encode()[: BEGUN_OFFSET - _HEAD.size]
             struct.pack_into(f"<I{len(text)}s", self._memory, 16, len(text), text)
+
+    def begun(self, link: int) -> None:
+        """A request of that link is begun: it must not be given to another host."""
+        if link < _LINKS:
+            self.words[BEGUN_OFFSET // 8 + link] += 1
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -42,6 +42,15 @@ class Actors:
             actor.sleep()
         return len(sleepy)
 
+    def put_oldest_to_sleep(self, now: float, count: int) -> int:
+        """Forget that many actors which nothing pins, those first that were idle longest; how many."""
+        sleepy = [actor for actor in self._actors.values() if actor.may_sleep(now, 0.0)]
+        sleepy.sort(key=lambda actor: actor.last_active)
+        for actor in sleepy[:count]:
+            self.forget(actor)
+            actor.sleep()
+        return len(sleepy[:count])
+
     def report(self) -> list[dict[str, object]]:
         """Why each is awake: its phase, its sockets, the name of everything that pins it."""
         return [

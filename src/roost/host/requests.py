@@ -9,7 +9,7 @@ from roost.api.http import Request, Response
 from roost.api.rpc import fault_of
 from roost.api.state import ExecutionContext
 from roost.api.websocket import Accept, WebSocket
-from roost.errors import JsTypeError, QuarantineError, WorkerError
+from roost.errors import JsTypeError, UnavailableError, WorkerError
 from roost.events import BODY_WINDOW_BYTES, Abort, Binding
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
@@ -94,8 +94,8 @@ class Requests:
             link.link.send(Abort(event.request, str(error) if fault is None else f"{fault.name}: {fault.message}", fault))
             return
         headers = [("Content-Type", "text/plain;charset=UTF-8")]
-        if isinstance(error, QuarantineError):
-            headers.append(("Retry-After", "60"))
+        if isinstance(error, UnavailableError):
+            headers.append(("Retry-After", str(error.retry_after_s)))
             link.link.send(ResponseEvent(event.request, 503, "", headers, b"Service Unavailable", False))
             return
         link.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))

@@ -10,7 +10,7 @@ from roost.api.http import Request, Response
 from roost.api.rpc import error_of, fault_of
 from roost.api.runtime import current_context
 from roost.api.websocket import WebSocket
-from roost.errors import DurableObjectAbort, JsException, JsTypeError, QuarantineError, WorkerError
+from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, QuarantineError, WorkerError
 from roost.events import Abort, Call, Fault
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
@@ -267,8 +267,9 @@ def raised(fault: Fault | None, reason: str, cause: BaseException | None = None)
     """What a call that failed raises in its caller: the fault, or that it was not run, for this reason."""
     if fault is None:
         return WorkerError(reason)
-    if fault.name == QuarantineError.__name__:
-        return QuarantineError(fault.message)
+    for unavailable in (QuarantineError, OverloadError):
+        if fault.name == unavailable.__name__:
+            return unavailable(fault.message)
     return error_of(fault, cause)
 
 

@@ -14,6 +14,7 @@ from roost.errors import ConfigError, RoostError, WorkerError
 from roost.events import ObjectRef
 from roost.gateway.assets import Assets
 from roost.gateway.gateway import Gateway
+from roost.gateway.tls import ServerTls
 from roost.observe import logs
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def make_gateway(
     epoch: int | None = None,
 ) -> Gateway:
     """A gateway for the app, not yet listening. `epoch` 0: its host is in the same process."""
+    network = settings.network
     gateway = Gateway(
         loop,
         SystemClock(),
@@ -47,6 +49,7 @@ def make_gateway(
         request_log=logs.request_line,
         ca_file=ca_file,
         epoch=epoch,
+        tls=ServerTls(network.tls_cert, network.tls_key) if network.tls_cert else None,
     )
     gateway.assets = make_assets(app)
     return gateway
@@ -82,6 +85,7 @@ def make_host(
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.host import Host
+    from roost.host.limits import HostLimits
 
     host = Host(
         loop,
@@ -96,6 +100,11 @@ def make_host(
         max_open_files=settings.limits.max_open_databases,
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
+        limits=HostLimits(
+            max_live_objects=settings.limits.max_live_objects,
+            max_sockets_per_object=settings.limits.max_sockets_per_object,
+            max_queued_events=settings.limits.max_queued_events,
+        ),
         not_again=frozenset(not_again or ()),
         quarantined=frozenset(quarantined or ()),
         mark=None if mark is None else Path(mark),

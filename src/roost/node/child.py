@@ -88,6 +88,8 @@ class Child:
                 await self._report(order, role.report())
             if order.command == "app" and order.app is not None:
                 role.serve_app(order.app)
+            if order.command == "breaker":
+                role.open_breaker(order.slot, order.text)
             if order.command == "quarantine":
                 role.know(order)
             if order.command == "restore":
@@ -145,6 +147,10 @@ class _Gateway:
 
     def serve_app(self, app: App) -> None:
         self._gateway.assets = make_assets(app)
+
+    def open_breaker(self, slot: int, reason: str) -> None:
+        exchanges = self._gateway.router.exchanges
+        exchanges.open_breaker(self._gateway.router.slots[slot], reason)
 
     def report(self) -> dict[str, Any]:
         return gateway_report(self._gateway)

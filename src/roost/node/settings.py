@@ -6,13 +6,16 @@ Every setting has a default and its unit in its name. Unknown sections and keys 
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from roost.errors import ConfigError
+from roost.gateway.access import SAME_HOST, Access
 from roost.gateway.limits import GatewayLimits
+from roost.gateway.tls import ServerTls
 from roost.protocol.http import HeadLimits
 
 if TYPE_CHECKING:
@@ -35,6 +38,10 @@ class Limits(msgspec.Struct, frozen=True):
     max_unfinished_events: int = 16384
     max_unfinished_bytes: int = 64 * 1024 * 1024
     max_open_databases: int = 1000
+    max_live_objects: int = 10_000
+    max_sockets_per_object: int = 32_768
+    max_queued_events: int = 8192
+    slow_reader: Literal["close", "drop_oldest"] = "close"
     cpu_ms: int = 30_000
     max_host_memory_bytes: int = 0
 
@@ -48,9 +55,11 @@ class Timeouts(msgspec.Struct, frozen=True):
     dial_s: float = 10.0
     host_wait_s: float = 10.0
     drain_s: float = 10.0
+    drain_spread_s: float = 2.0
     restart_pause_s: float = 5.0
     deploy_grace_s: float = 5.0
-    tcp_keepalive_s: int = 60
+    tcp_keepalive_s: int = 20
+    tcp_timeout_s: int = 20
 
 
 class Hibernation(msgspec.Struct, frozen=True):
@@ -59,9 +68,19 @@ class Hibernation(msgspec.Struct, frozen=True):
     idle_s: float = 10.0
 
 
+class Network(msgspec.Struct, frozen=True):
+    """`[network]`: who may connect, and through what."""
+
+    allowed_origins: tuple[str, ...] = (SAME_HOST,)
+    trusted_proxies: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True):
     """All of it."""
 
+    network: Network = Network()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     hibernation: Hibernation = Hibernation()
@@ -86,7 +105,12 @@ class Settings(msgspec.Struct, frozen=True):
             max_unfinished_bytes=limits.max_unfinished_bytes,
             max_dials=limits.max_dials,
             max_pings_per_s=limits.max_pings_per_s,
+            drop_oldest=limits.slow_reader == "drop_oldest",
             tcp_keepalive_s=timeouts.tcp_keepalive_s,
+            tcp_timeout_s=timeouts.tcp_timeout_s,
+            drain_spread_s=timeouts.drain_spread_s,
+            allowed_origins=self.network.allowed_origins,
+            trusted_proxies=self.network.trusted_proxies,
         )
 
 
@@ -118,6 +142,23 @@ def read_settings(folder: Path) -> Settings:
     return Settings()
 
 
+def with_tls(settings: Settings, folder: Path, cert: str | None, key: str | None) -> Settings:
+    """The settings with the command line's certificate; paths of the settings' own are relative to `folder`. Raises
+    ConfigError."""
+    network = settings.network
+    if (cert is None) != (key is None):
+        raise ConfigError("--tls-cert and --tls-key go together.", key="--tls-cert")
+    if cert is not None and key is not None:
+        network = msgspec.structs.replace(network, tls_cert=os.path.abspath(cert), tls_key=os.path.abspath(key))
+    elif network.tls_cert:
+        network = msgspec.structs.replace(
+            network, tls_cert=str((folder / network.tls_cert).resolve()), tls_key=str((folder / network.tls_key).resolve())
+        )
+    if network.tls_cert:
+        ServerTls(network.tls_cert, network.tls_key)
+    return msgspec.structs.replace(settings, network=network)
+
+
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     """Settings from their mapping. Raises ConfigError naming the key, with the nearest known one."""
     sections = {field.name: field for field in msgspec.structs.fields(Settings)}
@@ -136,13 +177,22 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where}: {error}") from error
     for section in sections:
         for key, value in msgspec.structs.asdict(getattr(settings, section)).items():
-            if value < 0:
+            if isinstance(value, int | float) and value < 0:
                 raise ConfigError(f"{where}: {section}.{key} must not be negative.", key=f"{section}.{key}")
     if not 1 <= settings.limits.max_message_bytes <= _LARGEST_MESSAGE_BYTES:
         raise ConfigError(
             f"{where}: limits.max_message_bytes must be between 1 and {_LARGEST_MESSAGE_BYTES} (32 MiB).",
             key="limits.max_message_bytes",
         )
+    try:
+        Access(settings.network.allowed_origins, settings.network.trusted_proxies)
+    except ValueError as error:
+        raise ConfigError(f"{where}: network: {error}.", key="network") from error
+    if bool(settings.network.tls_cert) != bool(settings.network.tls_key):
+        raise ConfigError(f"{where}: network.tls_cert and network.tls_key go together.", key="network.tls_cert")
+    for key in ("max_live_objects", "max_sockets_per_object", "max_queued_events"):
+        if not getattr(settings.limits, key):
+            raise ConfigError(f"{where}: limits.{key} must be at least 1.", key=f"limits.{key}")
     if settings.limits.cpu_ms < 50:
         raise ConfigError(f"{where}: limits.cpu_ms must be at least 50.", key="limits.cpu_ms")
     if not settings.limits.max_open_databases:

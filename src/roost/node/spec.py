@@ -32,8 +32,8 @@ class ChildSpec(msgspec.Struct, frozen=True):
 
 class ToChild(msgspec.Struct, frozen=True):
     """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
-    served now), "drain", "end_soon", "quarantine" (all `quarantined`
-    objects), "report" or "restore" (both answered with a report)."""
+    served now), "breaker" (to a gateway: why nobody should wait for the host of `slot`), "drain", "end_soon", "quarantine"
+    (all `quarantined` objects), "report" or "restore" (both answered with a report)."""
 
     command: str
     app: App | None = None
@@ -43,6 +43,8 @@ class ToChild(msgspec.Struct, frozen=True):
     spec: ChildSpec | None = None
     timeout_s: float = 0.0
     request: int = 0
+    slot: int = 0
+    text: str = ""
 
 
 class FromChild(msgspec.Struct, frozen=True):

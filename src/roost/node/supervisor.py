@@ -49,6 +49,7 @@ _log = logging.getLogger("roost.node")
 _BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STABLE_AFTER_S = 10.0
 _HANGS_ALLOWED = 2
+_BREAKER_DEATHS = 5  # of one host in a row, each before it was stable: then nobody is let wait for it
 _LOADING_S = 60.0  # for new code
 _MAX_HUNG = 10_000  # objects whose hangs are remembered
 
@@ -84,6 +85,7 @@ class Node:
         self._not_again: deque[tuple[int, int]] = deque(maxlen=1000)  # events that a host hung in
         self._hung: dict[tuple[str, str], int] = {}  # how often an object brought its host down
         self._quarantined: dict[tuple[str, str], dict[str, str]] = {}
+        self._breakers: dict[int, str] = {}  # by host: why nobody should wait for it
         self._run_folder = ""
         self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
@@ -105,7 +107,8 @@ class Node:
             loop.add_signal_handler(number, self._signalled)
         try:
             host, port = listeners[0].getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            scheme = "https" if self._settings.network.tls_cert else "http"
+            url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
             if self._options.inline:
                 await self._run_inline(listeners, lambda: ready(url))
             else:
@@ -235,6 +238,11 @@ class Node:
                 await asyncio.sleep(_BACK_OFF_S[-1])
                 continue
             table[index] = child
+            if role == "gateway":
+                for slot, reason in self._breakers.items():
+                    child.tell(ToChild("breaker", slot=slot, text=reason))
+            elif index in self._breakers:
+                asyncio.get_running_loop().call_later(_STABLE_AFTER_S, self._calm, index, child)
             if self._stopping.is_set():
                 child.kill()
             if child.listening is not None:
@@ -244,11 +252,14 @@ class Node:
             ran_s = asyncio.get_running_loop().time() - child.started_at
             code = child.process.returncode or 0
             if child.replaced:
+                deaths = 0
                 if role == "host" and code not in (0, -signal.SIGKILL) and not child.told_stuck:
                     self._died_in_handler(child.name, child.mark)
                 child.mark.unlink(missing_ok=True)
                 continue
             deaths = 0 if ran_s > _STABLE_AFTER_S else deaths + 1
+            if role == "host" and deaths >= _BREAKER_DEATHS:
+                self._open_breaker(index, deaths)
             pause = min(_BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)], self._settings.timeouts.restart_pause_s)
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             if child.failure is not None:
@@ -298,6 +309,36 @@ class Node:
         child.tell(ToChild("start", spec=spec))
         child.listening = asyncio.create_task(child.listen(reader))
         return child
+
+    # what crashes again and again
+
+    def _open_breaker(self, index: int, deaths: int) -> None:
+        """Requests for that host are refused at once while it is not there. Sockets stay, and what they send waits."""
+        reason = (
+            f"{self._version_name()} has crashed {deaths} times in a row and is being restarted slowly (see the server's"
+            " log). Try again later; a deployment of other code ends this."
+        )
+        if index not in self._breakers:
+            _log.error("node: host %d: %s", index, reason)
+        self._tell_breaker(index, reason)
+
+    def _version_name(self) -> str:
+        active = next((version.number for version in self._versions.all() if version.active), None)
+        return "The worker" if active is None else f"Version {active} of the worker"
+
+    def _calm(self, index: int, child: ChildProcess) -> None:
+        if self._hosts[index] is child and child.is_ready:
+            _log.info("node: host %d runs again", index)
+            self._tell_breaker(index, "")
+
+    def _tell_breaker(self, index: int, reason: str) -> None:
+        if reason:
+            self._breakers[index] = reason
+        else:
+            self._breakers.pop(index, None)
+        for gateway in self._gateways:
+            if gateway is not None:
+                gateway.tell(ToChild("breaker", slot=index, text=reason))
 
     # what hangs
 
@@ -364,6 +405,8 @@ class Node:
                 if not index:  # nothing runs the new code: the old one goes on
                     self._app = before
                 raise
+        for index in list(self._breakers):
+            self._tell_breaker(index, "")
         for gateway in self._gateways:
             if gateway is not None:
                 gateway.tell(ToChild("app", app))
@@ -476,6 +519,7 @@ class Node:
                 {"class": class_name, "id": object_id, **about}
                 for (class_name, object_id), about in self._quarantined.items()
             ],
+            "breakers": {str(index): reason for index, reason in self._breakers.items()},
             "pids": {"node": os.getpid(), **{child.name: child.process.pid for child in (*gateways, *hosts)}},
         }
 

@@ -17,6 +17,7 @@ from roost.node.control import ask
 from roost.testing.rawws import RawWebSocket, http_get
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -29,14 +30,15 @@ class RunningNode:
         self.port = port
         self.data = data
         self.log = log
+        self.tls: ssl.SSLContext | None = None  # what clients of a node with TLS trust
 
     def connect(self, path: str = "/", headers: dict[str, str] | None = None, timeout_s: float = 10.0) -> RawWebSocket:
-        return RawWebSocket(self.port, path, headers, timeout_s)
+        return RawWebSocket(self.port, path, headers, timeout_s, self.tls)
 
     def get(
         self, path: str = "/", headers: dict[str, str] | None = None, method: str = "GET"
     ) -> tuple[int, dict[str, str], bytes]:
-        return http_get(self.port, path, headers, method)
+        return http_get(self.port, path, headers, method, self.tls)
 
     def status(self) -> dict[str, Any]:
         """What `roost objects --json` shows."""
@@ -45,6 +47,10 @@ class RunningNode:
     def counter(self, name: str) -> int:
         """A gateway counter, summed over the gateways."""
         return sum(gateway["counters"][name] for gateway in self.status()["gateways"])
+
+    def host_counter(self, name: str) -> int:
+        """A host counter, summed over the hosts that answer."""
+        return sum(host["counters"][name] for host in self.status()["hosts"] if host)
 
     def awake(self) -> list[dict[str, Any]]:
         """The objects in memory, with what pins each."""
@@ -97,7 +103,7 @@ def running(
         reader.start()
         try:
             line = process.stdout.readline()
-            ready = re.match(r"roost ready on http://.*:(\d+)$", line.strip())
+            ready = re.match(r"roost ready on https?://.*:(\d+)$", line.strip())
             if ready is None:
                 process.wait(20)
                 reader.join(5)

@@ -22,21 +22,27 @@ from roost.protocol.websocket import (
 )
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
 
-def open_socket(port: int, timeout_s: float = 10.0) -> socket.socket:
-    """A TCP connection to a local port."""
-    return socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+def open_socket(port: int, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None) -> socket.socket:
+    """A TCP connection to a local port, with TLS to `localhost` if a context is given."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    return sock if tls is None else tls.wrap_socket(sock, server_hostname="localhost")
 
 
 def http_get(
-    port: int, path: str = "/", headers: dict[str, str] | None = None, method: str = "GET"
+    port: int,
+    path: str = "/",
+    headers: dict[str, str] | None = None,
+    method: str = "GET",
+    tls: ssl.SSLContext | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """One request on a connection of its own: status, headers by lower-case name, body."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-    with open_socket(port) as sock:
+    with open_socket(port, tls=tls) as sock:
         sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
         data = b""
         while piece := sock.recv(65536):
@@ -71,8 +77,15 @@ class HandshakeRefused(Exception):
 class RawWebSocket:
     """An open WebSocket. Pings are answered only by `recv`; closing is the caller's."""
 
-    def __init__(self, port: int, path: str = "/", headers: dict[str, str] | None = None, timeout_s: float = 10.0) -> None:
-        self.sock = open_socket(port, timeout_s)
+    def __init__(
+        self,
+        port: int,
+        path: str = "/",
+        headers: dict[str, str] | None = None,
+        timeout_s: float = 10.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.sock = open_socket(port, timeout_s, tls)
         key = base64.b64encode(os.urandom(16)).decode()
         fields = {
             "Host": f"127.0.0.1:{port}",

@@ -1,0 +1,33 @@
+"""What a host allows, and what it counts. Every limit has its counter; `node/settings.py` gives the values."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class HostLimits(msgspec.Struct, frozen=True):
+    """Bounds of one host, each at least 1."""
+
+    max_live_objects: int = 10_000
+    max_sockets_per_object: int = 32_768
+    max_queued_events: int = 8192  # of one object: those that wait for it, and messages whose handlers wait
+
+
+class HostCounters(msgspec.Struct):
+    """Totals since the host started. Read by the node; never reset."""
+
+    events: int = 0
+    requests: int = 0
+    wakes: int = 0
+    sleeps: int = 0
+    sleeps_early: int = 0  # to make room for others (`max_live_objects`)
+    wakes_refused: int = 0  # no room: every object in memory is busy
+    sockets_refused: int = 0  # `max_sockets_per_object`
+    events_shed: int = 0  # `max_queued_events`
+    events_unknown: int = 0
+    events_given_up: int = 0  # an earlier host hung in them
+    events_quarantined: int = 0  # of objects that are not woken any more; requests, too
+    events_known: int = 0  # given again, though an earlier host had finished them
+    tasks: int = 0
+    alarms: int = 0
+    calls: int = 0
