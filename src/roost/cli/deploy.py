@@ -1,4 +1,4 @@
-"""`roost deploy`, `roost rollback`, `roost versions`: other code on a running node, through its control socket."""
+"""`roost deploy`, `rollback`, `versions` and `upgrade`: other code on a running node, through its control socket."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def run(parsed: Any) -> int:
     if parsed.command == "versions":
         return _list(data)
     request: dict[str, Any] = {"command": parsed.command}
+    if parsed.command == "upgrade":
+        answer = ask(str(data), request, _TIMEOUT_S)
+        if "error" in answer:
+            raise WorkerError(f"{answer['error']}\nWhat was not replaced goes on; the sockets are where they were.")
+        print(f"upgraded: gateways after {answer['gateways_s']:g} s, hosts after {answer['took_s']:g} s")
+        return 0
     if parsed.command == "rollback":
         request["version"] = parsed.version
     else:

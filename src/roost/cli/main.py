@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("version", nargs="?", type=int, help="its number (default: the one before)")
         command.add_argument("--dir", default=".", metavar="DIR", help="the app's folder (default: here)")
         command.add_argument("--data", metavar="DIR", help="the data folder (default: DIR/.roost/data)")
+    upgrade = commands.add_parser(
+        "upgrade", help="run the Roost that is installed now on the running node, without a disconnect"
+    )
+    upgrade.add_argument("--dir", default=".", metavar="DIR", help="the app's folder (default: here)")
+    upgrade.add_argument("--data", metavar="DIR", help="the node's data folder (default: DIR/.roost/data)")
     check = commands.add_parser("check", help="verify the integrity of a data folder")
     check.add_argument("dir", nargs="?", default=".", metavar="DIR", help="the app's folder (default: here)")
     check.add_argument("--data", metavar="DIR", help="the data folder (default: DIR/.roost/data)")
@@ -100,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "objects":
             return _objects(parsed)
-        if parsed.command in ("deploy", "rollback", "versions"):
+        if parsed.command in ("deploy", "rollback", "versions", "upgrade"):
             from roost.cli import deploy
 
             return deploy.run(parsed)

@@ -71,16 +71,16 @@ class Exchanges:
         self.gateway = gateway
         self.bindings: dict[int, PendingBinding] = {}  # 101s of objects elsewhere, waiting for the client's connection
         self._router = router
-        self._origins: dict[int, Origin] = {}
-        self._last_request = 0
+        self.origins: dict[int, Origin] = {}
+        self.last_request = 0
         self._next_slot = 0
 
     # asking
 
     def new_request(self, connection: HttpConnection) -> int:
-        self._last_request += 2
-        self._origins[self._last_request] = Origin(connection, None)
-        return self._last_request
+        self.last_request += 2
+        self.origins[self.last_request] = Origin(connection, None)
+        return self.last_request
 
     def request(self, request: Request | Call) -> None:
         """Give a request to a host: the owner of its target object, or else the next one."""
@@ -90,7 +90,7 @@ class Exchanges:
             up = [slot for slot in self._router.slots if slot.link is not None] or self._router.slots
             self._next_slot += 1
             slot = up[self._next_slot % len(up)]
-        origin = self._origins[request.request]
+        origin = self.origins[request.request]
         origin.target = slot
         if slot.link is not None:
             self.give(request, slot)
@@ -110,7 +110,7 @@ class Exchanges:
 
     def give(self, request: Request | Call, slot: HostSlot) -> None:
         """A request goes to its host, if anybody still waits for the answer."""
-        origin = self._origins.get(request.request)
+        origin = self.origins.get(request.request)
         if origin is not None:
             origin.given_to = slot.link
             origin.nth = slot.give(request)
@@ -125,33 +125,33 @@ class Exchanges:
 
     def _unavailable(self, request: int, text: str = _NOT_RUNNING, retry_after_s: int = 1) -> None:
         self.gateway.counters.refused_requests += 1
-        origin = self._origins.get(request)
+        origin = self.origins.get(request)
         if origin is None:
             return
         if origin.connection is not None:
             origin.connection.refuse(503, text, [("Retry-After", str(retry_after_s))])
         elif origin.slot is not None and origin.slot.current is not None:
             origin.slot.current.send(Abort(request, text))
-            self._origins.pop(request, None)
+            self.origins.pop(request, None)
 
     def slot_for(self, ref: ObjectRef) -> HostSlot:
         return self._router.slots[slot_of(ref.id, len(self._router.slots))]
 
     def to_host(self, request: int, event: BodyData | BodyCredit | Abort) -> None:
         """What follows a client's request goes where the request went."""
-        origin = self._origins.get(request)
+        origin = self.origins.get(request)
         if origin is not None and origin.given_to is not None:
             origin.given_to.send(event)
         elif origin is not None and origin.target is not None and type(event) is BodyData:
             self._unavailable(request)  # the host has not come yet and the body does not fit into the wait
 
     def request_over(self, request: int) -> None:
-        self._origins.pop(request, None)
+        self.origins.pop(request, None)
 
     # answering
 
     def response(self, slot: HostSlot, event: Response) -> None:
-        origin = self._origins.get(event.request)
+        origin = self.origins.get(event.request)
         if origin is None:
             self._nobody_waits(slot, event)
             return
@@ -194,10 +194,19 @@ class Exchanges:
         slot.deliver(SocketClose(slot.next_event(), 0, number, CloseCode.ABNORMAL, reason, clean=False))
 
     def _binding_expired(self, number: int) -> None:
+        self.unbound(number)
+        self.gateway.end_turn()
+
+    def unbound(self, number: int) -> None:
+        """The client of a 101 will not come any more."""
         bound = self.bindings.pop(number, None)
         if bound is not None:
             self._end_unbound(bound.slot, number, bound.answer)
-            self.gateway.end_turn()
+
+    def asked_by_host(self, request: int) -> bool:
+        """Whether a stub asked, and not a client."""
+        origin = self.origins.get(request)
+        return origin is not None and origin.slot is not None
 
     def _response_to_host(self, slot: HostSlot, origin: Origin, event: Response) -> None:
         if event.status == 101 and event.binding is not None:
@@ -209,7 +218,7 @@ class Exchanges:
         if origin.slot is not None and origin.slot.current is not None:
             origin.slot.current.send(event)
         if not event.more_body:
-            self._origins.pop(event.request, None)
+            self.origins.pop(event.request, None)
 
     def _bind(self, slot: HostSlot, http: HttpConnection, answer: Response, number: int, response: Response) -> None:
         """The client's connection becomes the WebSocket that a worker accepted."""
@@ -259,7 +268,7 @@ class Exchanges:
     def stub_request(self, slot: HostSlot, event: Request) -> None:
         """A stub call of a host to an object elsewhere."""
         origin = Origin(None, slot)
-        self._origins[event.request] = origin
+        self.origins[event.request] = origin
         if event.upgrade:
             event = Request(
                 event.request, event.method, event.url, event.headers, event.body, event.more_body, True,
@@ -269,23 +278,23 @@ class Exchanges:
 
     def stub_call(self, slot: HostSlot, event: Call) -> None:
         """A method call of a host on an object elsewhere."""
-        self._origins[event.request] = Origin(None, slot)
+        self.origins[event.request] = Origin(None, slot)
         self.request(event)
 
     def result(self, slot: HostSlot, event: Result) -> None:
-        origin = self._origins.pop(event.request, None)
+        origin = self.origins.pop(event.request, None)
         if origin is not None and origin.slot is not None and origin.slot.current is not None:
             origin.slot.current.send(event)
 
     def body_data(self, slot: HostSlot, event: BodyData) -> None:
         self.forward(slot, event)
-        origin = self._origins.get(event.request)
+        origin = self.origins.get(event.request)
         if event.last and origin is not None and origin.connection is None and origin.target is slot:
-            del self._origins[event.request]
+            del self.origins[event.request]
 
     def forward(self, slot: HostSlot, event: BodyData | BodyCredit | Abort) -> None:
         """Body traffic of a request: from the asked to the asker, or the other way."""
-        origin = self._origins.get(event.request)
+        origin = self.origins.get(event.request)
         if origin is None:
             return
         if origin.connection is not None:
@@ -302,7 +311,7 @@ class Exchanges:
         elif origin.slot is not None and origin.slot.current is not None:
             origin.slot.current.send(event)
         if type(event) is Abort:
-            self._origins.pop(event.request, None)
+            self.origins.pop(event.request, None)
 
     # a host's death
 
@@ -312,7 +321,7 @@ class Exchanges:
         begun = slot.begun()
         again = [
             origin
-            for origin in self._origins.values()
+            for origin in self.origins.values()
             if origin.target is slot and origin.slot is not slot and origin.request is not None and origin.nth > begun
         ]
         again.sort(key=lambda origin: origin.nth, reverse=True)
@@ -324,7 +333,7 @@ class Exchanges:
         if again:
             self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
         waiting = {request.request for request in slot.waiting}
-        for number, origin in list(self._origins.items()):
+        for number, origin in list(self.origins.items()):
             if number in waiting and origin.slot is not slot:
                 continue
             if origin.target is slot:
@@ -332,11 +341,11 @@ class Exchanges:
                     origin.connection.on_abort(Abort(number, "The worker's host ended before it answered."))
                 elif origin.slot is not None and origin.slot.current is not None:
                     origin.slot.current.send(Abort(number, "The object's host ended before it answered."))
-                self._origins.pop(number, None)
+                self.origins.pop(number, None)
             elif origin.slot is slot:
                 if origin.target is not None and origin.target.current is not None:
                     origin.target.current.send(Abort(number, "The caller's host ended."))
-                self._origins.pop(number, None)
+                self.origins.pop(number, None)
         for number, bound in list(self.bindings.items()):
             if bound.slot is slot:
                 del self.bindings[number]

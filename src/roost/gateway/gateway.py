@@ -84,17 +84,17 @@ class Gateway:
         self.outbound = Outbound(self)
         self.file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._deadlines = Deadlines(loop, self._expire)
-        self._listeners: list[Listener] = []
-        self._generation = 0
+        self.listeners: list[Listener] = []
+        self.generation = 0
         self._request_log = request_log
         self._per_address: dict[str, int] = {}
-        self._addresses: dict[int, str] = {}  # by descriptor, only while there is a bound per address
+        self.addresses: dict[int, str] = {}  # by descriptor, only while there is a bound per address
         self._pings: dict[int, int] = {}
         self._date = ("", 0)
         self._refusals_logged_at = 0.0
         self._in_end = False
         self.draining = False
-        self._closing_due: dict[int, float] = {}
+        self.closing_due: dict[int, float] = {}
         self._discarded: dict[int, int] = {}
 
     # life
@@ -107,7 +107,7 @@ class Gateway:
         """Accept clients from a listening socket, which the gateway now owns."""
         listener = Listener(self, sock)
         listener.start()
-        self._listeners.append(listener)
+        self.listeners.append(listener)
 
     def add_host(self, link: Link) -> None:
         """A host has connected; its hello says which slot it serves."""
@@ -116,7 +116,7 @@ class Gateway:
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, finish requests, say 1001 to every WebSocket, and close what is left at `timeout_s`."""
         self.draining = True
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener.close()
         deadline = self.loop.time() + timeout_s
         while self._open(HttpConnection, busy=True) and self.loop.time() < deadline - 1.0:
@@ -208,8 +208,8 @@ class Gateway:
         return self.counters.connections + 32
 
     def new_number(self, fd: int) -> int:
-        self._generation += 1
-        return self._generation << 20 | fd
+        self.generation += 1
+        return self.generation << 20 | fd
 
     def new_virtual_number(self) -> int:
         """A number without a descriptor (0 is never a client's), for a socket whose client is bound later."""
@@ -228,8 +228,7 @@ class Gateway:
                 self.counters.refused_address += 1
                 self._refuse(sock, "Too many connections from this address (limits.max_connections_per_address).")
                 return
-            self._per_address[peer] = self._per_address.get(peer, 0) + 1
-            self._addresses[sock.fileno()] = peer
+            self.count_address(sock.fileno(), peer)
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -248,6 +247,15 @@ class Gateway:
             http = TlsHttpConnection(self, fd, self.new_number(fd), peer, self.tls.pipe(self.loop.time()))
         self.adopt(http)
         self._deadlines.add(self.loop.time() + limits.head_timeout_s, http.number)
+
+    def look_again(self, http: HttpConnection) -> None:
+        """A connection that another gateway had accepted: it has its deadlines anew."""
+        self._deadlines.add(self.loop.time() + self.limits.head_timeout_s, http.number)
+
+    def count_address(self, fd: int, peer: str) -> None:
+        """A descriptor belongs to a client of that address, for the bound per address."""
+        self._per_address[peer] = self._per_address.get(peer, 0) + 1
+        self.addresses[fd] = peer
 
     def adopt(self, channel: Channel) -> None:
         """Take over a channel with an open descriptor."""
@@ -276,16 +284,16 @@ class Gateway:
     def connection_closed(self, channel: Channel, fd: int) -> None:
         """A channel has closed its descriptor."""
         self.counters.connections -= 1
-        self._closing_due.pop(channel.number, None)
+        self.closing_due.pop(channel.number, None)
         self._discarded.pop(channel.number, None)
         if isinstance(channel, Connection):
             self.counters.sockets -= 1
             self.router.connection_closed(channel)
         else:
             self.router.held_back.discard(channel.number)
-        if fd in self._addresses:
-            self._forget_address(self._addresses.pop(fd))
-        for listener in self._listeners:
+        if fd in self.addresses:
+            self._forget_address(self.addresses.pop(fd))
+        for listener in self.listeners:
             if listener.paused:
                 self.loop.call_soon(listener.resume)
 
@@ -304,10 +312,10 @@ class Gateway:
 
     # deadlines and rates
 
-    def close_deadline(self, number: int) -> None:
+    def close_deadline(self, number: int, in_s: float | None = None) -> None:
         """A closing handshake has begun."""
-        due = self.loop.time() + self.limits.close_timeout_s
-        self._closing_due[number] = due
+        due = self.loop.time() + (self.limits.close_timeout_s if in_s is None else in_s)
+        self.closing_due[number] = due
         self._deadlines.add(due, number)
 
     def discarded(self, number: int, size: int) -> int:
@@ -322,7 +330,7 @@ class Gateway:
         following = None
         if isinstance(channel, HttpConnection):
             following = channel.expire(now)
-        elif isinstance(channel, Connection) and channel.fd >= 0 and self._closing_due.get(number, now + 1) <= now + 0.01:
+        elif isinstance(channel, Connection) and channel.fd >= 0 and self.closing_due.get(number, now + 1) <= now + 0.01:
             channel.expire()
         self.end_turn()
         return following

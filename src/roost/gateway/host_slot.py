@@ -29,7 +29,7 @@ from roost.events import (
 from roost.gateway.sockets import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from roost.events import Event
     from roost.gateway.router import Router
@@ -55,12 +55,12 @@ class HostSlot:
         self.unfinished: deque[SocketEvent] = deque()
         self.late: dict[int, SocketEvent] = {}
         self.waiting: deque[Request | Call] = deque()  # requests that found no host here yet
-        self._router = router
-        self._last_event = 0
+        self.router = router
+        self.last_event = 0
         self._large_bytes = 0
-        self._attempts: dict[int, int] = {}
+        self.attempts: dict[int, int] = {}
         self.breaker = ""  # why nobody should wait for a host: its code crashes again and again
-        self._begun: Begun | None = None
+        self.begun_file: Begun | None = None
         self.given = 0  # requests, to the host that is here
 
     @property
@@ -83,11 +83,11 @@ class HostSlot:
 
     def begun(self) -> int:
         """How many of its requests the host has begun, also after its death; all, as far as we know, without its word."""
-        return self.given if self._begun is None else self._begun.count()
+        return self.given if self.begun_file is None else self.begun_file.count()
 
     def next_event(self) -> int:
-        self._last_event += 1
-        return self._last_event
+        self.last_event += 1
+        return self.last_event
 
     def deliver(self, event: SocketEvent) -> None:
         """Keep the event until it is done, and send it if a host is there."""
@@ -100,14 +100,14 @@ class HostSlot:
 
     def update_full(self) -> None:
         """Decide, once a turn, whether clients of this host are held back."""
-        limits = self._router.gateway.limits
+        limits = self.router.gateway.limits
         full = (
             len(self.unfinished) + len(self.late) > limits.max_unfinished_events
             or self._large_bytes > limits.max_unfinished_bytes
             or (self.link is not None and self.link.congested)
         )
         if self.full and not full:
-            self._router.release_held(self)
+            self.router.release_held(self)
         self.full = full
 
     def done(self, upto: int, stragglers: tuple[int, ...]) -> None:
@@ -123,15 +123,15 @@ class HostSlot:
         if self.late:
             for number in [n for n in self.late if n <= upto and n not in running]:
                 self._finished(self.late.pop(number))
-        if self._attempts and not unfinished and not self.late:
-            self._attempts.clear()
+        if self.attempts and not unfinished and not self.late:
+            self.attempts.clear()
 
     def _finished(self, event: SocketEvent) -> None:
         if isinstance(event, SocketMessage):
             if len(event.data) >= COUNT_FROM_BYTES:
                 self.count_large(event, -1)
         else:
-            self._router.end_finished(event)
+            self.router.end_finished(event)
 
     # the host's coming and going
 
@@ -139,27 +139,48 @@ class HostSlot:
         """A host is here: give it what its predecessor left unfinished, in order, then what waited."""
         self.link = link
         self.given = 0
-        if self._begun is not None:
-            self._begun.close()
-        self._begun = Begun(hello.mark, hello.link) if hello.mark else None
+        if self.begun_file is not None:
+            self.begun_file.close()
+        self.begun_file = Begun.open(hello.mark, hello.link) if hello.mark else None
         events = [*self.late.values(), *self.unfinished]
         events.sort(key=lambda event: event.event)
-        link.send(Welcome(self._router.gateway.epoch, events[-1].event if events else 0))
+        link.send(Welcome(self.router.gateway.epoch, events[-1].event if events else 0))
         self.late.clear()
         self.unfinished.clear()
         for event in events:
-            attempts = self._attempts.get(event.event, 0)
+            attempts = self.attempts.get(event.event, 0)
             if attempts >= _MAX_ATTEMPTS:
-                self._router.gateway.counters.events_dropped += 1
+                self.router.gateway.counters.events_dropped += 1
                 _log.error("gateway: an event of socket %d was dropped after %d hosts died with it", event.socket, attempts)
                 self._finished(event)
                 continue
             if attempts:
-                self._router.gateway.counters.events_redelivered += 1
+                self.router.gateway.counters.events_redelivered += 1
             self.unfinished.append(event)
             link.send(event)
         while self.waiting:
-            self._router.exchanges.give(self.waiting.popleft(), self)
+            self.router.exchanges.give(self.waiting.popleft(), self)
+
+    def restore(
+        self, last_event: int, unfinished: Iterable[SocketEvent], late: Iterable[SocketEvent], attempts: dict[int, int]
+    ) -> None:
+        """What another gateway was owed."""
+        self.last_event = last_event
+        self.unfinished.extend(unfinished)
+        self.late.update((event.event, event) for event in late)
+        self.attempts.update(attempts)
+        self._count_large_again()
+
+    def adopt_begun(self, fd: int, offset: int) -> None:
+        """The host's count of begun requests, already open."""
+        self.begun_file = Begun(fd, offset) if fd >= 0 else None
+
+    def _count_large_again(self) -> None:
+        self._large_bytes = sum(
+            len(e.data)
+            for e in (*self.late.values(), *self.unfinished)
+            if isinstance(e, SocketMessage) and len(e.data) >= COUNT_FROM_BYTES
+        )
 
     def on_closed(self, reason: str) -> None:
         orderly, self.link, self.leaving = self.link is None, None, None
@@ -167,50 +188,52 @@ class HostSlot:
         if (
             unfinished and not orderly
         ):  # handlers start in order: the oldest is the suspect, not those that waited behind it
-            self._attempts[min(unfinished)] = self._attempts.get(min(unfinished), 0) + 1
-        self._router.host_lost(self, reason)
+            self.attempts[min(unfinished)] = self.attempts.get(min(unfinished), 0) + 1
+        self.router.host_lost(self, reason)
 
     def on_drained(self) -> None:
         self.update_full()
 
     def on_events(self, events: Sequence[Event]) -> None:
-        self._router.from_host(self, events)
+        self.router.from_host(self, events)
 
     def forget_plain(self) -> None:
         """The host is gone, and with it the program's end of every plain socket: their events have no one to go to."""
         for event in [e for e in (*self.late.values(), *self.unfinished) if e.actor == 0]:
             if not isinstance(event, SocketMessage):
-                self._router.end_finished(event)
+                self.router.end_finished(event)
         self.late = {n: e for n, e in self.late.items() if e.actor}
         self.unfinished = deque(e for e in self.unfinished if e.actor)
-        self._large_bytes = sum(
-            len(e.data)
-            for e in (*self.late.values(), *self.unfinished)
-            if isinstance(e, SocketMessage) and len(e.data) >= COUNT_FROM_BYTES
-        )
+        self._count_large_again()
 
 
 class Begun:
     """A host's count of the requests that it has begun (`host/mark.py`), readable after its death."""
 
-    def __init__(self, path: str, link: int) -> None:
-        self._offset = BEGUN_OFFSET + 8 * link
+    def __init__(self, fd: int, offset: int) -> None:
+        self.fd = fd
+        self.offset = offset
+
+    @classmethod
+    def open(cls, path: str, link: int) -> Begun:
+        """The count of one link, in the file that a `Hello` names."""
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            self._fd = -1
+            fd = -1
             _log.warning("gateway: what a host has begun cannot be read: %s", error)
+        return cls(fd, BEGUN_OFFSET + 8 * link)
 
     def count(self) -> int:
         """All of them if it cannot be read: then none is given again."""
-        if self._fd < 0 or self._offset + 8 > BEGUN_END:
+        if self.fd < 0 or self.offset + 8 > BEGUN_END:
             return sys.maxsize
-        return int.from_bytes(os.pread(self._fd, 8, self._offset), sys.byteorder)
+        return int.from_bytes(os.pread(self.fd, 8, self.offset), sys.byteorder)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def check_hello(event: Event | None, slots: int) -> Hello:

@@ -394,6 +394,20 @@ class HttpConnection(Channel):
         return Connection(self.gateway, self.fd, number, owner)
 
     @property
+    def between_requests(self) -> bool:
+        """Nothing has begun and nothing is owed."""
+        return self._parser.between and not (self.busy or self._queue or self._close_after)
+
+    def cut(self, reason: str) -> None:
+        """End now, whatever is under way: a request that was not answered gets 502."""
+        if self._request:
+            self.gateway.router.exchanges.to_host(self._request, Abort(self._request, reason))
+            if not self._responding:
+                self.refuse(502, reason)
+        self.flush()
+        self.lost()
+
+    @property
     def busy(self) -> bool:
         """A request is under way, or its response has not wholly left."""
         return self._head is not None or self.out is not None

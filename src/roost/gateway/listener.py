@@ -72,6 +72,13 @@ class Listener:
         self.paused = False
         self._gateway.reactor.watch(self._sock.fileno(), READ)
 
+    def hold(self) -> None:
+        """Accept nobody until `release`; who connects waits in the kernel."""
+        self._gateway.reactor.watch(self._sock.fileno(), 0)
+
+    def release(self) -> None:
+        self._gateway.reactor.watch(self._sock.fileno(), 0 if self.paused else READ)
+
     def broken(self, error: Exception) -> None:
         """A bug in accepting must not end accepting."""
 

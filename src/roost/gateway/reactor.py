@@ -88,6 +88,10 @@ class Reactor:
         """Begin to poll. The loop must be running or about to."""
         self._loop.add_reader(self._epoll.fileno(), self._turn)
 
+    def pause(self) -> None:
+        """Poll no more until `start`; what is ready stays so."""
+        self._loop.remove_reader(self._epoll.fileno())
+
     def close(self) -> None:
         """Stop polling. Registered descriptors are their owners' to close."""
         self._loop.remove_reader(self._epoll.fileno())

@@ -80,7 +80,7 @@ class Router:
             payload = data.encode() if type(data) is str else data
             owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[attr-defined,arg-type]
             return
-        slot._last_event = number = slot._last_event + 1
+        slot.last_event = number = slot.last_event + 1
         message = SocketMessage(number, owner.actor, connection.number, data)
         slot.unfinished.append(message)
         if slot.link is not None:
@@ -149,6 +149,13 @@ class Router:
             self.held_back.add(connection.number)
             self._held_for.setdefault(slot.index, []).append(connection)
             self.gateway.rewatch(connection)
+
+    def hold_again(self, connection: Connection) -> None:
+        """A client that another gateway had held back."""
+        self.held_back.add(connection.number)
+        if connection.owner.slot is not None:
+            self._held_for.setdefault(connection.owner.slot.index, []).append(connection)
+            connection.owner.slot.full = True  # until it is seen that it is not
 
     def release_held(self, slot: HostSlot) -> None:
         """The host has caught up: read its clients again."""

@@ -13,6 +13,8 @@ from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
 from roost.gateway.connection import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from roost.gateway.connection import Connection
     from roost.gateway.host_slot import HostSlot
 
@@ -63,10 +65,19 @@ class SocketTable:
     def __init__(self) -> None:
         self._by_actor: dict[int, ActorRecord] = {}
         self._by_object: dict[tuple[str, str], ActorRecord] = {}
-        self._last_actor = 0
+        self.last_actor = 0
 
     def __len__(self) -> int:
         return len(self._by_actor)
+
+    def __iter__(self) -> Iterator[ActorRecord]:
+        return iter(self._by_actor.values())
+
+    def restore(self, record: ActorRecord, *, awake: bool, auto: AutoResponse | None) -> None:
+        """A record of another gateway's table."""
+        record.awake, record.auto = awake, auto
+        self._by_actor[record.actor] = record
+        self._by_object[(record.object.class_name, record.object.id)] = record
 
     def get(self, ref: ObjectRef) -> ActorRecord | None:
         return self._by_object.get((ref.class_name, ref.id))
@@ -78,8 +89,8 @@ class SocketTable:
         """Make `connection` a hibernatable socket of the object `ref`, which lives on `slot`."""
         record = self.get(ref)
         if record is None:
-            self._last_actor += 1
-            record = ActorRecord(slot, self._last_actor, ref)
+            self.last_actor += 1
+            record = ActorRecord(slot, self.last_actor, ref)
             self._by_actor[record.actor] = record
             self._by_object[(ref.class_name, ref.id)] = record
         record.awake = True

@@ -37,7 +37,15 @@ class UnixLink:
     must not (else both ends could wait for each other for ever) and holds back its clients instead.
     """
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, hold_reading: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        hold_reading: bool,
+        unread: bytes = b"",
+        backlog: bytes = b"",
+    ) -> None:
         sock.setblocking(False)
         self.congested = False
         self._sock = sock
@@ -46,7 +54,9 @@ class UnixLink:
         self._receiver: Receiver | None = None
         self._splitter = Splitter(MAX_ENVELOPE_BYTES)
         self._batch = Batch()
-        self._backlog = bytearray()
+        self._backlog = bytearray(backlog)
+        if unread:
+            self._splitter.feed(unread)
         self._scheduled = False
         self._open = True
 
@@ -56,6 +66,32 @@ class UnixLink:
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        self.resume()
+
+    # another process may go on with a link: `unread` and `backlog` are what it needs besides the descriptor
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def unread(self) -> bytes:
+        """What has arrived of an envelope that is not complete."""
+        return self._splitter.rest
+
+    @property
+    def backlog(self) -> bytes:
+        """What was flushed and could not be written yet."""
+        return bytes(self._backlog)
+
+    def pause(self) -> None:
+        """Write what can be written, then neither read nor write until `resume`."""
+        self.flush()
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+
+    def resume(self) -> None:
+        if self._backlog:
+            contextvars.Context().run(self._loop.add_writer, self._sock.fileno(), self._writable)
         contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)
 
     def send(self, event: Event) -> None:

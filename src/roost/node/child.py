@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from roost.errors import ConfigError, WorkerError
+from roost.errors import ConfigError, InternalError, RemoteProtocolError, WorkerError
+from roost.gateway import handover
 from roost.link.unix import UnixLink
 from roost.node.assemble import (
     calm_collector,
@@ -36,6 +37,7 @@ from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
 if TYPE_CHECKING:
+    from roost.gateway.tls_pump import TlsPump
     from roost.host.loader import Worker
     from roost.host.watchdog import Stuck
     from roost.node.config import App
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.node")
 
 _RETRY_S = 0.05
+_HANDOVER_S = 20.0  # for all of a gateway's sockets to change hands
 
 
 class Child:
@@ -75,13 +78,23 @@ class Child:
                 await role.drain(0)
                 return 0
             role.know(order)
-        await role.connect()
+        try:
+            await role.connect()
+        except InternalError as error:
+            await self._tell(FromChild("failed", str(error), "worker"))
+            return 1
         calm_collector()
         await self._tell(FromChild("ready"))
         while (order := await self._next()) is not None:
             if order.command == "drain":
                 await role.drain(order.timeout_s)
                 return 0
+            if order.command == "hand_over":
+                fault = await role.hand_over(order.text, order.timeout_s)
+                if not fault:
+                    await self._tell(FromChild("left"))
+                    return await self._pump(role)
+                await self._report(order, {"error": fault})
             if order.command == "end_soon":
                 role.end_soon()
             if order.command == "report":
@@ -96,6 +109,15 @@ class Child:
                 await self._report(order, await role.restore(order.arguments))
         await role.drain(0.5)
         return 1
+
+    async def _pump(self, role: Any) -> int:
+        """The successor has everything but the TLS sessions: those go on here until they end."""
+        orders = asyncio.create_task(self._next())
+        while role.pumping and not orders.done():
+            await asyncio.wait({orders}, timeout=1.0)
+        orders.cancel()
+        role.end_pumps()
+        return 0
 
     async def _report(self, order: ToChild, report: dict[str, Any]) -> None:
         raw = msgspec.Raw(msgspec.json.encode(report))
@@ -117,17 +139,24 @@ class _Gateway:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._gateway = make_gateway(loop, spec.app, spec.settings, spec.slots, spec.ca_file)
-        self._gateway.start()
-        path = spec.sockets[spec.index]
-        if os.path.exists(path):
-            os.unlink(path)
+        self._spec = spec
+        self._pumps: list[TlsPump] = []
         self._links = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._links.bind(path)
-        os.chmod(path, 0o600)
-        self._links.listen(16)
+        self._predecessor: socket.socket | None = None
+        if spec.hold:  # another gateway runs: it comes here to hand over
+            self._predecessor = _listen(spec.take_over)
+        else:
+            self._gateway.start()
+            self._open_doors()
+
+    def _open_doors(self) -> None:
+        """To hosts and clients."""
+        path = self._spec.sockets[self._spec.index]
+        self._links.close()
+        self._links = _listen(path)
         self._links.setblocking(False)
-        loop.add_reader(self._links.fileno(), self._host_arrives)
-        for fd in spec.listen_fds:
+        self._loop.add_reader(self._links.fileno(), self._host_arrives)
+        for fd in self._spec.listen_fds:
             self._gateway.listen(socket.socket(fileno=fd))
 
     @classmethod
@@ -143,10 +172,80 @@ class _Gateway:
         self._gateway.add_host(UnixLink(sock, self._loop, hold_reading=False))
 
     async def connect(self) -> None:
-        """It is hosts that connect."""
+        """It is hosts that connect; a successor takes over what the gateway before it has. Raises RoostError."""
+        if self._predecessor is None:
+            return
+        with self._predecessor as listener:
+            listener.settimeout(_HANDOVER_S)
+            try:
+                sock, _ = await asyncio.to_thread(listener.accept)
+                with sock:
+                    sock.settimeout(_HANDOVER_S)
+                    state, placed = handover.receive(sock)
+                    handover.check(state, self._spec.slots)
+                    handover.rebuild(self._gateway, state, placed)
+                    sock.sendall(b"k")
+                    if sock.recv(1) != b"g":  # it has gone on by itself
+                        raise ConnectionError("the gateway before has not left")
+            except (OSError, ValueError, RemoteProtocolError) as error:
+                raise InternalError(f"the running gateway could not be taken over: {error}") from error
+        handover.begin(self._gateway)
+        self._open_doors()
+
+    async def hand_over(self, path: str, timeout_s: float) -> str:
+        """Give everything to the successor that waits at `path`; what went wrong, in which case nothing has changed."""
+        gateway = self._gateway
+        await handover.quiesce(gateway, timeout_s)
+        self._loop.remove_reader(self._links.fileno())
+        await gateway.outbound.close()
+        handover.freeze(gateway)
+        pumps: list[TlsPump] = []
+        state, descriptors = handover.describe(gateway, pumps)
+        plain_ends = set(descriptors) - set(state.descriptors)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(_HANDOVER_S)
+                sock.connect(path)
+                handover.send(sock, state, descriptors)
+                if sock.recv(1) != b"k":
+                    raise ConnectionError("the successor could not go on with it (see the server's log)")
+                sock.sendall(b"g")
+        except (OSError, ValueError) as error:
+            for pump in pumps:
+                pump.forget()
+            handover.thaw(gateway)
+            self._loop.add_reader(self._links.fileno(), self._host_arrives)
+            return str(error)
+        finally:
+            for fd in plain_ends:
+                os.close(fd)
+        self._links.close()
+        for client_listener in gateway.listeners:
+            client_listener.close()
+        gateway.reactor.close()
+        pumped = {pump.fd for pump in pumps}
+        for fd in state.descriptors:
+            if fd not in pumped:
+                os.close(fd)  # the successor has its own
+        self._pumps = pumps
+        for pump in pumps:
+            pump.start()
+        return ""
+
+    @property
+    def pumping(self) -> bool:
+        self._pumps = [pump for pump in self._pumps if pump.open]
+        return bool(self._pumps)
+
+    def end_pumps(self) -> None:
+        for pump in self._pumps:
+            pump.close()
 
     def serve_app(self, app: App) -> None:
         self._gateway.assets = make_assets(app)
+
+    def know(self, order: ToChild) -> None:
+        """Only hosts need to know what has brought others down."""
 
     def open_breaker(self, slot: int, reason: str) -> None:
         exchanges = self._gateway.router.exchanges
@@ -159,6 +258,17 @@ class _Gateway:
         self._loop.remove_reader(self._links.fileno())
         self._links.close()
         await self._gateway.drain(timeout_s)
+
+
+def _listen(path: str) -> socket.socket:
+    """A unix socket that only this user can connect to."""
+    if os.path.exists(path):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    os.chmod(path, 0o600)
+    sock.listen(16)
+    return sock
 
 
 class _HostRole:

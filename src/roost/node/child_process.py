@@ -48,6 +48,7 @@ class ChildProcess:
         self.started_at = asyncio.get_running_loop().time()
         self.settled = asyncio.Event()  # loaded, ready, failed or gone
         self.connected = asyncio.Event()  # ready, or gone
+        self.over = asyncio.Event()  # gone, or its successor has everything
         self.listening: asyncio.Task[None] | None = None
         self._writer = writer
         self._reports: dict[int, asyncio.Future[Any]] = {}
@@ -78,6 +79,7 @@ class ChildProcess:
         self.health = Health.GONE
         self.settled.set()
         self.connected.set()
+        self.over.set()
         self._writer.close()
         await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
         for waiting in self._reports.values():
@@ -95,6 +97,8 @@ class ChildProcess:
                 self.health = Health.READY
                 self.settled.set()
                 self.connected.set()
+            elif message.kind == "left":
+                self.over.set()
             elif message.kind == "failed":
                 self.failure = message
                 self.settled.set()
@@ -107,6 +111,19 @@ class ChildProcess:
     async def report(self) -> Any:
         """The child's own report; None if it does not answer in time."""
         return await self.ask("report")
+
+    async def hand_over(self, path: str, grace_s: float, timeout_s: float) -> str:
+        """A gateway: give everything to the one that waits there; what went wrong."""
+        self._last_report += 1
+        waiting = self._reports[self._last_report] = asyncio.get_running_loop().create_future()
+        self.tell(ToChild("hand_over", text=path, timeout_s=grace_s, request=self._last_report))
+        left = asyncio.create_task(self.over.wait())
+        done, _ = await asyncio.wait({waiting, left}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        if left in done:
+            return "" if self.health is not Health.GONE else "it ended"
+        answer = waiting.result() if waiting in done else None
+        return str(answer["error"]) if answer else "it does not answer"
 
     async def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """The answer to a command; None if it does not answer in time."""

@@ -27,12 +27,14 @@ class ChildSpec(msgspec.Struct, frozen=True):
     not_again: list[tuple[int, int]] = []  # events (epoch, number) that a host hung in
     quarantined: list[tuple[str, str]] = []  # objects (class, id)
     mark: str | None = None  # the file that tells, after its death, what a host was doing
-    hold: bool = False  # a host: load the worker, say "loaded", and connect only when told to
+    hold: bool = False  # load (a host: the worker), say "loaded", and connect only when told to
+    take_over: str = ""  # a gateway with `hold`: where the one that runs hands over
 
 
 class ToChild(msgspec.Struct, frozen=True):
     """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
-    served now), "breaker" (to a gateway: why nobody should wait for the host of `slot`), "drain", "end_soon", "quarantine"
+    served now), "breaker" (to a gateway: why nobody should wait for the host of `slot`), "hand_over" (to a
+    gateway: everything to the one that waits at `text`), "drain", "end_soon", "quarantine"
     (all `quarantined` objects), "report" or "restore" (both answered with a report)."""
 
     command: str
@@ -48,7 +50,8 @@ class ToChild(msgspec.Struct, frozen=True):
 
 
 class FromChild(msgspec.Struct, frozen=True):
-    """A child → the node, one a line. `kind`: "loaded", "ready", "report", "stuck" (`report`: a `Stuck`) or "failed".
+    """A child → the node, one a line. `kind`: "loaded", "ready", "left" (a successor has everything), "report",
+    "stuck" (`report`: a `Stuck`) or "failed".
 
     `text` and `fault` ("config" or "worker") tell of a failure.
     """

@@ -79,13 +79,15 @@ class Node:
         self._gateways: list[ChildProcess | None] = [None] * options.gateways
         self._hosts: list[ChildProcess | None] = [None] * options.hosts
         self._keepers: list[asyncio.Task[None]] = []
-        self._successors: dict[int, ChildProcess] = {}  # hosts that have loaded new code, by index
+        self._successors: dict[tuple[str, int], ChildProcess] = {}  # that are to take a place, by role and index
+        self._left: list[ChildProcess] = []  # gateways whose successors have everything but the TLS sessions
         self._changing = asyncio.Lock()  # one deployment at a time
         self._versions = Versions(Path(options.data))
         self._not_again: deque[tuple[int, int]] = deque(maxlen=1000)  # events that a host hung in
         self._hung: dict[tuple[str, str], int] = {}  # how often an object brought its host down
         self._quarantined: dict[tuple[str, str], dict[str, str]] = {}
         self._breakers: dict[int, str] = {}  # by host: why nobody should wait for it
+        self._listeners: list[socket.socket] = []
         self._run_folder = ""
         self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
@@ -100,7 +102,7 @@ class Node:
         data, slots = Path(self._options.data), self._options.hosts
         await asyncio.to_thread(alarm_index.prepare, data, slots)
         self._versions.none_active()
-        listeners = self._bind()
+        listeners = self._listeners = self._bind()
         self._run_folder = tempfile.mkdtemp(prefix="roost-")
         server = await control.serve(self._options.data, self._answer)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -199,7 +201,7 @@ class Node:
             for child in self._hosts:
                 if child is not None:
                     child.tell(ToChild("end_soon"))
-            await asyncio.gather(*(child.stop(drain_s) for child in self._gateways if child))
+            await asyncio.gather(*(child.stop(drain_s) for child in [*self._gateways, *self._left] if child))
             await asyncio.gather(*(child.stop(min(drain_s, 2.0)) for child in self._hosts if child))
             await asyncio.wait(self._keepers, timeout=1.0)
             for keeper in self._keepers:
@@ -227,10 +229,10 @@ class Node:
         deaths = 0
         while not self._stopping.is_set():
             try:
-                child = self._successors.pop(index, None) if role == "host" else None
-                if child is not None:
+                child = self._successors.pop((role, index), None)
+                if child is not None and role == "host":
                     child.tell(ToChild("connect", quarantined=list(self._quarantined), not_again=list(self._not_again)))
-                else:
+                elif child is None:
                     child = await self._spawn(role, index, listen_fds)
             except (OSError, subprocess.SubprocessError) as error:
                 self._spawn_error = f"{role} {index} cannot be started: {error}"
@@ -245,8 +247,10 @@ class Node:
                 asyncio.get_running_loop().call_later(_STABLE_AFTER_S, self._calm, index, child)
             if self._stopping.is_set():
                 child.kill()
-            if child.listening is not None:
-                await child.listening
+            await child.over.wait()
+            if child.health is not Health.GONE and child.listening is not None:
+                self._left = [each for each in self._left if each.health is not Health.GONE] + [child]
+                continue
             if self._stopping.is_set():
                 return
             ran_s = asyncio.get_running_loop().time() - child.started_at
@@ -275,7 +279,14 @@ class Node:
             await asyncio.sleep(pause)
 
     async def _spawn(
-        self, role: str, index: int, listen_fds: list[int], app: App | None = None, *, hold: bool = False
+        self,
+        role: str,
+        index: int,
+        listen_fds: list[int],
+        app: App | None = None,
+        *,
+        hold: bool = False,
+        take_over: str = "",
     ) -> ChildProcess:
         app = app or self._app
         ours, theirs = socket.socketpair()
@@ -305,6 +316,7 @@ class Node:
             quarantined=list(self._quarantined),
             mark=str(child.mark) if role == "host" else None,
             hold=hold,
+            take_over=take_over,
         )
         child.tell(ToChild("start", spec=spec))
         child.listening = asyncio.create_task(child.listen(reader))
@@ -436,7 +448,7 @@ class Node:
         """The old host finishes what it has begun; the new one gets what comes meanwhile. Raises WorkerError."""
         if successor.health is not Health.LOADED:
             raise WorkerError(f"the new code's host has ended before its turn (exit code {successor.process.returncode}).")
-        self._successors[index] = successor
+        self._successors["host", index] = successor
         while not successor.connected.is_set():
             current = self._hosts[index]
             # Again, if the keeper had just begun to start another host.
@@ -450,6 +462,43 @@ class Node:
                     raise WorkerError("the node is shutting down.") from None
         if not successor.is_ready:
             raise WorkerError(f"the new code's host ended as it took over (exit code {successor.process.returncode}).")
+
+    async def _upgrade(self) -> dict[str, Any]:
+        """Replace each gateway, then each host, by processes of the Roost that is installed now. The node itself stays."""
+        async with self._changing:
+            began = asyncio.get_running_loop().time()
+            for index in range(len(self._gateways)):
+                await self._upgrade_gateway(index)
+            gateways_s = asyncio.get_running_loop().time() - began
+            await self._reload(self._app)
+            return {"gateways_s": round(gateways_s, 3), "took_s": round(asyncio.get_running_loop().time() - began, 3)}
+
+    async def _upgrade_gateway(self, index: int) -> None:
+        """Raises WorkerError if the one that runs goes on."""
+        current = self._gateways[index]
+        if current is None or not current.is_ready:
+            raise WorkerError(f"gateway {index} is not running at the moment; try again.")
+        path = os.path.join(self._run_folder, f"take-over-{index}.sock")
+        successor = await self._spawn("gateway", index, [self._listeners[index].fileno()], hold=True, take_over=path)
+        try:
+            await asyncio.wait_for(successor.settled.wait(), _LOADING_S)
+            if successor.health is not Health.LOADED:
+                raise WorkerError(_ended("the new gateway", successor))
+            self._successors["gateway", index] = successor
+            current.replaced = True
+            successor.tell(ToChild("connect"))
+            fault = await current.hand_over(path, self._settings.timeouts.deploy_grace_s, 2 * _LOADING_S)
+            if fault:
+                raise WorkerError(f"gateway {index} was not replaced and goes on: {fault}")
+            await asyncio.wait_for(successor.connected.wait(), _LOADING_S)
+            if not successor.is_ready:
+                raise WorkerError(_ended("the new gateway", successor))
+        except BaseException:
+            current.replaced = False
+            if self._successors.get(("gateway", index)) is successor:
+                del self._successors["gateway", index]
+                successor.kill()
+            raise
 
     async def _deploy(self, request: dict[str, Any]) -> dict[str, Any]:
         """Copy a folder and run it; one at a time."""
@@ -496,12 +545,14 @@ class Node:
             return await self._restore(request)
         if command == "release":
             return self._release(request)
-        if command in ("deploy", "rollback"):
+        if command in ("deploy", "rollback", "upgrade"):
             if self._options.inline:
                 raise ConfigError("a node with --inline is one process: restart it to run other code.")
             try:
                 if command == "deploy":
                     return await self._deploy(request)
+                if command == "upgrade":
+                    return await self._upgrade()
                 return await self._rollback(request)
             except (ConfigError, WorkerError, OSError) as error:
                 return {"error": str(error), "traceback": "\n".join(getattr(error, "__notes__", []))}
@@ -535,6 +586,13 @@ class Node:
         if answer is None:
             raise WorkerError("the object's host does not answer; try again.")
         return dict(answer)
+
+
+def _ended(what: str, child: ChildProcess) -> str:
+    """Why a child that should have come is not there."""
+    if child.failure is not None:
+        return child.failure.text
+    return f"{what} ended (exit code {child.process.returncode})."
 
 
 def _as_error(failure: FromChild) -> Exception:

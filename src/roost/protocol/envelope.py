@@ -94,6 +94,11 @@ class Splitter:
         self._parts_bytes = 0
         self._wanted = 0
 
+    @property
+    def rest(self) -> bytes:
+        """The beginning of an envelope whose end has not come."""
+        return b"".join(self._parts)
+
     def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes, in order."""
         if self._parts:

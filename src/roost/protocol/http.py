@@ -108,6 +108,7 @@ class RequestParser:
     # httptools' callbacks
 
     def on_message_begin(self) -> None:
+        self.between = False
         self._url = b""
         self._headers = []
         self._hosts = 0
@@ -159,7 +160,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         self.events.append(EndOfMessage())
-        self._in_head = True
+        self._in_head = self.between = True
 
 
 class ResponseParser:

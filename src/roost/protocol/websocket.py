@@ -177,6 +177,17 @@ def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | byt
     return messages, position
 
 
+class DecoderState(msgspec.Struct, frozen=True, array_like=True):
+    """An unfinished frame or message, for another process to go on with."""
+
+    buffer: bytes
+    message: bytes
+    opcode: int
+    fragments: int
+    text: bytes | None  # the unfinished character at the end of what has come
+    finished: bool
+
+
 class Decoder:
     """Frames to messages for one direction of one connection, whatever the pieces they arrive in.
 
@@ -205,6 +216,20 @@ class Decoder:
     def buffered_bytes(self) -> int:
         """Memory held for unfinished frames and messages."""
         return 0 if self.finished else len(self._buffer) + len(self._message)
+
+    def state(self) -> DecoderState:
+        """All that it remembers."""
+        text = None if self._text is None else self._text.getstate()[0]
+        return DecoderState(bytes(self._buffer), bytes(self._message), self._opcode, self._fragments, text, self.finished)
+
+    def restore(self, state: DecoderState) -> None:
+        """Go on where another one was."""
+        self._buffer[:] = state.buffer
+        self._message[:] = state.message
+        self._opcode, self._fragments, self.finished = state.opcode, state.fragments, state.finished
+        if state.text is not None:
+            self._text = codecs.getincrementaldecoder("utf-8")()
+            self._text.setstate((state.text, 0))
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[FrameEvent]:
         """The events that `data` completes."""
