@@ -94,6 +94,8 @@ class HostSlot:
         self.unfinished.append(event)
         if self.link is not None:
             self.link.send(event)
+        elif not event.actor and self.leaving is not None:
+            self.leaving.send(event)  # a plain socket's program is there
 
     def count_large(self, message: SocketMessage, sign: int) -> None:
         self._large_bytes += sign * len(message.data)

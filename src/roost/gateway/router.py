@@ -85,6 +85,8 @@ class Router:
         slot.unfinished.append(message)
         if slot.link is not None:
             slot.link.send(message)
+        elif not owner.actor and slot.leaving is not None:
+            slot.leaving.send(message)  # a plain socket's program is there
         if len(data) >= COUNT_FROM_BYTES:
             slot.count_large(message, 1)
         if not number & 0x3FF:
@@ -117,7 +119,7 @@ class Router:
 
     def _tell_end(self, connection: Connection, slot: HostSlot, event: SocketClose | SocketError) -> None:
         self.aliases[connection.number] = connection  # found by number even when the descriptor is reused
-        if type(connection.owner) is Owner and slot.link is None:
+        if type(connection.owner) is Owner and slot.current is None:
             self.end_finished(event)  # its host, and with it the program's end of the socket, is gone already
         else:
             slot.deliver(event)
@@ -227,12 +229,26 @@ class Router:
     def _drop(self, slot: HostSlot, event: DropSockets) -> None:
         record = self.gateway.sockets.get(event.object)
         if record is not None:
-            for number, connection in list(record.sockets.items()):
-                self.gateway.sockets.forget(record, number)
-                self.gateway.counters.hibernatable -= 1
-                self.aliases.pop(number, None)
-                connection.owner = Owner(None, 0)
-                connection.close(CloseCode.ABNORMAL, "The object was reset.")
+            self._part(record, CloseCode.ABNORMAL, "The object was reset.")
+
+    def change_classes(self, renamed: dict[str, str], deleted: list[str]) -> None:
+        """New code calls classes by other names; the sockets of one that is gone end."""
+        for record in list(self.gateway.sockets):
+            name = record.object.class_name
+            if name in deleted:
+                self._part(record, CloseCode.GOING_AWAY, "The class of this object was deleted.")
+            elif name in renamed:
+                self.gateway.sockets.rename(record, renamed[name])
+        self.gateway.end_turn()
+
+    def _part(self, record: ActorRecord, code: int, reason: str) -> None:
+        """An object's sockets end, and it hears nothing of them any more."""
+        for number, connection in list(record.sockets.items()):
+            self.gateway.sockets.forget(record, number)
+            self.gateway.counters.hibernatable -= 1
+            self.aliases.pop(number, None)
+            connection.owner = Owner(None, 0)
+            connection.close(code, reason)
 
     def _roster(self, slot: HostSlot, event: RosterRequest) -> None:
         if slot.current is not None:

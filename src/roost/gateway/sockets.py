@@ -82,6 +82,13 @@ class SocketTable:
     def get(self, ref: ObjectRef) -> ActorRecord | None:
         return self._by_object.get((ref.class_name, ref.id))
 
+    def rename(self, record: ActorRecord, class_name: str) -> None:
+        """The object's class has another name now."""
+        before = record.object
+        del self._by_object[(before.class_name, before.id)]
+        record.object = ObjectRef(class_name, before.id, before.name)
+        self._by_object[(class_name, before.id)] = record
+
     def by_actor(self, actor: int) -> ActorRecord | None:
         return self._by_actor.get(actor)
 

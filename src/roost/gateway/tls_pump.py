@@ -47,21 +47,9 @@ class TlsPump:
         from_client = not self._to_successor and not self._client_ended
         from_successor = not self._to_client and not self._successor_ended
         for wanted, add, remove, fd, callback in (
-            (
-                not self._to_successor and not self._client_ended,
-                loop.add_reader,
-                loop.remove_reader,
-                self.fd,
-                self._read_client,
-            ),
+            (from_client, loop.add_reader, loop.remove_reader, self.fd, self._read_client),
             (bool(self._to_client), loop.add_writer, loop.remove_writer, self.fd, self._turn),
-            (
-                not self._to_client and not self._successor_ended,
-                loop.add_reader,
-                loop.remove_reader,
-                plain,
-                self._read_successor,
-            ),
+            (from_successor, loop.add_reader, loop.remove_reader, plain, self._read_successor),
             (bool(self._to_successor), loop.add_writer, loop.remove_writer, plain, self._turn),
         ):
             if wanted:

@@ -86,6 +86,7 @@ class Actor(Context):
         self._unfinished: dict[int, Done] = {}  # calls and alarms that run, by their pin
         self._serving: set[asyncio.Task[Any]] = set()  # tasks that run its fetch
         self.alarm_running = False
+        self.farewell_at = -1.0  # when preShutdown last ended
         self.failure: BaseException | None = None  # what it ended with, if not in sleep
         self._ports: dict[int, ActorPort] = {}
         self._running: dict[tuple[int, int], int] = {}  # pins of suspended message handlers, by link and event

@@ -49,6 +49,7 @@ from roost.host.bodies import BodyReader
 from roost.host.calls import Calls
 from roost.host.crons import Crons
 from roost.host.disk import Disk
+from roost.host.farewell import say_farewell
 from roost.host.gateway_link import GatewayLink
 from roost.host.limits import HostCounters, HostLimits
 from roost.host.mark import Mark
@@ -59,6 +60,7 @@ from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller, raised
 from roost.ids import id_from_random, namespace_key
+from roost.link.port import NO_CONTEXT
 from roost.protocol.websocket import CloseCode
 from roost.storage.dump import Restored, restoring_path
 
@@ -87,6 +89,7 @@ class Host:
         worker: Worker,
         *,
         worker_name: str,
+        first_names: Mapping[str, str] | None = None,
         variables: Mapping[str, Any],
         bindings: Mapping[str, str],
         slot: int = 0,
@@ -138,7 +141,7 @@ class Host:
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
-            key = namespace_key(worker_name, class_name)
+            key = namespace_key(worker_name, (first_names or {}).get(class_name, class_name))
             env[binding] = DurableObjectNamespace(class_name, key, caller, random_bytes)
         for binding, (entrypoint, props) in (services or {}).items():
             if entrypoint != "Default" and entrypoint not in worker.entrypoints:
@@ -216,7 +219,9 @@ class Host:
             try:
                 self.handled += 1
                 if self.leaving and type(event) in _SOCKET_EVENTS:
-                    continue  # not done: the gateway gives it to the successor
+                    if not event.actor:  # type: ignore[union-attr]
+                        self.socket_event(link, event)  # type: ignore[arg-type]
+                    continue  # not done: the gateway gives it to the successor (but for a plain socket, which has none)
                 if self.not_again and type(event) in _SOCKET_EVENTS and (link.epoch, event.event) in self.not_again:  # type: ignore[union-attr]
                     link.last_event = event.event  # type: ignore[union-attr]
                     self.counters.events_given_up += 1
@@ -512,14 +517,20 @@ class Host:
                 link.link.send(Leaving())
                 link.link.flush()
 
-    async def close(self, timeout_s: float = 5.0) -> None:
-        """Let running handlers finish, for at most `timeout_s`, then end."""
+    async def close(self, timeout_s: float = 5.0, why: str = "inactive") -> None:
+        """Let running handlers finish, for at most `timeout_s`, tell the objects (`preShutdown`), then end."""
         deadline = self.loop.time() + timeout_s
         self.closing = True
         self.alarms.end()
         self.crons.end()
         while self.loop.time() < deadline and self._busy():
             await asyncio.sleep(0.01)
+        if timeout_s:
+            for actor in self.actors:
+                self.loop.call_soon(say_farewell, actor, why, context=NO_CONTEXT)
+            await asyncio.sleep(0)
+            while self.loop.time() < deadline and (self._busy() or any(actor.blocked for actor in self.actors)):
+                await asyncio.sleep(0.01)
         self.abandoning = True
         if self._sweep is not None:
             self._sweep.cancel()

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from roost.api.entrypoint import Env
     from roost.api.runtime import Compat
 
-_HANDLER_ARITY = {"fetch": 1, "webSocketMessage": 2, "webSocketClose": 4, "webSocketError": 2, "alarm": 1}
+_HANDLER_ARITY = {
+    "fetch": 1, "webSocketMessage": 2, "webSocketClose": 4, "webSocketError": 2, "alarm": 1,
+    "preShutdown": 1,
+}  # fmt: skip
 _ALIASES = {
     "webSocketMessage": ("web_socket_message", "websocket_message", "on_webSocketMessage"),
     "webSocketClose": ("web_socket_close", "websocket_close", "on_webSocketClose"),
     "webSocketError": ("web_socket_error", "websocket_error", "on_webSocketError"),
     "fetch": ("on_fetch",),
     "alarm": ("on_alarm",),
+    "preShutdown": (),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from roost.host.actor import Actor, Phase
+from roost.host.farewell import say_farewell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,12 @@ class Actors:
 
     def put_to_sleep(self, now: float, idle_s: float) -> int:
         """Forget every actor that nothing pins and that was idle for so long; how many."""
-        sleepy = [actor for actor in self._actors.values() if actor.may_sleep(now, idle_s)]
+        sleepy = [
+            actor
+            for actor in list(self._actors.values())
+            if actor.may_sleep(now, idle_s) and not say_farewell(actor, "inactive")
+        ]
+        sleepy = [actor for actor in sleepy if actor.may_sleep(now, idle_s)]  # still, after what a farewell has written
         for actor in sleepy:
             self.forget(actor)
             actor.sleep()

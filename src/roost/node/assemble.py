@@ -82,6 +82,7 @@ def make_host(
     not_again: list[tuple[int, int]] | None = None,
     quarantined: list[tuple[str, str]] | None = None,
     mark: str | None = None,
+    first_names: dict[str, str] | None = None,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.host import Host
@@ -91,6 +92,7 @@ def make_host(
         loop,
         worker,
         worker_name=app.name,
+        first_names=first_names or {},
         variables=app.variables,
         bindings=app.bindings,
         slot=slot,

@@ -87,7 +87,7 @@ class Child:
         await self._tell(FromChild("ready"))
         while (order := await self._next()) is not None:
             if order.command == "drain":
-                await role.drain(order.timeout_s)
+                await role.drain(order.timeout_s, order.text)
                 return 0
             if order.command == "hand_over":
                 fault = await role.hand_over(order.text, order.timeout_s)
@@ -101,6 +101,8 @@ class Child:
                 await self._report(order, role.report())
             if order.command == "app" and order.app is not None:
                 role.serve_app(order.app)
+            if order.command == "classes":
+                role.change_classes(order.renamed, order.deleted)
             if order.command == "breaker":
                 role.open_breaker(order.slot, order.text)
             if order.command == "quarantine":
@@ -247,6 +249,9 @@ class _Gateway:
     def know(self, order: ToChild) -> None:
         """Only hosts need to know what has brought others down."""
 
+    def change_classes(self, renamed: dict[str, str], deleted: list[str]) -> None:
+        self._gateway.router.change_classes(renamed, deleted)
+
     def open_breaker(self, slot: int, reason: str) -> None:
         exchanges = self._gateway.router.exchanges
         exchanges.open_breaker(self._gateway.router.slots[slot], reason)
@@ -254,7 +259,7 @@ class _Gateway:
     def report(self) -> dict[str, Any]:
         return gateway_report(self._gateway)
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float, why: str = "") -> None:
         self._loop.remove_reader(self._links.fileno())
         self._links.close()
         await self._gateway.drain(timeout_s)
@@ -280,7 +285,7 @@ class _HostRole:
         self._sockets = spec.sockets
         self._host = make_host(
             loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
-            spec.mark,
+            spec.mark, spec.first_names,
         )  # fmt: skip
         limits = spec.settings.limits
         limit_s = (spec.app.cpu_ms or limits.cpu_ms) / 1000
@@ -328,11 +333,11 @@ class _HostRole:
     async def restore(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return await restore_object(self._host, arguments)
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float, why: str = "") -> None:
         for connector in self._connectors:
             connector.cancel()
         self._host.leave()
-        await self._host.close(timeout_s)
+        await self._host.close(timeout_s, why or "inactive")
         self._watchdog.stop()
 
 

@@ -135,9 +135,9 @@ class ChildProcess:
         except TimeoutError:
             return None
 
-    async def stop(self, timeout_s: float) -> None:
+    async def stop(self, timeout_s: float, why: str = "") -> None:
         """Drain it; kill it if it takes longer than it may."""
-        self.tell(ToChild("drain", timeout_s=timeout_s))
+        self.tell(ToChild("drain", timeout_s=timeout_s, text=why))
         try:
             await asyncio.wait_for(self.process.wait(), timeout_s + 2)
         except TimeoutError:

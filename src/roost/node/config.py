@@ -17,6 +17,7 @@ import pyjson5
 from roost.api.runtime import Compat
 from roost.errors import ConfigError
 from roost.node.settings import nearest
+from roost.storage.migrations import Migration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,9 @@ _UNSUPPORTED = {
     "browser": "browser bindings",
     "containers": "containers",
 }
+_MIGRATION_KEYS = (
+    "tag", "new_sqlite_classes", "new_classes", "renamed_classes", "deleted_classes", "transferred_classes",
+)  # fmt: skip
 _NOT_INHERITED = ("vars", "durable_objects", "services", *_UNSUPPORTED)
 
 
@@ -78,6 +82,7 @@ class App(msgspec.Struct, frozen=True):
     port: int | None
     warnings: list[str]
     cpu_ms: int | None = None  # `limits.cpu_ms`
+    migrations: list[Migration] = []
 
     def compat(self) -> Compat:
         """What the compatibility date chooses (ISO dates compare as text)."""
@@ -127,6 +132,7 @@ def read_app(
         port=dev.get("port"),
         warnings=warnings,
         cpu_ms=_cpu_ms(raw, path),
+        migrations=_migrations(raw, path, warnings),
     )
 
 
@@ -229,6 +235,72 @@ def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
         props = _table(entry.get("props", {}), "services.props", path)
         found[entry["binding"]] = Service(_text(entry.get("entrypoint", "Default"), "services.entrypoint", path), props)
     return found
+
+
+def _migrations(raw: dict[str, Any], path: Path, warnings: list[str]) -> list[Migration]:
+    """Class migrations, in order; what they leave must be what is bound."""
+    entries = raw.get("migrations", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: migrations must be a list.", key="migrations")
+    found: list[Migration] = []
+    classes: set[str] = set()
+    for entry in entries:
+        migration = _migration(entry, path)
+        if migration.tag in [other.tag for other in found]:
+            raise ConfigError(f"{path}: migrations: the tag {migration.tag!r} is there twice.", key="migrations")
+        for verb, names in (("renames", migration.renamed), ("deletes", migration.deleted)):
+            for name in names:
+                if name not in classes | set(migration.new):
+                    raise ConfigError(
+                        f"{path}: migrations: {migration.tag!r} {verb} {name}, which no migration before it has made"
+                        f" (there are: {', '.join(sorted(classes)) or 'none'}).{nearest(name, sorted(classes))}",
+                        key="migrations",
+                    )
+        classes = (classes | set(migration.new) | set(migration.renamed.values())) - set(migration.renamed)
+        classes -= set(migration.deleted)
+        found.append(migration)
+    gone = {name for migration in found for name in (*migration.deleted, *migration.renamed)} - classes
+    for name, class_name in _bindings(raw, path).items():
+        if class_name in gone:
+            raise ConfigError(
+                f"{path}: durable_objects.bindings: {name} is of the class {class_name}, which migrations have renamed or"
+                " deleted.",
+                key="durable_objects.bindings",
+            )
+        if found and class_name not in classes:
+            warnings.append(
+                f"{path.name}: the class {class_name} is bound, but no migration makes it; add it to new_sqlite_classes."
+            )
+    return found
+
+
+def _migration(entry: Any, path: Path) -> Migration:
+    def fault(text: str) -> ConfigError:
+        return ConfigError(f"{path}: migrations: {text}", key="migrations")
+
+    if not isinstance(entry, dict) or not isinstance(entry.get("tag"), str) or not entry["tag"]:
+        raise fault("each needs a tag.")
+    tag = entry["tag"]
+    for key in entry:
+        if key not in _MIGRATION_KEYS:
+            raise fault(f"{tag!r}: unknown key {key!r}.{nearest(key, list(_MIGRATION_KEYS))}")
+    if entry.get("transferred_classes"):
+        raise fault(f"{tag!r}: transferred_classes is not supported: Roost runs one worker.")
+
+    def names(key: str) -> list[str]:
+        value = entry.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(name, str) and name.isidentifier() for name in value):
+            raise fault(f"{tag!r}: {key} must be a list of class names.")
+        return value
+
+    renamed: dict[str, str] = {}
+    pairs = entry.get("renamed_classes", [])
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        both = (pair.get("from"), pair.get("to")) if isinstance(pair, dict) else (None, None)
+        if not all(isinstance(name, str) and name.isidentifier() for name in both):
+            raise fault(f'{tag!r}: renamed_classes must be a list of {{ from = "…", to = "…" }}.')
+        renamed[str(both[0])] = str(both[1])
+    return Migration(tag, names("new_sqlite_classes") + names("new_classes"), renamed, names("deleted_classes"))
 
 
 def _cpu_ms(raw: dict[str, Any], path: Path) -> int | None:

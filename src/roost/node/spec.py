@@ -28,13 +28,15 @@ class ChildSpec(msgspec.Struct, frozen=True):
     quarantined: list[tuple[str, str]] = []  # objects (class, id)
     mark: str | None = None  # the file that tells, after its death, what a host was doing
     hold: bool = False  # load (a host: the worker), say "loaded", and connect only when told to
+    first_names: dict[str, str] = {}  # of renamed classes: the names that their ids are bound to
     take_over: str = ""  # a gateway with `hold`: where the one that runs hands over
 
 
 class ToChild(msgspec.Struct, frozen=True):
     """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
     served now), "breaker" (to a gateway: why nobody should wait for the host of `slot`), "hand_over" (to a
-    gateway: everything to the one that waits at `text`), "drain", "end_soon", "quarantine"
+    gateway: everything to the one that waits at `text`), "classes" (to a gateway: those
+    `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "quarantine"
     (all `quarantined` objects), "report" or "restore" (both answered with a report)."""
 
     command: str
@@ -47,6 +49,8 @@ class ToChild(msgspec.Struct, frozen=True):
     request: int = 0
     slot: int = 0
     text: str = ""
+    renamed: dict[str, str] = {}
+    deleted: list[str] = []
 
 
 class FromChild(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.node.versions import Version, Versions
 from roost.observe import logs
 from roost.storage import alarm_index
+from roost.storage.migrations import Migrations, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,10 @@ class Node:
         self._left: list[ChildProcess] = []  # gateways whose successors have everything but the TLS sessions
         self._changing = asyncio.Lock()  # one deployment at a time
         self._versions = Versions(Path(options.data))
+        self._migrations = Migrations(Path(options.data))
+        self._first_names: dict[str, str] = {}
+        self._may_start = asyncio.Event()  # cleared while objects move: no host may run
+        self._may_start.set()
         self._not_again: deque[tuple[int, int]] = deque(maxlen=1000)  # events that a host hung in
         self._hung: dict[tuple[str, str], int] = {}  # how often an object brought its host down
         self._quarantined: dict[tuple[str, str], dict[str, str]] = {}
@@ -100,7 +105,10 @@ class Node:
         loop = asyncio.get_running_loop()
         lock = control.lock_data_folder(self._options.data)
         data, slots = Path(self._options.data), self._options.hosts
+        plan = self._migrations.plan(self._app.migrations)
         await asyncio.to_thread(alarm_index.prepare, data, slots)
+        await asyncio.to_thread(self._migrations.apply, plan, slots)
+        self._first_names = plan.first_names
         self._versions.none_active()
         listeners = self._listeners = self._bind()
         self._run_folder = tempfile.mkdtemp(prefix="roost-")
@@ -162,7 +170,9 @@ class Node:
         stdout = sys.stdout
         logs.redirect_prints()
         try:
-            host = make_host(loop, load(self._app), self._app, self._settings, 0, 1, self._options.data)
+            host = make_host(
+                loop, load(self._app), self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names
+            )
             gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file, epoch=0)
             host_end, gateway_end = memory_pair(loop)
             gateway.add_host(gateway_end)
@@ -229,6 +239,8 @@ class Node:
         deaths = 0
         while not self._stopping.is_set():
             try:
+                if role == "host":
+                    await self._may_start.wait()
                 child = self._successors.pop((role, index), None)
                 if child is not None and role == "host":
                     child.tell(ToChild("connect", quarantined=list(self._quarantined), not_again=list(self._not_again)))
@@ -286,6 +298,7 @@ class Node:
         app: App | None = None,
         *,
         hold: bool = False,
+        first_names: dict[str, str] | None = None,
         take_over: str = "",
     ) -> ChildProcess:
         app = app or self._app
@@ -316,6 +329,7 @@ class Node:
             quarantined=list(self._quarantined),
             mark=str(child.mark) if role == "host" else None,
             hold=hold,
+            first_names=self._first_names if first_names is None else first_names,
             take_over=take_over,
         )
         child.tell(ToChild("start", spec=spec))
@@ -406,15 +420,21 @@ class Node:
             await self._reload(app)
 
     async def _reload(self, app: App) -> None:
-        loaded = await self._load(app)
+        plan = self._migrations.plan(app.migrations)
+        loaded = await self._load(app, plan.first_names)
         before, self._app = self._app, app
+        if plan.moves_objects:
+            await self._move_objects(plan, loaded, before)
+        else:
+            await asyncio.to_thread(self._migrations.apply, plan, self._options.hosts)
+        self._first_names = plan.first_names
         for index, successor in enumerate(loaded):
             try:
                 await self._hand_over(index, successor)
             except WorkerError:
                 for child in loaded[index:]:
                     child.kill()
-                if not index:  # nothing runs the new code: the old one goes on
+                if not index and not plan.moves_objects:  # nothing runs the new code: the old one goes on
                     self._app = before
                 raise
         for index in list(self._breakers):
@@ -423,12 +443,37 @@ class Node:
             if gateway is not None:
                 gateway.tell(ToChild("app", app))
 
-    async def _load(self, app: App) -> list[ChildProcess]:
+    async def _move_objects(self, plan: Plan, loaded: list[ChildProcess], before: App) -> None:
+        """Class migrations: every old host ends, the objects get their new names, and then the new hosts begin. Raises
+        ConfigError if they cannot be moved: then the old code goes on with what it has."""
+        self._may_start.clear()
+        try:
+            await asyncio.gather(*(self._let_go(child) for child in self._hosts if child is not None))
+            await asyncio.to_thread(self._migrations.apply, plan, self._options.hosts)
+            for gateway in self._gateways:
+                if gateway is not None:
+                    gateway.tell(ToChild("classes", renamed=plan.renamed, deleted=plan.deleted))
+            for index, successor in enumerate(loaded):
+                self._successors["host", index] = successor
+        except BaseException:
+            self._app = before
+            for child in loaded:
+                child.kill()
+            raise
+        finally:
+            self._may_start.set()
+
+    async def _let_go(self, child: ChildProcess) -> None:
+        child.replaced = True
+        await child.stop(self._settings.timeouts.deploy_grace_s, "codeUpdated")
+
+    async def _load(self, app: App, first_names: dict[str, str]) -> list[ChildProcess]:
         """A host for each place that has loaded the app and waits."""
         found: list[ChildProcess] = []
         try:
             for index in range(self._options.hosts):
-                found.append(await self._spawn("host", index, [], app, hold=True))  # noqa: PERF401 - kept if one fails
+                child = await self._spawn("host", index, [], app, hold=True, first_names=first_names)
+                found.append(child)  # kept if the next one fails
             for child in found:
                 try:
                     await asyncio.wait_for(child.settled.wait(), _LOADING_S)
@@ -446,15 +491,15 @@ class Node:
 
     async def _hand_over(self, index: int, successor: ChildProcess) -> None:
         """The old host finishes what it has begun; the new one gets what comes meanwhile. Raises WorkerError."""
-        if successor.health is not Health.LOADED:
+        if successor.health not in (Health.LOADED, Health.READY):
             raise WorkerError(f"the new code's host has ended before its turn (exit code {successor.process.returncode}).")
-        self._successors["host", index] = successor
+        if self._hosts[index] is not successor:
+            self._successors.setdefault(("host", index), successor)
         while not successor.connected.is_set():
             current = self._hosts[index]
             # Again, if the keeper had just begun to start another host.
             if current is not None and current is not successor and current.health is not Health.GONE:
-                current.replaced = True
-                await current.stop(self._settings.timeouts.deploy_grace_s)
+                await self._let_go(current)
             try:
                 await asyncio.wait_for(successor.connected.wait(), 0.2)
             except TimeoutError:

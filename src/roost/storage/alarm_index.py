@@ -101,6 +101,10 @@ class AlarmIndex:
         if self._open(create=False) is not None:
             self._run("DELETE FROM alarm WHERE class = ? AND id = ?", (ref.class_name, ref.id))
 
+    def change(self, sql: str, bindings: tuple[Any, ...]) -> None:
+        """A statement over all entries, while no host runs. Raises StorageError."""
+        self._run(sql, bindings)
+
     def due(self, now_ms: int, limit: int) -> list[Due]:
         """What is due, the oldest first. Raises StorageError, as all that reads."""
         return _entries(
