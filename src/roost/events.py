@@ -233,10 +233,11 @@ class Dialled(msgspec.Struct, frozen=True, array_like=True):
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """A gateway's answer to `Hello`. `epoch` names this gateway process (0: its hosts cannot die without it); events up to
-    `given_before` may have been given to an earlier host."""
+    `given_before` may have been given to an earlier host, and those of them that are not done, `again`, follow."""
 
     epoch: int
     given_before: int
+    again: list[int] = []
 
 
 # --- host → gateway ----------------------------------------------------------------------------------------------

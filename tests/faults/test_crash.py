@@ -52,7 +52,7 @@ ActorStorage._schedule = lambda self: (setattr(self, "_scheduled", True), self._
 
 NO_DELIVERED_CHECK = """
 from roost.host.actor_storage import ActorStorage
-ActorStorage.was_finished = lambda self, epoch, event: None
+ActorStorage.was_finished = lambda self, epoch, event: False
 """
 
 OBJECTS = 8

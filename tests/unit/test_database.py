@@ -27,7 +27,7 @@ class Owner:
     def block(self):
         return lambda: None
 
-    def may_come_again(self, epoch, event):
+    def comes_again(self, epoch, event):
         return True
 
     def said_for(self, batch):

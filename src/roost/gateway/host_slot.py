@@ -146,9 +146,9 @@ class HostSlot:
         self.begun_file = Begun.open(hello.mark, hello.link) if hello.mark else None
         events = [*self.late.values(), *self.unfinished]
         events.sort(key=lambda event: event.event)
-        link.send(Welcome(self.router.gateway.epoch, events[-1].event if events else 0))
         self.late.clear()
         self.unfinished.clear()
+        again: list[SocketEvent] = []
         for event in events:
             attempts = self.attempts.get(event.event, 0)
             if attempts >= _MAX_ATTEMPTS:
@@ -158,7 +158,11 @@ class HostSlot:
                 continue
             if attempts:
                 self.router.gateway.counters.events_redelivered += 1
-            self.unfinished.append(event)
+            again.append(event)
+        before = events[-1].event if events else 0
+        link.send(Welcome(self.router.gateway.epoch, before, [event.event for event in again]))
+        self.unfinished.extend(again)
+        for event in again:
             link.send(event)
         while self.waiting:
             self.router.exchanges.give(self.waiting.popleft(), self)

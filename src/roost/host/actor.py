@@ -75,6 +75,8 @@ class Actor(Context):
         self.sockets: dict[WebSocket, GatewayLink | None] = {}  # oldest first; None until the 101 has left
         self._waiting: deque[Any] | None = deque()  # None: the gate is open
         self.asked: set[GatewayLink] = set()  # gateways whose roster is awaited
+        self.asked_at = host.loop.time()
+        self.late: set[GatewayLink] = set()  # those that were asked and are not waited for
         self._rosters: dict[int, Roster] = {}
         self._auto: AutoResponse | None = None
         self._fetches: dict[WebSocket, object | None] = {}
@@ -102,6 +104,13 @@ class Actor(Context):
         self.asked.discard(link)
         self._rosters[link.index] = roster
 
+    def adopt(self, link: GatewayLink, roster: Roster, only: set[int] | None) -> None:
+        """Sockets at a gateway that answered when the object was awake already (`only` these, if given)."""
+        self._auto = roster.auto_response or self._auto
+        for entry in roster.sockets:
+            if entry.socket not in link.sockets and (only is None or entry.socket in only):
+                self._restore(link, entry)
+
     def wake(self, links: Iterable[GatewayLink]) -> None:
         """All rosters are here: build the instance and open the gate."""
         for link in links:
@@ -113,6 +122,8 @@ class Actor(Context):
                 if entry.socket not in link.sockets:
                     self._restore(link, entry)
         self._rosters.clear()
+        if any(link.again for link in links):
+            self._say_again()
         storage = DurableObjectStorage(self.store, delete_all_alarm=self.compat.delete_all_alarm)
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self, storage)
         self.host.handled += 1
@@ -262,7 +273,7 @@ class Actor(Context):
             return
         self.last_active = self.host.now
         if event.event <= link.given_before and self._was_finished(event.event, link):
-            self._done_when_durable(event.event, link)
+            link.finished(event.event)
             return
         if self._running and self._is_full() and event.event > link.given_before:
             self._shed(link, event)
@@ -309,26 +320,36 @@ class Actor(Context):
         """The gateway may forget an event only once what it wrote is on the disk (or the object was reset for it)."""
         link.running.add(event)
         if link.epoch:
-            if event > link.given_before:
-                self.store.delivered.all_given(link.epoch)
             self.store.finished(link.epoch, event)
         self.store.gate.hold(lambda _: link.finished(event))
 
     def _was_finished(self, event: int, link: GatewayLink) -> bool:
-        """Whether the host that was given this event before died between its commit and its `Done`: say what it said."""
+        """Whether the host that was given this event before died between its commit and its `Done`."""
         try:
-            said = self.store.was_finished(link.epoch, event)
+            known = self.store.was_finished(link.epoch, event)
         except (StorageError, ValueError) as error:
             _log.error("%s: what it has finished is not known: %s", self.label, error)
             return False
-        if said is None:
-            return False
-        self.host.counters.events_known += 1
+        self.host.counters.events_known += known
+        return known
+
+    def _say_again(self) -> None:
+        """An earlier life may have died before all that it said had left: that goes before anything of this one."""
+        try:
+            said = self.store.load_delivered()
+        except (StorageError, ValueError) as error:
+            _log.error("%s: what it has finished is not known: %s", self.label, error)
+            return
         for epoch, envelopes in said:
-            for other in self.host.links:
-                if other.epoch == epoch:
-                    self.store.gate.hold(partial(other.send_envelopes, envelopes))
-        return True
+            to = next((other for other in self.host.links if other.epoch == epoch), None)
+            if to is not None:
+                to.send_envelopes(envelopes)
+            else:
+                self.host.say_later(epoch, envelopes)
+        for link in self.host.links:  # with it, so that it is not said a third time
+            if done := {event for epoch, event in self.store.delivered.earlier if epoch == link.epoch}:
+                link.running -= done
+                self.host.loop.call_soon(link.say_done, context=NO_CONTEXT)
 
     def _not_now(self, socket: WebSocket, event: Any, link: GatewayLink) -> None:
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
@@ -570,8 +591,8 @@ class Actor(Context):
         else:
             ended(result, None)
 
-    def may_come_again(self, epoch: int, event: int) -> bool:
-        return any(link.epoch == epoch and event <= link.given_before for link in self.host.links)
+    def comes_again(self, epoch: int, event: int) -> bool:
+        return any(link.epoch == epoch and event in link.again for link in self.host.links)
 
     def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
         said = [(port.link.epoch, envelopes) for port in self._ports.values() if (envelopes := port.said_for(batch))]

@@ -45,7 +45,7 @@ class Owner(Protocol):
         """Close the input gate until the returned function is called."""
         ...
 
-    def may_come_again(self, epoch: int, event: int) -> bool:
+    def comes_again(self, epoch: int, event: int) -> bool:
         """Whether a gateway that is there may give an event that an earlier host had."""
         ...
 
@@ -253,7 +253,7 @@ class ActorStorage:
         if self._alarm_changed:
             self._tell_index()
         if batch and self.delivered.has_new and self._database.is_writing:
-            self._load_delivered()
+            self.load_delivered()
             said, clogged = self._owner.said_for(batch)
             self._database.set_delivered(self.delivered.to_store(batch, said, keep_released=clogged))
         self.delivered.forget_ended()
@@ -331,14 +331,17 @@ class ActorStorage:
 
     # socket events
 
-    def was_finished(self, epoch: int, event: int) -> Sequence[tuple[int, bytes]] | None:
-        """What an earlier life of the object still has to say if it has finished this event; None if it has not."""
-        self._load_delivered()
+    def was_finished(self, epoch: int, event: int) -> bool:
+        """Whether an earlier life of the object has finished this event and its writes are stored. Raises StorageError,
+        ValueError."""
+        self.load_delivered()
         return self.delivered.was_finished(epoch, event)
 
-    def _load_delivered(self) -> None:
-        if not self.delivered.is_loaded:
-            self.delivered.load(self._database.delivered(), self._owner.may_come_again)
+    def load_delivered(self) -> Sequence[tuple[int, bytes]]:
+        """What an earlier life has finished, once; returns what it has to say again, first of all."""
+        if self.delivered.is_loaded:
+            return []
+        return self.delivered.load(self._database.delivered(), self._owner.comes_again)
 
     def finished(self, epoch: int, event: int) -> None:
         """A socket event ends now: its number is committed with what it has just written."""

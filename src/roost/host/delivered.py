@@ -5,6 +5,8 @@ running it again would double them. So the numbers of finished events, and the e
 commit, are part of it for as long as the gateway may not have heard of them (usually a few milliseconds). A successor sends
 the envelopes instead of running the handler. Events that wrote in several commits (with awaits in between) may repeat the
 earlier ones; what is said in more than the bounds below is not kept. Plain state, no I/O.
+
+What commits have said is said again in their order and before anything new, so that clients see no swap.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ _decode: Final = msgspec.msgpack.Decoder(list[Turn]).decode
 class Delivered:
     """One object's."""
 
-    __slots__ = ("_earlier", "_ended", "_held", "_released", "_released_before", "too_much_said")
+    __slots__ = ("_earlier", "_ended", "_held", "_known", "_known_before", "_released", "_released_before", "too_much_said")
 
     def __init__(self) -> None:
         self.too_much_said = 0
         self._earlier: list[Turn] | None = None  # what an earlier life has left; None until it is looked up
+        self._known: set[tuple[int, int]] = set()  # of those: their `Done`s are on their way
+        self._known_before: set[tuple[int, int]] = set()
         self._ended: list[tuple[int, int]] = []  # in the open transaction
         self._held: dict[int, Turn] = {}  # committed, and not yet on the disk, by the batch of writes
         self._released: list[Turn] = []  # its `Done`s are on their way
@@ -53,30 +57,28 @@ class Delivered:
         """Whether an event has ended in the open transaction."""
         return bool(self._ended)
 
-    def load(self, stored: bytes | None, may_come_again: Callable[[int, int], bool]) -> None:
-        """What the database says, before this life has written. Raises ValueError if it is damaged."""
+    def load(self, stored: bytes | None, comes_again: Callable[[int, int], bool]) -> list[tuple[int, bytes]]:
+        """What the database says, before this life has written. Returns what is to be said again, in order, for the events
+        that come again. Raises ValueError if it is damaged."""
         self._earlier = []
         for turn in [] if stored is None else _decode(stored):
-            turn.events = [(epoch, event) for epoch, event in turn.events if may_come_again(epoch, event)]
+            turn.events = [(epoch, event) for epoch, event in turn.events if comes_again(epoch, event)]
             if turn.events:
                 self._earlier.append(turn)
+        return [entry for turn in self._earlier for entry in turn.said]
 
-    def was_finished(self, epoch: int, event: int) -> list[tuple[int, bytes]] | None:
-        """What is to be sent (once) if an event's writes are stored already; None if it is to be run."""
-        for turn in self._earlier or ():
-            if (epoch, event) in turn.events:
-                turn.events.remove((epoch, event))
-                said, turn.said = turn.said, []
-                self._released.append(Turn([(epoch, event)], said))
-                return said
-        return None
+    @property
+    def earlier(self) -> list[tuple[int, int]]:
+        """The events that come again though they were finished."""
+        return [entry for turn in self._earlier or () for entry in turn.events]
 
-    def all_given(self, epoch: int) -> None:
-        """A gateway's events from now on are new: what an earlier life has finished of its events is known by now."""
-        if self._earlier:
-            for turn in self._earlier:
-                turn.events = [entry for entry in turn.events if entry[0] != epoch]
-            self._earlier = [turn for turn in self._earlier if turn.events]
+    def was_finished(self, epoch: int, event: int) -> bool:
+        """Whether an event's writes are stored already, and what it said is said: then it must not be run."""
+        entry = (epoch, event)
+        if entry in self._known or not any(entry in turn.events for turn in self._earlier or ()):
+            return False
+        self._known.add(entry)
+        return True
 
     def finished(self, epoch: int, event: int) -> None:
         """The event ends in the open transaction."""
@@ -103,12 +105,15 @@ class Delivered:
             said = []
         self._held[batch] = Turn(self._ended, said)
         self._ended = []
-        kept = [*self._released, *self._held.values()]
-        if keep_released:
-            kept = [*self._released_before, *kept]
-        else:
+        if self._earlier and not keep_released:
+            for turn in self._earlier:
+                turn.events = [entry for entry in turn.events if entry not in self._known_before]
+            self._earlier = [turn for turn in self._earlier if turn.events]
+            self._known_before, self._known = self._known, set()
+        kept = [*(self._earlier or ()), *(self._released_before if keep_released else ()), *self._released]
+        kept += self._held.values()
+        if not keep_released:
             self._released_before, self._released = self._released, []
-        kept += self._earlier or ()
         if sum(_size(turn.said) for turn in kept) > MAX_SAID_BYTES:
             self.too_much_said += 1
             kept = [Turn(turn.events, []) for turn in kept]

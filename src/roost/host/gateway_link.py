@@ -27,6 +27,7 @@ class GatewayLink:
 
     __slots__ = (
         "_host",
+        "again",
         "bodies",
         "dials",
         "epoch",
@@ -40,8 +41,10 @@ class GatewayLink:
         "relayed",
         "responses",
         "running",
+        "slow",
         "sockets",
         "waking",
+        "welcome",
     )
 
     def __init__(self, host: Host, link: Link, index: int) -> None:
@@ -52,6 +55,7 @@ class GatewayLink:
         self.last_event = 0
         self.epoch = 0  # of the gateway process; 0: it never gives an event again
         self.given_before = 0  # events up to this may have been given to an earlier host
+        self.again: set[int] = set()  # events that were given before and are still to come
         self.running: set[int] = set()
         self.waking: dict[int, list[Any] | Actor] = {}  # by the gateway's actor number: events that wait for its roster
         self.bodies: dict[int, BodyReader] = {}
@@ -60,6 +64,8 @@ class GatewayLink:
         self.readers: dict[int, BodyReader] = {}  # bodies of stub answers that the caller has not taken yet
         self.relayed: dict[int, int] = {}
         self.gone = asyncio.Event()
+        self.welcome = False  # it has said who it is
+        self.slow = False  # it has not answered in time, and nothing has come since
         self.left = False  # the gateway knows that this host is leaving, and gives it nothing more
 
     # api.runtime.SocketPort
@@ -73,10 +79,8 @@ class GatewayLink:
     def attach(self, number: int, attachment: bytes | None) -> None:
         self.link.send(Attach(number, attachment))
 
-    def send_envelopes(self, envelopes: bytes, error: BaseException | None = None) -> None:
-        """What an earlier host had to say to this gateway; nothing if the output gate broke."""
-        if error is not None:
-            return
+    def send_envelopes(self, envelopes: bytes) -> None:
+        """What an earlier host had to say to this gateway."""
         for event in Splitter(len(envelopes)).feed(envelopes):
             self.link.send(event)
 
@@ -121,5 +125,7 @@ class GatewayLink:
 
     def say_done(self) -> None:
         """Report progress: everything up to `last_event`, but for what still runs (the gateway bounds how many)."""
+        if self.again:
+            self.again = {event for event in self.again if event > self.last_event or event in self.running}
         if not self._host.abandoning:
             self.link.send(Done(self.last_event, tuple(self.running)))

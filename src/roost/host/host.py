@@ -77,6 +77,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.host")
 
 
+_GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
+_MAX_UNSAID = 16  # gateways
+
 _SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError})
 
 
@@ -105,6 +108,7 @@ class Host:
         quarantined: frozenset[tuple[str, str]] = frozenset(),
         mark: Path | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        gateways: int = 1,
     ) -> None:
         self.loop = loop
         self.worker = worker
@@ -138,6 +142,10 @@ class Host:
         self._sweep: asyncio.TimerHandle | None = None
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
         self._link_numbers = itertools.count()
+        self._gateways = gateways
+        self._early: list[tuple[GatewayLink, list[Event]]] | None = [] if gateways > 1 else None  # until all are here
+        self._unsaid: dict[int, list[bytes]] = {}  # for gateways that are not here yet, by epoch
+        self._slow: asyncio.TimerHandle | None = None
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
@@ -178,8 +186,24 @@ class Host:
         link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots, self.mark.path, gateway_link.index))
         link.start(gateway_link)
         if len(self.links) == 1:
-            self.alarms.start()
-            self.crons.start()
+            if self._early is None:
+                self._begin()
+            else:
+                self.loop.call_later(_GATEWAY_WAITS_S, self._take_early)
+
+    def _begin(self) -> None:
+        self.alarms.start()
+        self.crons.start()
+
+    def _take_early(self) -> None:
+        """All gateways are here, or have had their time: what came before begins now."""
+        early, self._early = self._early, None
+        if early is not None and not self.closing:
+            self._begin()
+            for link, events in early:
+                if link in self.links:
+                    self.on_events(link, events)
+                    link.link.flush()
 
     def gateway_lost(self, link: GatewayLink, reason: str) -> None:
         """A gateway is gone, and with it all of its sockets."""
@@ -202,6 +226,7 @@ class Host:
         self.requests.gateway_lost(link)
         for actor in self.actors:
             actor.asked.discard(link)
+            actor.late.discard(link)
             self._wake_if_ready(actor)
 
     def unique_numbers(self) -> int:
@@ -212,7 +237,16 @@ class Host:
 
     def on_events(self, link: GatewayLink, events: Sequence[Event]) -> None:
         """A batch from a gateway."""
+        if self._early is not None:  # an object that wakes must know its sockets at every gateway
+            if events and type(events[0]) is Welcome:
+                self._welcome(link, events[0])
+                events = events[1:]
+            self._early.append((link, list(events)))
+            if sum(bool(other.welcome) for other in self.links) >= self._gateways:
+                self._take_early()
+            return
         self.now = self.loop.time()
+        link.slow = False
         sockets = link.sockets
         before = link.last_event
         for event in events:
@@ -289,6 +323,8 @@ class Host:
         actor = self.actors.get(roster.object)
         if actor is None and not events:
             return  # answered too late: nobody waits for it
+        if actor is not None and actor.phase is Phase.GONE:
+            actor = None
         if actor is None or actor.phase is Phase.WAKING:
             try:
                 actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
@@ -314,6 +350,9 @@ class Host:
                 actor.hold(link, event)
             self._wake_if_ready(actor)
             return
+        late = link in actor.late
+        actor.late.discard(link)
+        actor.adopt(link, roster, None if late else {event.socket for event in events})
         for event in events:  # it was awake after all: what it does not know of is over
             link.running.discard(event.event)
             if event.socket in link.sockets:
@@ -346,11 +385,36 @@ class Host:
         self.counters.wakes += 1
         for link in self.links:
             if link is not ask_all_but:
-                actor.asked.add(link)
-                link.link.send(RosterRequest(0, ref))
+                self._ask(actor, link)
         if self._sweep is None:
             self._arm_sweep()
         return actor
+
+    def _ask(self, actor: Actor, link: GatewayLink) -> None:
+        """Ask a gateway for an object's sockets; the object waits, unless that gateway is known not to answer."""
+        link.link.send(RosterRequest(0, actor.ref))
+        if link.slow or actor.phase is not Phase.WAKING:
+            actor.late.add(link)
+            return
+        actor.asked.add(link)
+        if self._slow is None:
+            self._slow = self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait)
+
+    def _do_not_wait(self) -> None:
+        """A gateway that hangs must not keep objects from waking: they learn of their sockets there when it answers."""
+        self._slow = None
+        for actor in self.actors:
+            if actor.phase is Phase.WAKING and actor.asked:
+                if self.loop.time() - actor.asked_at < _GATEWAY_WAITS_S:
+                    self._slow = self._slow or self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait)
+                    continue
+                for link in actor.asked:
+                    if not link.slow:
+                        _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
+                    link.slow = True
+                    actor.late.add(link)
+                actor.asked.clear()
+                self._wake_if_ready(actor)
 
     def _make_room(self) -> None:
         """Put a tenth of the objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
@@ -377,7 +441,17 @@ class Host:
                     del link.waking[number]
 
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
-        link.epoch, link.given_before = event.epoch, event.given_before
+        link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)
+        link.welcome = True
+        for envelopes in self._unsaid.pop(event.epoch, ()):
+            link.send_envelopes(envelopes)
+        for actor in self.actors:  # awake before this gateway was here
+            self._ask(actor, link)
+
+    def say_later(self, epoch: int, envelopes: bytes) -> None:
+        """What an earlier life of an object had to say to a gateway that is not here."""
+        if len(self._unsaid) < _MAX_UNSAID:
+            self._unsaid.setdefault(epoch, []).append(envelopes)
 
     def _left(self, link: GatewayLink, event: Leaving) -> None:
         link.left = True

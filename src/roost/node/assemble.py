@@ -83,6 +83,7 @@ def make_host(
     quarantined: list[tuple[str, str]] | None = None,
     mark: str | None = None,
     first_names: dict[str, str] | None = None,
+    gateways: int = 1,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.host import Host
@@ -92,6 +93,7 @@ def make_host(
         loop,
         worker,
         worker_name=app.name,
+        gateways=gateways,
         first_names=first_names or {},
         variables=app.variables,
         bindings=app.bindings,

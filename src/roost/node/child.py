@@ -285,7 +285,7 @@ class _HostRole:
         self._sockets = spec.sockets
         self._host = make_host(
             loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
-            spec.mark, spec.first_names,
+            spec.mark, spec.first_names, len(spec.sockets),
         )  # fmt: skip
         limits = spec.settings.limits
         limit_s = (spec.app.cpu_ms or limits.cpu_ms) / 1000

@@ -48,6 +48,7 @@ class ChildProcess:
         self.started_at = asyncio.get_running_loop().time()
         self.settled = asyncio.Event()  # loaded, ready, failed or gone
         self.connected = asyncio.Event()  # ready, or gone
+        self.has_left = False  # a gateway whose successor has everything but the TLS sessions
         self.over = asyncio.Event()  # gone, or its successor has everything
         self.listening: asyncio.Task[None] | None = None
         self._writer = writer
@@ -98,6 +99,7 @@ class ChildProcess:
                 self.settled.set()
                 self.connected.set()
             elif message.kind == "left":
+                self.has_left = True
                 self.over.set()
             elif message.kind == "failed":
                 self.failure = message
@@ -121,7 +123,7 @@ class ChildProcess:
         done, _ = await asyncio.wait({waiting, left}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         left.cancel()
         if left in done:
-            return "" if self.health is not Health.GONE else "it ended"
+            return "" if self.has_left else "it ended"
         answer = waiting.result() if waiting in done else None
         return str(answer["error"]) if answer else "it does not answer"
 

@@ -260,7 +260,7 @@ class Node:
             if self._stopping.is_set():
                 child.kill()
             await child.over.wait()
-            if child.health is not Health.GONE and child.listening is not None:
+            if child.has_left:
                 self._left = [each for each in self._left if each.health is not Health.GONE] + [child]
                 continue
             if self._stopping.is_set():

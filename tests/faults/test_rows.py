@@ -1,0 +1,221 @@
+"""The fault matrix (behaviour 5.5) on one node: each row under load, judged by the same checkers; and the checkers proven
+by broken variants of the runtime. `make torture` strings the rows together at random for as long as it is told."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from harness import Faults, Load, write_rooms
+from roost.testing import running, wait_for
+
+SEED = int(os.environ.get("ROOST_SEED", "1"))
+MINUTES = float(os.environ.get("ROOST_MINUTES", "0"))
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def node_with(tmp_path, gateways=2, mutant=""):
+    return running(write_rooms(tmp_path / "app", mutant=mutant), "--hosts", "2", "--gateways", str(gateways))
+
+
+def pids(node, role):
+    return [pid for name, pid in node.status()["pids"].items() if name.startswith(role)]
+
+
+def kill(node, role, rng):
+    """kill -9 of one of a role; returns once another is there."""
+    victim = rng.choice(pids(node, role))
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: victim not in pids(node, role) and all(node.status()[f"{role}s"]), f"another {role}")
+
+
+def stop_for(node, role, seconds, rng):
+    victim = rng.choice(pids(node, role))
+    try:
+        os.kill(victim, signal.SIGSTOP)
+        time.sleep(seconds)  # the length of the fault itself
+        os.kill(victim, signal.SIGCONT)
+    except ProcessLookupError:
+        pass  # another fault has ended it
+
+
+def roost(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "roost", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+
+
+def deploy(node, tmp_path, rng, broken=False):
+    app = write_rooms(tmp_path / "app", rng.randrange(1, 1000), "raise ValueError('broken on purpose')\n" if broken else "")
+    roost("deploy", app, "--data", node.data, code=1 if broken else 0)
+
+
+FAULTS = {
+    "F1 kill a host": lambda node, tmp_path, rng: kill(node, "host", rng),
+    "F2 kill a gateway": lambda node, tmp_path, rng: kill(node, "gateway", rng),
+    "F6 stop a host": lambda node, tmp_path, rng: stop_for(node, "host", rng.choice((1, 3)), rng),
+    "F7 stop a gateway": lambda node, tmp_path, rng: stop_for(node, "gateway", rng.choice((1, 3)), rng),
+    "F16 deploy": deploy,
+    "F16 deploy broken code": lambda node, tmp_path, rng: deploy(node, tmp_path, rng, broken=True),
+    "F17 upgrade": lambda node, tmp_path, rng: roost("upgrade", "--data", node.data),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_row(tmp_path, fault):
+    rng = random.Random(SEED)
+    gateways = 2 if "gateway" in fault else 1
+    with node_with(tmp_path, gateways) as node, Load(node, seed=SEED) as load:
+        load.start()
+        load.go_on(300)
+        for _ in range(2):
+            FAULTS[fault](node, tmp_path, rng)
+            load.go_on(300)
+        load.check()
+        if "gateway" not in fault or "stop" in fault:
+            assert not load.closes, load.closes
+        print(f"{fault}: {load.answers()} messages, p99 {load.p99_s():.2f} s, longest {max(load.pauses_s):.2f} s")
+
+
+@pytest.mark.parametrize("second", ["F1 kill a host", "F2 kill a gateway", "F6 stop a host"])
+def test_with_a_second_fault(tmp_path, second):
+    """Each row also once with another fault 0-3 s after the first."""
+    rng = random.Random(SEED)
+    with node_with(tmp_path) as node, Load(node, seed=SEED, strict=False) as load:
+        load.start()
+        load.go_on(300)
+        first = threading.Thread(target=FAULTS["F1 kill a host"], args=(node, tmp_path, rng))
+        first.start()
+        time.sleep(rng.random())
+        FAULTS[second](node, tmp_path, rng)
+        first.join()
+        load.go_on(300)
+        load.check()
+
+
+def test_crash_every_second(tmp_path):
+    """The acceptance's row: a host killed every second, for ROOST_CRASH_S seconds."""
+    seconds = float(os.environ.get("ROOST_CRASH_S", "6"))
+    sockets = int(os.environ.get("ROOST_CRASH_SOCKETS", "200"))
+    rng = random.Random(SEED)
+    with (
+        running(write_rooms(tmp_path / "app"), "--hosts", "2") as node,
+        Load(node, rooms=50, sockets=sockets, seed=SEED) as load,
+    ):
+        load.start()
+        load.go_on(sockets)
+        began = time.monotonic()
+        recoveries = []
+        while time.monotonic() - began < seconds:
+            next_at = time.monotonic() + 1.0
+            host = rng.randrange(2)
+            slot = [pid for name, pid in node.status()["pids"].items() if name == f"host {host}"]
+            if slot:
+                killed_at = time.monotonic()
+                os.kill(slot[0], signal.SIGKILL)
+                wait_for(lambda slot=slot: slot[0] not in pids(node, "host") and all(node.status()["hosts"]))
+                recoveries.append(time.monotonic() - killed_at)
+            time.sleep(max(0.0, next_at - time.monotonic()))
+        load.go_on(sockets)
+        load.check()
+        assert not load.closes, load.closes
+        ordered = sorted(load.pauses_s)
+        print(
+            f"{len(recoveries)} kills in {seconds:g} s, {sockets} sockets, 50 objects: {load.answers()} messages, 0 closed,"
+            f" 0 lost, 0 doubled; recovery pause p99 {ordered[int(len(ordered) * 0.99)]:.2f} s, longest {ordered[-1]:.2f} s"
+        )
+
+
+# The checkers, proven: a broken variant of the runtime for each invariant, which must turn it red (I1, I2: test_crash).
+
+MUTANTS = {
+    "I6": """
+import random
+from roost.host.actor_port import ActorPort
+send_message = ActorPort.send_message
+ActorPort.send_message = lambda self, *a: random.random() > 0.01 and send_message(self, *a)
+""",
+    "I7": """
+from roost.host.actor import Actor
+end = Actor._end
+def twice(self, socket, item, link, event):
+    self.instance.ended(socket, "again")
+    end(self, socket, item, link, event)
+Actor._end = twice
+""",
+    "I8": """
+from roost.host.actor import Actor
+restore = Actor._restore
+def forgetful(self, link, entry):
+    restore(self, link, entry)
+    from roost.values import encode
+    next(reversed(self.sockets))._attachment = encode({"id": "somebody else"})
+Actor._restore = forgetful
+""",
+    "I9": """
+from roost.host.alarms import Alarms
+from roost.clock import SystemClock
+class Early(SystemClock):
+    def wall_ms(self):
+        return super().wall_ms() + 250
+init = Alarms.__init__
+Alarms.__init__ = lambda self, host, clock, random_bytes: init(self, host, Early(), random_bytes)
+""",
+    "I14": """
+from roost.host.gateway_link import GatewayLink
+GatewayLink.say_done = lambda self: None
+""",
+}
+
+
+@pytest.mark.parametrize("invariant", MUTANTS)
+def test_a_mutant_turns_its_checker_red(tmp_path, invariant):
+    rng = random.Random(SEED)
+    with node_with(tmp_path, mutant=MUTANTS[invariant]) as node, Load(node, seed=SEED) as load:
+        load.start()
+        load.go_on(500)
+        if invariant == "I7":
+            kill(node, "gateway", rng)
+            load.go_on(100)
+        elif invariant == "I8":
+            load.rest()
+            wait_for(lambda: node.awake() == [])
+            load.speak()
+            load.go_on(100)
+        with pytest.raises(Faults, match=f"{invariant}:"):
+            load.check()
+
+
+# `make torture SEED=… MINUTES=…`
+
+
+@pytest.mark.skipif(not MINUTES, reason="make torture")
+@pytest.mark.timeout(MINUTES * 60 + 600)
+def test_torture(tmp_path):
+    rng = random.Random(SEED)
+    done = dict.fromkeys(FAULTS, 0)
+    with node_with(tmp_path) as node, Load(node, rooms=50, sockets=500, seed=SEED, strict=False) as load:
+        load.start()
+        load.go_on(500)
+        ends = time.monotonic() + MINUTES * 60
+        while time.monotonic() < ends:
+            fault = rng.choice(list(FAULTS))
+            FAULTS[fault](node, tmp_path, rng)
+            done[fault] += 1
+            load.go_on(200, 120)
+        load.check()
+        ended = sum(load.closes.values())
+        faults = ", ".join(f"{name.split(' ', 1)[1]} {times}" for name, times in done.items())
+        print(
+            f"\ntorture: seed {SEED}, {MINUTES:g} min, 50 objects, 500 sockets, 2 gateways, 2 hosts: {sum(done.values())}"
+            f" faults ({faults}); {load.answers()} messages, {ended} sockets ended with their gateway and came back;"
+            f" 0 lost, 0 doubled; of what was told across gateways {load.missed} missed, {load.repeated} repeated;"
+            f" p99 {load.p99_s():.2f} s, longest {max(load.pauses_s):.2f} s"
+        )
