@@ -1,6 +1,8 @@
 """Every row of behaviour 4.1: a client that misbehaves is bounded in memory and time, and others are served."""
 
+import os
 import socket
+import threading
 import time
 
 import pytest
@@ -321,3 +323,124 @@ def test_ping_flood_is_1008(make_app):
         ws.send_bytes(mask_frame(b"\x89\x00", b"abcd") * 500)
         assert ws.recv_close()[0] == 1008
         assert strict.counter("closed_ping_flood") == 1
+
+
+def test_a_hundred_thousand_names(make_app):
+    """One client asks for object after object: memory, handles and disk stay bounded, and others are served (F20)."""
+    names = int(os.environ.get("ROOST_NAMES", "5000"))
+    source = SOURCE.replace(
+        "        client, server = WebSocketPair.new()",
+        '        if not request.headers.get("Upgrade"):\n            return Response("made")\n'
+        "        client, server = WebSocketPair.new()",
+        1,
+    ).replace(
+        '            return Response("hello " + str(len(await request.bytes())))',
+        '            return await self.env.ROOM.getByName(request.url.split("/", 3)[3]).fetch(request)',
+    )
+    app = make_app(source, "Room", settings="[limits]\nmax_live_objects = 1000\n[hibernation]\nidle_s = 60\n")
+    with running(app) as node, node.connect("/x") as good:
+
+        def p99_s(rounds, while_true=lambda: False):
+            times = []
+            while len(times) < rounds or while_true():
+                start = time.monotonic()
+                good.send("quick")
+                assert good.recv(10) == "quick"
+                times.append(time.monotonic() - start)
+                time.sleep(0.002)
+            return sorted(times)[int(len(times) * 0.99)]
+
+        quiet = p99_s(500)
+        before = Memory(node)
+        host = node.pid("host 0")
+
+        def ask():
+            with open_socket(node.port, 60) as sock:
+                received = b""
+                for start in range(0, names, 20):
+                    sock.sendall(
+                        b"".join(b"GET /n%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(start, min(start + 20, names)))
+                    )
+                    wanted = min(start + 20, names)
+                    while received.count(b"made") < wanted - start:
+                        received += sock.recv(65536)
+                    assert b"HTTP/1.1 5" not in received
+                    received = b""
+
+        storm = threading.Thread(target=ask)
+        storm.start()
+        p99_during = p99_s(100, storm.is_alive)
+        storm.join()
+        grown, handles = before.grown(), len(os.listdir(f"/proc/{host}/fd"))
+        files = sum(len(found) for _, _, found in os.walk(os.path.join(node.data, "objects")))
+        print(
+            f"{names} names: {len(node.awake())} awake, +{grown / MIB:.0f} MiB, {handles} descriptors, {files} files;"
+            f" p99 of another socket {quiet * 1000:.1f} -> {p99_during * 1000:.1f} ms"
+        )
+        assert len(node.awake()) <= 1000
+        assert grown < 64 * MIB
+        assert handles < 100
+        assert files == 0, "an object that stores nothing leaves nothing"
+        assert p99_during < max(2 * quiet, 0.05)
+
+
+def test_any_first_bytes(node):
+    """Every first two bytes of a frame, with all that a length may say behind them: an answer or an end, never a crash."""
+    lengths = (bytes(12), b"\xff" * 12, b"\x80" + bytes(11), b"\x00\x7e" + bytes(10))
+    pid = node.pid("gateway 0")
+    for first in range(256):
+        for second in (0x00, 0x7D, 0x7E, 0x7F, 0x80, 0xFD, 0xFE, 0xFF):
+            with node.connect() as ws:
+                for length in lengths[(first + second) % len(lengths) :][:1]:
+                    ws.send_bytes(bytes((first, second)) + length)
+    assert node.pid("gateway 0") == pid
+    wait_for(lambda: node.counter("sockets") == 0)
+
+
+def test_too_many_headers_and_endless_trailers(node, memory):
+    with open_socket(node.port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(600)) + b"\r\n")
+        assert ended(sock).startswith(b"HTTP/1.1 431 ")
+    with open_socket(node.port) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        push(sock, b"X-Junk: " + b"y" * 1000 + b"\r\n", 32 * MIB, timeout_s=3)
+    assert memory.grown() < 4 * MIB
+
+
+def test_slow_handshakes_do_not_hurt_the_others(make_app):
+    """1,000 at once, a byte now and then; a good client answers as before."""
+    app = make_app(SOURCE, "Room", settings="[timeouts]\nhead_s = 3.0\n")
+    with running(app) as node:
+        slow = [open_socket(node.port) for _ in range(1000)]
+        for sock in slow:
+            sock.sendall(b"GET / HTTP/1.1\r\nHo")
+        times = []
+        for _ in range(100):
+            start = time.monotonic()
+            with node.connect() as ws:
+                ws.send("quick")
+                assert ws.recv(5) == "quick"
+            times.append(time.monotonic() - start)
+        assert sorted(times)[98] < 0.5
+        wait_for(lambda: node.counter("closed_head_timeout") >= 1000)
+        for sock in slow:
+            sock.close()
+        wait_for(lambda: node.counter("connections") == 0)
+
+
+def test_secrets_are_not_in_the_log(make_app, tmp_path):
+    """Five markers in five places where secrets travel: none is in any line that the node writes."""
+    markers = {name: f"marker-{name}-4711" for name in ("variable", "cookie", "query", "protocol", "message")}
+    source = SOURCE.replace("ws.send(message)", "1 / 0")
+    app = make_app(source, "Room")
+    with running(app, "--var", f"SECRET:{markers['variable']}") as node:
+        headers = {"Cookie": markers["cookie"], "Authorization": f"Bearer {markers['cookie']}"}
+        node.get(f"/?token={markers['query']}", headers=headers)
+        headers["Sec-WebSocket-Protocol"] = markers["protocol"]
+        with node.connect(f"/?token={markers['query']}", headers=headers) as ws:
+            ws.send(markers["message"])
+            wait_for(lambda: node.logged("ZeroDivisionError"))
+        status = str(node.status())
+        for name, marker in markers.items():
+            assert not node.logged(marker), name
+            assert marker not in status, name

@@ -1,16 +1,18 @@
 """aiohttp on uvloop: /echo echoes, /fan sends to everybody by the plain loop."""
 
 import asyncio
+import os
 import sys
 
 import uvloop
 from aiohttp import WSMsgType, web
 
 everybody = set()
+DEFAULTS = bool(os.environ.get("PEER_DEFAULTS"))
 
 
 async def handle(request):
-    ws = web.WebSocketResponse(compress=False)
+    ws = web.WebSocketResponse(compress=DEFAULTS)
     await ws.prepare(request)
     fan = request.path.startswith("/fan")
     if fan:

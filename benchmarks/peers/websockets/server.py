@@ -1,12 +1,14 @@
 """`websockets` on uvloop: /echo echoes, /fan broadcasts."""
 
 import asyncio
+import os
 import sys
 
 import uvloop
 from websockets.asyncio.server import broadcast, serve
 
 everybody = set()
+OPTIONS = {} if os.environ.get("PEER_DEFAULTS") else {"compression": None, "ping_interval": None}
 
 
 async def handle(ws):
@@ -24,7 +26,7 @@ async def handle(ws):
 
 
 async def main():
-    async with serve(handle, "127.0.0.1", int(sys.argv[1]), compression=None, ping_interval=None, backlog=4096):
+    async with serve(handle, "127.0.0.1", int(sys.argv[1]), backlog=4096, **OPTIONS):
         print("ready", flush=True)
         await asyncio.Future()
 
