@@ -1,6 +1,6 @@
 """What misbehaving clients do to Roost and to its peers: the table of behaviour 4.1, measured anew by one script.
 
-    python benchmarks/abuse.py [--only ATTACK,…] [--peers NAME,…] [--json FILE]
+    python benchmarks/abuse.py [--only ATTACK;…] [--peers NAME,…] [--json FILE]
 
 Each attack meets a fresh server with its default settings. Printed are what the server did, and by how much the memory of
 all its processes grew at most (PSS). `tests/faults/test_abuse.py` holds Roost to its bounds; here they are beside others'.
@@ -240,14 +240,14 @@ ATTACKS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(ATTACKS))
+    parser.add_argument("--only", default=";".join(ATTACKS), help="separated by ;")
     parser.add_argument("--peers", default="roost split,websockets,aiohttp,workerd")
     parser.add_argument("--json")
     options = parser.parse_args()
     peers = options.peers.split(",")
     os.environ["PEER_DEFAULTS"] = "1"  # the speed benchmarks switch compression off; here everybody has what users get
     found = {}
-    for attack in options.only.split(","):
+    for attack in options.only.split(";"):
         found[attack] = {}
         for peer in peers:
             command = SERVERS[peer]()

@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--ca-file", metavar="FILE", help="certificates to trust for outbound wss:// (default: the system's)"
         )
+        command.add_argument("--admin", metavar="IP:PORT", help="serve the admin side there (see docs/guides/admin.md)")
         command.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate chain (PEM)")
         command.add_argument("--tls-key", metavar="FILE", help="the certificate's private key (PEM)")
         command.add_argument("--log-format", choices=("text", "json"), default="text")
@@ -134,6 +135,7 @@ def _complain(error: Exception, code: int, parsed: Any) -> int:
 def _serve(parsed: Any) -> int:
     import asyncio
 
+    from roost.node.admin import parse_address
     from roost.node.config import data_folder, read_app
     from roost.node.settings import read_settings, with_tls
     from roost.node.supervisor import Node, Options
@@ -173,6 +175,7 @@ def _serve(parsed: Any) -> int:
         log_format=parsed.log_format,
         debug=parsed.debug,
         ca_file=parsed.ca_file,
+        admin=None if parsed.admin is None else parse_address(parsed.admin),
     )
     out = sys.stdout
 

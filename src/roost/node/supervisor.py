@@ -22,6 +22,7 @@ from roost.host import mark
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
 from roost.node import control
+from roost.node.admin import TOKEN_FILE, Admin, read_token
 from roost.node.assemble import (
     calm_collector,
     gateway_report,
@@ -67,6 +68,7 @@ class Options(msgspec.Struct, frozen=True):
     log_format: str = "text"
     debug: bool = False
     ca_file: str | None = None
+    admin: tuple[str, int] | None = None
 
 
 class Node:
@@ -112,6 +114,10 @@ class Node:
         self._versions.none_active()
         listeners = self._listeners = self._bind()
         self._run_folder = tempfile.mkdtemp(prefix="roost-")
+        admin = Admin(read_token(data), self._answer) if self._options.admin else None
+        if admin is not None and self._options.admin is not None:
+            await admin.start(*self._options.admin)
+            _log.info("node: admin on http://%s:%d, its token in %s", *admin.address, data / TOKEN_FILE)
         server = await control.serve(self._options.data, self._answer)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
@@ -127,6 +133,8 @@ class Node:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
             server.close()
+            if admin is not None:
+                admin.close()
             shutil.rmtree(self._run_folder, ignore_errors=True)
             for sock in listeners:
                 sock.close()
@@ -590,6 +598,8 @@ class Node:
             return await self._restore(request)
         if command == "release":
             return self._release(request)
+        if command == "versions":
+            return {"versions": msgspec.to_builtins(self._versions.all())}
         if command in ("deploy", "rollback", "upgrade"):
             if self._options.inline:
                 raise ConfigError("a node with --inline is one process: restart it to run other code.")

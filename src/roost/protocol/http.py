@@ -78,6 +78,7 @@ class RequestParser:
         self._headers: Headers = []
         self._head_bytes = 0
         self._in_head = True
+        self.between = True  # no request has begun, or the last one is complete
         self._hosts = 0
         self._fault: RemoteProtocolError | None = None
 
