@@ -38,9 +38,13 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 test: $(STAMP) browser proxies lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
-torture: $(STAMP)  ## 100 kills under load, 200 torn logs, 10,000 alarms (SEED=1)
-	ROOST_SEED=$(or $(SEED),1) ROOST_KILLS=100 ROOST_SNAPSHOTS=200 ROOST_ALARMS=10000 $(BIN)/python -m pytest -q -s -o timeout=1800 \
-	  tests/faults/test_crash.py tests/faults/test_power_loss.py tests/integration/test_alarms_and_calls.py
+torture: $(STAMP)  ## random faults under load, judged by their invariants (SEED=1 MINUTES=5); a summary line at the end
+	ROOST_SEED=$(or $(SEED),1) ROOST_MINUTES=$(or $(MINUTES),5) $(BIN)/python -m pytest -q -s tests/faults/test_rows.py -k torture
+
+acceptance: $(STAMP)  ## the long runs: 100 kills, 200 torn logs, 10,000 alarms, 20 deploys, 100,000 names, 60 s of crashes…
+	ROOST_SEED=$(or $(SEED),1) ROOST_KILLS=100 ROOST_SNAPSHOTS=200 ROOST_ALARMS=10000 ROOST_DEPLOYS=20 ROOST_DEPLOY_SOCKETS=1000 \
+	ROOST_CRASH_S=60 ROOST_CRASH_SOCKETS=1000 ROOST_UPGRADE_SOCKETS=10000 ROOST_UPGRADE_BUSY=200 ROOST_NAMES=100000 \
+	ROOST_READERS=1000 ROOST_STORM=8000 $(BIN)/python -m pytest -q -s -o timeout=1800 tests/faults tests/integration/test_alarms_and_calls.py
 
 bench: $(STAMP)  ## Roost and its peers, side by side
 	$(BIN)/python benchmarks/run.py
@@ -49,4 +53,4 @@ bench: $(STAMP)  ## Roost and its peers, side by side
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup browser proxies demo lint test torture bench clean
+.PHONY: help setup browser proxies demo lint test torture acceptance bench clean

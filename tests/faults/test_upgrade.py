@@ -286,13 +286,16 @@ def test_new_clients_are_never_refused(app):
                         assert data.startswith(b"HTTP/1.1 200"), data[:200]
                 except Exception as error:
                     faults.append(repr(error))
+                    return
 
         threads = [threading.Thread(target=come) for _ in range(4)]
         for thread in threads:
             thread.start()
-        for _ in range(3):
-            upgrade(node)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for _ in range(3):
+                upgrade(node)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         assert not faults, faults[:3]

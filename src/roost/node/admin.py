@@ -2,7 +2,8 @@
 
 Every request needs the token of `admin-token` in the data folder, also those for what does not exist; the `Host` must be
 the address that is listened on, so that a web page cannot reach it under a name of its own (DNS rebinding), and an
-`Origin` must be that same host. Nothing changes on GET. One request a connection; heads, bodies, time and connections are bounded.
+`Origin` must be that same host. Nothing changes on GET. One request a connection; heads, bodies, time and connections are
+bounded.
 
     GET  /status            gateways, hosts, counters, awake objects with their pins, quarantine, breakers, process ids
     GET  /versions          what was deployed
