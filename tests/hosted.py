@@ -73,7 +73,7 @@ def run_hosted(tmp_path: Path, source: str, test, *, classes=("Room",), compat=N
         gateway = Gateway(theirs)
         host.add_gateway(ours)
         await settle()
-        assert gateway.take(e.Hello) == [e.Hello(1, host.slot, host.slots)]
+        assert gateway.take(e.Hello) == [e.Hello(1, host.slot, host.slots, life=host.life)]
         try:
             await test(host, gateway, module)
         finally:

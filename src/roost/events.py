@@ -233,11 +233,15 @@ class Dialled(msgspec.Struct, frozen=True, array_like=True):
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """A gateway's answer to `Hello`. `epoch` names this gateway process (0: its hosts cannot die without it); events up to
-    `given_before` may have been given to an earlier host, and those of them that are not done, `again`, follow."""
+    `given_before` may have been given to an earlier host, and those of them that are not done, `again`, follow. Of the
+    groups that the host before, `life`, has `Said`, those up to `said` have arrived, and `said_besides`."""
 
     epoch: int
     given_before: int
     again: list[int] = []
+    life: int = 0
+    said: int = 0
+    said_besides: list[int] = []
 
 
 # --- host → gateway ----------------------------------------------------------------------------------------------
@@ -245,13 +249,14 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """A host's first envelope on a link: which slot of how many it serves. `mark` is a file in which it counts the requests
-    of each link that it has begun, this link's at `link`; empty if nobody can outlive the host."""
+    of each link that it has begun, this link's at `link`; empty if nobody can outlive it. `life` names the process."""
 
     version: int
     slot: int
     slots: int
     mark: str = ""
     link: int = 0
+    life: int = 0
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
@@ -288,6 +293,13 @@ class DropSockets(msgspec.Struct, frozen=True, array_like=True):
     """The object was reset: cut all its sockets, with no Close frame."""
 
     object: ObjectRef
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """The end of a group: what an object said while some writes were on their way to the disk. Numbered on each link from
+    1; groups may leave in another order than they were begun."""
+
+    group: int
 
 
 class RosterRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -352,6 +364,7 @@ ToGateway = (
     | SetAutoResponse
     | DropSockets
     | RosterRequest
+    | Said
     | Asleep
     | Dial
     | Done

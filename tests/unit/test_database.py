@@ -30,7 +30,10 @@ class Owner:
     def comes_again(self, epoch, event):
         return True
 
-    def said_for(self, batch):
+    def has_heard(self, epoch, life, group):
+        return False
+
+    def said_to_store(self):
         return [], False
 
     def check_alarm_handler(self):

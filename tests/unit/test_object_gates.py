@@ -93,7 +93,7 @@ async def write(room, ws=None):
 
 def left(gateway):
     """What the gateway was told, without what it acknowledges."""
-    return [event for event in gateway.got if not isinstance(event, e.Done | e.RosterRequest)]
+    return [event for event in gateway.got if not isinstance(event, e.Done | e.RosterRequest | e.Said)]
 
 
 def test_w25_sends_and_closes_wait_for_the_write_then_leave_in_order(tmp_path):

@@ -99,9 +99,14 @@ class Exchanges:
         elif len(slot.waiting) < self.gateway.limits.max_waiting_requests:
             slot.waiting.append(request)
             if len(slot.waiting) == 1:
-                self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
+                self.wait_for_host(slot)
         else:
             self._unavailable(request.request)
+
+    def wait_for_host(self, slot: HostSlot) -> None:
+        """Refuse what waits for a host if none comes in time."""
+        if slot.waiting:
+            self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
 
     def _host_wait_over(self, slot: HostSlot) -> None:
         while slot.waiting and slot.link is None:
@@ -331,7 +336,7 @@ class Exchanges:
             origin.given_to = origin.request = None
             self.gateway.counters.requests_again += 1
         if again:
-            self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
+            self.wait_for_host(slot)
         waiting = {request.request for request in slot.waiting}
         for number, origin in list(self.origins.items()):
             if number in waiting and origin.slot is not slot:

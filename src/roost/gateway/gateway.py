@@ -94,6 +94,8 @@ class Gateway:
         self._refusals_logged_at = 0.0
         self._in_end = False
         self.draining = False
+        self.quiescing = False  # another gateway is about to take over: no new requests, no new dials
+        self.unknown_links: set[Link] = set()  # whose hello has not come
         self.closing_due: dict[int, float] = {}
         self._discarded: dict[int, int] = {}
 
@@ -111,6 +113,7 @@ class Gateway:
 
     def add_host(self, link: Link) -> None:
         """A host has connected; its hello says which slot it serves."""
+        self.unknown_links.add(link)
         link.start(_Unknown(self, link))
 
     async def drain(self, timeout_s: float) -> None:
@@ -136,6 +139,14 @@ class Gateway:
                 slot.link.flush()
         self._deadlines.close()
         self.reactor.close()
+
+    def handed_over(self) -> None:
+        """Another process has everything: nothing here may touch it again."""
+        for listener in self.listeners:
+            listener.close()
+        self._deadlines.close()
+        self.reactor.close()
+        self.reactor.table.clear()
 
     async def _say_going_away(self, deadline: float) -> None:
         """1001 to every WebSocket, in random order over a while, so that they do not all come back at once."""
@@ -368,6 +379,7 @@ class _Unknown:
         self._link = link
 
     def on_events(self, events: Sequence[Event]) -> None:
+        self._gateway.unknown_links.discard(self._link)
         slots = self._gateway.router.slots
         hello = check_hello(events[0] if events else None, len(slots))
         slot = slots[hello.slot]
@@ -381,6 +393,7 @@ class _Unknown:
         self._gateway.end_turn()
 
     def on_closed(self, reason: str) -> None:
+        self._gateway.unknown_links.discard(self._link)
         _log.debug("gateway: a link closed before its hello: %s", reason)
 
     def on_drained(self) -> None:

@@ -22,8 +22,9 @@ import msgspec
 
 from roost.errors import RemoteProtocolError
 from roost.events import ENVELOPE_VERSION, AutoResponse, Call, ObjectRef, Request, SocketClose, SocketError, SocketMessage
-from roost.gateway.connection import Backlog, ClientConnection, Connection
+from roost.gateway.connection import Backlog, ClientConnection, Connection, State
 from roost.gateway.exchanges import Origin
+from roost.gateway.host_slot import Heard
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.limits import Counters
 from roost.gateway.reactor import WRITE
@@ -32,7 +33,7 @@ from roost.gateway.tls import Sealed
 from roost.gateway.tls_pump import TlsPump
 from roost.link.unix import UnixLink
 from roost.protocol.envelope import Splitter, encode
-from roost.protocol.websocket import DecoderState
+from roost.protocol.websocket import CloseCode, DecoderState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,6 +103,7 @@ class SlotState(msgspec.Struct, array_like=True):
     attempts: dict[int, int]
     breaker: str
     waiting: bytes
+    heard: tuple[int, int, list[int]]
 
 
 class OriginState(msgspec.Struct, array_like=True):
@@ -139,6 +141,7 @@ class Handover(msgspec.Struct, array_like=True):
 
 async def quiesce(gateway: Gateway, timeout_s: float) -> None:
     """Let HTTP requests under way end, for so long; new ones wait in the kernel. WebSockets go on."""
+    gateway.quiescing = True
     for listener in gateway.listeners:
         listener.hold()
     deadline = gateway.loop.time() + timeout_s
@@ -146,10 +149,11 @@ async def quiesce(gateway: Gateway, timeout_s: float) -> None:
         busy = 0
         for http in _all(gateway, HttpConnection):
             if http.between_requests:
-                gateway.reactor.watch(http.fd, 0)
+                gateway.rewatch(http)
             else:
                 busy += 1
-        if not busy and not gateway.router.exchanges.bindings:
+        leaving = any(slot.leaving is not None for slot in gateway.router.slots)
+        if not (busy or leaving or gateway.router.exchanges.bindings):
             return
         if gateway.loop.time() > deadline:
             _log.warning("gateway: %d requests have not ended in time and are cut", busy)
@@ -164,6 +168,13 @@ def freeze(gateway: Gateway) -> None:
             http.cut("The gateway is being replaced.")
     for number in list(gateway.router.exchanges.bindings):
         gateway.router.exchanges.unbound(number)
+    for slot in gateway.router.slots:
+        if slot.leaving is not None:
+            slot.leaving.close()
+            slot.on_closed("the gateway is being replaced")
+    for link in list(gateway.unknown_links):  # it comes again
+        link.close()
+    gateway.unknown_links.clear()
     gateway.end_turn()
     gateway.reactor.pause()
     for slot in gateway.router.slots:
@@ -173,6 +184,7 @@ def freeze(gateway: Gateway) -> None:
 
 def thaw(gateway: Gateway) -> None:
     """Go on as if nothing had been."""
+    gateway.quiescing = False
     for slot in gateway.router.slots:
         if isinstance(slot.link, UnixLink):
             slot.link.resume()
@@ -183,9 +195,9 @@ def thaw(gateway: Gateway) -> None:
         listener.release()
 
 
-def describe(gateway: Gateway, pumps: list[TlsPump]) -> tuple[Handover, list[int]]:
-    """All that a frozen gateway has, and the descriptors to send with it. Connections with TLS get pumps, which the caller
-    starts; what is sent for them is the pump's other end, and the caller's to close."""
+def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> tuple[Handover, list[int]]:
+    """All that a frozen gateway has, and the descriptors to send with it. Connections with TLS get `pumps`, for the caller
+    to start; what is sent for them is in `plain_ends`, and the caller's to close, also if this raises OSError."""
     now = gateway.loop.time()
     sockets: list[SocketState] = []
     connections = _all(gateway, Connection)
@@ -196,7 +208,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump]) -> tuple[Handover, list[int
         backlog = list(out.chunks) if isinstance(out, Backlog) else out or []
         pong = out.pong if isinstance(out, Backlog) else None
         if connection.fd >= 0:
-            descriptors[connection.fd] = _plain_end(gateway, connection, pumps)
+            descriptors[connection.fd] = _plain_end(gateway, connection, pumps, plain_ends)
         owner = connection.owner
         due = gateway.closing_due.get(connection.number)
         sockets.append(
@@ -221,7 +233,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump]) -> tuple[Handover, list[int
         )
     http_states = []
     for http in _all(gateway, HttpConnection):
-        descriptors[http.fd] = _plain_end(gateway, http, pumps)
+        descriptors[http.fd] = _plain_end(gateway, http, pumps, plain_ends)
         http_states.append(HttpState(http.fd, http.peer, http.scheme))
     slots = [_slot_state(slot, descriptors) for slot in gateway.router.slots]
     origins = [
@@ -252,13 +264,15 @@ def describe(gateway: Gateway, pumps: list[TlsPump]) -> tuple[Handover, list[int
     return state, [descriptors[name] for name in order]
 
 
-def _plain_end(gateway: Gateway, channel: Connection | HttpConnection, pumps: list[TlsPump]) -> int:
+def _plain_end(gateway: Gateway, channel: Connection | HttpConnection, pumps: list[TlsPump], plain_ends: list[int]) -> int:
     """The descriptor to hand over for a channel."""
     if not isinstance(channel, Sealed):
         return channel.fd
     ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # for the one who gets it: the flag is the descriptor's
     pumps.append(TlsPump(gateway.loop, channel.fd, channel.tls, ours))
-    return theirs.detach()
+    plain_ends.append(theirs.detach())
+    return plain_ends[-1]
 
 
 def _slot_state(slot: HostSlot, descriptors: dict[int, int]) -> SlotState:
@@ -285,6 +299,7 @@ def _slot_state(slot: HostSlot, descriptors: dict[int, int]) -> SlotState:
         slot.attempts,
         slot.breaker,
         _envelopes(request for request in slot.waiting if slot.router.exchanges.asked_by_host(request.request)),
+        (slot.heard.life, slot.heard.upto, sorted(slot.heard.besides)),
     )
 
 
@@ -335,12 +350,15 @@ def rebuild(gateway: Gateway, state: Handover, placed: dict[int, int]) -> None:
     for told in state.sockets:
         if told.relay and told.relay in connections:
             connections[told.number].owner = Relay(connections[told.relay])
+        elif told.relay:
+            connections[told.number].close(CloseCode.INTERNAL_ERROR, "The other side of the relay is gone.")
     for record in state.records:
         here = gateway.sockets.by_actor(record.actor)
         assert here is not None
         here.sockets = {number: connections[number] for number in record.sockets if number in connections}
     for http in state.http:
         fd = placed[http.fd]
+        os.set_blocking(fd, False)
         connection = HttpConnection(gateway, fd, gateway.new_number(fd), http.peer)
         connection.scheme = http.scheme
         gateway.reactor.register(fd, connection)
@@ -368,6 +386,7 @@ def _rebuild_slot(gateway: Gateway, slot: HostSlot, told: SlotState, placed: dic
         told.attempts,
     )
     slot.given, slot.breaker = told.given, told.breaker
+    slot.heard = Heard(*told.heard)
     slot.adopt_begun(placed.get(told.begun, -1), told.begun_offset)
     slot.waiting.extend(event for event in _events(told.waiting) if isinstance(event, Request | Call))
 
@@ -391,9 +410,10 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
     if told.decoder is not None:
         connection.decoder = connection.new_decoder()
         connection.decoder.restore(told.decoder)
-    if fd != told.number & 0xFFFFF:
+    if fd != told.number & 0xFFFFF or told.state != State.OPEN:  # its end may be told and not done
         gateway.router.aliases[told.number] = connection
     if fd >= 0:
+        os.set_blocking(fd, False)
         gateway.reactor.register(fd, connection)
         if told.backlog or told.pong:
             first, *others = told.backlog or [told.pong or b""]
@@ -411,11 +431,14 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
 
 def begin(gateway: Gateway) -> None:
     """The one before has gone: read and write."""
-    for slot in gateway.router.slots:
+    router = gateway.router
+    for slot in router.slots:
         if slot.link is not None:
             slot.link.start(slot)
         slot.update_full()
+        router.exchanges.wait_for_host(slot)
     gateway.start()
+    gateway.end_turn()
 
 
 # --- descriptors -------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.gateway")
 
 _MAX_ATTEMPTS = 5  # hosts that may die with one event unfinished before it is dropped
+_MAX_BESIDES = 10_000  # groups that arrive before an earlier one: as many as wait for the disk at a time
 COUNT_FROM_BYTES = 4096  # smaller messages are bounded by their number
 
 SocketEvent = SocketMessage | SocketClose | SocketError
@@ -62,6 +63,7 @@ class HostSlot:
         self.breaker = ""  # why nobody should wait for a host: its code crashes again and again
         self.begun_file: Begun | None = None
         self.given = 0  # requests, to the host that is here
+        self.heard = Heard(0)
 
     @property
     def current(self) -> Link | None:
@@ -160,7 +162,13 @@ class HostSlot:
                 self.router.gateway.counters.events_redelivered += 1
             again.append(event)
         before = events[-1].event if events else 0
-        link.send(Welcome(self.router.gateway.epoch, before, [event.event for event in again]))
+        heard, self.heard = self.heard, Heard(hello.life)
+        link.send(
+            Welcome(
+                self.router.gateway.epoch, before, [event.event for event in again],
+                heard.life, heard.upto, sorted(heard.besides),
+            )
+        )  # fmt: skip
         self.unfinished.extend(again)
         for event in again:
             link.send(event)
@@ -211,6 +219,27 @@ class HostSlot:
         self.late = {n: e for n, e in self.late.items() if e.actor}
         self.unfinished = deque(e for e in self.unfinished if e.actor)
         self._count_large_again()
+
+
+class Heard:
+    """Which groups of what a host's objects say have arrived whole: all up to a number, and some besides."""
+
+    __slots__ = ("besides", "life", "upto")
+
+    def __init__(self, life: int, upto: int = 0, besides: Iterable[int] = ()) -> None:
+        self.life = life
+        self.upto = upto
+        self.besides = set(besides)
+
+    def add(self, group: int) -> None:
+        if group != self.upto + 1:
+            if len(self.besides) < _MAX_BESIDES:  # else it may be said once more
+                self.besides.add(group)
+            return
+        self.upto = group
+        while self.besides and self.upto + 1 in self.besides:
+            self.upto += 1
+            self.besides.discard(self.upto)
 
 
 class Begun:

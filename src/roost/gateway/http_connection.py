@@ -153,7 +153,9 @@ class HttpConnection(Channel):
             self.gateway.reactor.watch(self.fd, self.wanted() | (WRITE if type(self.out) is Backlog else 0))
 
     def wanted(self) -> int:
-        return 0 if self.number in self.gateway.router.held_back else READ
+        if self.number in self.gateway.router.held_back or (self.gateway.quiescing and self.between_requests):
+            return 0
+        return READ
 
     def _begin(self, head: RequestHead) -> None:
         self._head = head
@@ -347,6 +349,8 @@ class HttpConnection(Channel):
             self.gateway.again.append(self)
         else:
             self._hold_or_read()
+            if self.gateway.quiescing:
+                self.gateway.rewatch(self)
 
     def again(self) -> None:
         """A pipelined request waited for its predecessor's response."""

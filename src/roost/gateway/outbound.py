@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
+_REPLACED = "The gateway is being replaced or ends; try again."
 _DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _OURS = frozenset({"host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "content-length"})
 
@@ -40,6 +41,9 @@ class Outbound:
 
     def dial(self, slot: HostSlot, dial: Dial) -> None:
         """Open a WebSocket for the host of `slot`; `Dialled` tells it how that ended."""
+        if self._gateway.quiescing:
+            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], _REPLACED))
+            return
         if len(self._tasks) >= self._gateway.limits.max_dials:
             error = f"{len(self._tasks)} connections are being opened already (limits.max_dials)."
             self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], error))
@@ -56,6 +60,9 @@ class Outbound:
         except TimeoutError:
             text = f"The upstream did not answer within {self._gateway.limits.dial_timeout_s:g} s."
             self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], text))
+        except asyncio.CancelledError:
+            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], _REPLACED))
+            raise
         except (OSError, ValueError, RemoteProtocolError) as error:  # ssl.SSLError is an OSError
             self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], str(error) or type(error).__name__))
 

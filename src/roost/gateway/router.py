@@ -29,6 +29,7 @@ from roost.events import (
     Response,
     Result,
     RosterRequest,
+    Said,
     Send,
     SetAutoResponse,
     SocketClose,
@@ -77,8 +78,10 @@ class Router:
             return
         slot = owner.slot
         if slot is None:
+            if not isinstance(owner, Relay):
+                return  # it has been parted from its object and is closing
             payload = data.encode() if type(data) is str else data
-            owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[attr-defined,arg-type]
+            owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[arg-type]
             return
         slot.last_event = number = slot.last_event + 1
         message = SocketMessage(number, owner.actor, connection.number, data)
@@ -192,6 +195,8 @@ class Router:
                         if not connection.send_frame(frame):
                             counters.sends_to_closed += 1
                     counters.sends += len(event.sockets)  # type: ignore[union-attr]
+                elif kind is Said:
+                    slot.heard.add(event.group)  # type: ignore[union-attr]
                 elif kind is Done:
                     slot.done(event.event, event.stragglers)  # type: ignore[union-attr]
                 else:
@@ -246,7 +251,8 @@ class Router:
         for number, connection in list(record.sockets.items()):
             self.gateway.sockets.forget(record, number)
             self.gateway.counters.hibernatable -= 1
-            self.aliases.pop(number, None)
+            if connection.fd < 0:
+                self.aliases.pop(number, None)
             connection.owner = Owner(None, 0)
             connection.close(code, reason)
 

@@ -10,6 +10,8 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Final
 
+from roost.gateway.connection import shut_down_writing
+
 if TYPE_CHECKING:
     import asyncio
     import socket
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from roost.gateway.tls import TlsPipe
 
 _READ_BYTES: Final = 64 * 1024
+_LINGER_S: Final = 5.0  # for the client's end, after the successor's
 
 
 class TlsPump:
@@ -29,7 +32,7 @@ class TlsPump:
         self._plain = plain
         self._to_client = tls.unsent
         self._to_successor = b""
-        self._client_ended = self._successor_ended = False
+        self._client_ended = self._successor_ended = self._half_closed = False
         self.open = True
 
     def start(self) -> None:
@@ -68,7 +71,7 @@ class TlsPump:
         self._to_client += self._tls.said()
         if plain == b"":
             self._client_ended = True
-        else:
+        elif not self._successor_ended:  # else: read and dropped, so that what the client was told is not lost to a reset
             self._to_successor += plain or b""
         self._turn()
 
@@ -96,9 +99,15 @@ class TlsPump:
         except OSError:
             self.close()
             return
-        if (self._client_ended and not self._to_successor) or (self._successor_ended and not self._to_client):
+        if self._client_ended and not self._to_successor:
             self.close()
             return
+        if self._successor_ended and not self._half_closed:
+            self._half_closed = True
+            self._to_successor = b""
+            self._loop.call_later(_LINGER_S, self.close)
+        if self._half_closed and not self._to_client:
+            shut_down_writing(self.fd)
         self._watch()
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from roost.api.http import Request
     from roost.events import SocketClose, SocketError
+    from roost.host.delivered import Words
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
     from roost.host.loader import ObjectClass
@@ -122,7 +123,7 @@ class Actor(Context):
                 if entry.socket not in link.sockets:
                     self._restore(link, entry)
         self._rosters.clear()
-        if any(link.again for link in links):
+        if self.host.awaits_gateways or any(link.again for link in links):
             self._say_again()
         storage = DurableObjectStorage(self.store, delete_all_alarm=self.compat.delete_all_alarm)
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self, storage)
@@ -321,7 +322,11 @@ class Actor(Context):
         link.running.add(event)
         if link.epoch:
             self.store.finished(link.epoch, event)
-        self.store.gate.hold(lambda _: link.finished(event))
+        self.store.gate.hold(partial(self._is_done, link, event))
+
+    def _is_done(self, link: GatewayLink, event: int, error: BaseException | None) -> None:
+        self.store.delivered.done(link.epoch, event)
+        link.finished(event)
 
     def _was_finished(self, event: int, link: GatewayLink) -> bool:
         """Whether the host that was given this event before died between its commit and its `Done`."""
@@ -340,7 +345,7 @@ class Actor(Context):
         except (StorageError, ValueError) as error:
             _log.error("%s: what it has finished is not known: %s", self.label, error)
             return
-        for epoch, envelopes in said:
+        for epoch, _, _, envelopes in said:
             to = next((other for other in self.host.links if other.epoch == epoch), None)
             if to is not None:
                 to.send_envelopes(envelopes)
@@ -592,10 +597,16 @@ class Actor(Context):
             ended(result, None)
 
     def comes_again(self, epoch: int, event: int) -> bool:
-        return any(link.epoch == epoch and event in link.again for link in self.host.links)
+        for link in self.host.links:
+            if link.epoch == epoch:
+                return event in link.again
+        return self.host.awaits_gateways  # it may be that one's
 
-    def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
-        said = [(port.link.epoch, envelopes) for port in self._ports.values() if (envelopes := port.said_for(batch))]
+    def has_heard(self, epoch: int, life: int, group: int) -> bool:
+        return any(link.epoch == epoch and link.has_heard(life, group) for link in self.host.links)
+
+    def said_to_store(self) -> tuple[list[Words], bool]:
+        said = [words for port in self._ports.values() for words in port.to_store()]
         return said, any(link.link.unsent for link in self.host.links)
 
     def check_alarm_handler(self) -> None:

@@ -1,33 +1,47 @@
 """What an object's sockets speak through: each message, close and attachment waits for the object's writes.
 
-What is said while a batch of writes is on its way to the disk leaves as one, so a loop over all sockets costs one encoding
-of the payload here, too; and its bytes can be committed with the writes, for a successor to send if this host dies first.
+What is said while a batch of writes is on its way to the disk leaves as one group, so a loop over all sockets costs one
+encoding of the payload here, too; and its bytes can be committed with the writes, for a successor to send if this host dies
+first. The group's number tells the successor whether the gateway has it already.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
-from roost.events import Attach, CloseSocket
+from roost.events import Attach, CloseSocket, Said
 from roost.link.port import Batch
 from roost.protocol.envelope import encode
 
 if TYPE_CHECKING:
     from roost.events import Event
+    from roost.host.delivered import Words
     from roost.host.gates import OutputGate
     from roost.host.gateway_link import GatewayLink
+
+
+class _Group:
+    """What waits for one batch of writes. `stored`: how many of its events are in a commit already."""
+
+    __slots__ = ("batch", "held_for", "number", "stored")
+
+    def __init__(self, number: int, held_for: int) -> None:
+        self.number = number
+        self.held_for = held_for
+        self.batch = Batch()
+        self.stored = 0
 
 
 class ActorPort:
     """`api.runtime.SocketPort` of one object's sockets at one gateway."""
 
-    __slots__ = ("_gate", "_held", "_held_for", "link")
+    __slots__ = ("_gate", "_waiting", "link")
 
     def __init__(self, gate: OutputGate, link: GatewayLink) -> None:
         self.link = link
         self._gate = gate
-        self._held: Batch | None = None
-        self._held_for = 0  # the batch of writes that it waits for
+        self._waiting: deque[_Group] = deque()  # in order; the last one may still grow
 
     def send_message(self, number: int, payload: bytes, text: bool) -> None:
         if self._gate.shut:
@@ -49,22 +63,27 @@ class ActorPort:
 
     def _hold(self) -> Batch:
         """What waits for the writes made so far."""
-        held = self._held
-        if held is None or self._held_for != self._gate.last:
-            held = self._held = Batch()
-            self._held_for = self._gate.last
-            self._gate.hold(lambda error: self._release(held, error))
-        return held
+        waiting = self._waiting
+        if not waiting or waiting[-1].held_for != self._gate.last:
+            waiting.append(_Group(self.link.new_group(), self._gate.last))
+            self._gate.hold(self._release)
+        return waiting[-1].batch
 
-    def _release(self, held: Batch, error: BaseException | None) -> None:
-        if self._held is held:
-            self._held = None
+    def _release(self, error: BaseException | None) -> None:
+        group = self._waiting.popleft()
         if error is None:
-            for event in held.take():
+            for event in group.batch.take():
                 self.link.link.send(event)
+        self.link.link.send(Said(group.number))  # also if it was dropped: the numbers have no gaps
 
-    def said_for(self, batch: int) -> bytes:
-        """The envelopes of what waits for the open batch of writes (or for a later one: a log that is only synced)."""
-        if self._held is None or self._held_for < batch:
-            return b""
-        return b"".join([encode(event) for event in self._held.events])
+    def to_store(self) -> list[Words]:
+        """What is said and in no commit yet, by groups; it belongs into the one that is about to be made."""
+        found: list[Words] = []
+        for group in self._waiting:
+            events = group.batch.events
+            if group.stored < len(events):
+                envelopes = b"".join([encode(event) for event in events[group.stored :]])
+                found.append((self.link.epoch, self.link.life, group.number, envelopes))
+                group.stored = len(events)
+                group.batch.seal()
+        return found

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from roost.api.storage import RunPort
     from roost.events import ObjectRef
+    from roost.host.delivered import Words
     from roost.host.disk import Disk
 
 _log = logging.getLogger("roost.host")
@@ -49,7 +50,11 @@ class Owner(Protocol):
         """Whether a gateway that is there may give an event that an earlier host had."""
         ...
 
-    def said_for(self, batch: int) -> tuple[list[tuple[int, bytes]], bool]:
+    def has_heard(self, epoch: int, life: int, group: int) -> bool:
+        """Whether a gateway has a group of what an earlier life has said."""
+        ...
+
+    def said_to_store(self) -> tuple[list[Words], bool]:
         """What waits for a batch of writes, by epoch of its gateway; and whether a link to one is clogged."""
         ...
 
@@ -254,9 +259,8 @@ class ActorStorage:
             self._tell_index()
         if batch and self.delivered.has_new and self._database.is_writing:
             self.load_delivered()
-            said, clogged = self._owner.said_for(batch)
+            said, clogged = self._owner.said_to_store()
             self._database.set_delivered(self.delivered.to_store(batch, said, keep_released=clogged))
-        self.delivered.forget_ended()
         return self._database.commit()
 
     def _tell_index(self) -> None:
@@ -337,15 +341,15 @@ class ActorStorage:
         self.load_delivered()
         return self.delivered.was_finished(epoch, event)
 
-    def load_delivered(self) -> Sequence[tuple[int, bytes]]:
+    def load_delivered(self) -> Sequence[Words]:
         """What an earlier life has finished, once; returns what it has to say again, first of all."""
         if self.delivered.is_loaded:
             return []
-        return self.delivered.load(self._database.delivered(), self._owner.comes_again)
+        return self.delivered.load(self._database.delivered(), self._owner.comes_again, self._owner.has_heard)
 
     def finished(self, epoch: int, event: int) -> None:
-        """A socket event ends now: its number is committed with what it has just written."""
-        if self._batch:
+        """A socket event ends now: its number is committed with what it has just written, or with what comes next."""
+        if self.gate.shut:
             self.delivered.finished(epoch, event)
 
     # the alarm's handler

@@ -22,11 +22,15 @@ MAX_TURN_SAID_BYTES: Final = 64 * 1024
 MAX_SAID_BYTES: Final = 256 * 1024  # in one commit, which repeats what earlier ones said while the disk is slow
 
 
+Words = tuple[int, int, int, bytes]
+"""What was said to a gateway: its process' epoch, the life and number of the group (events.Said), the envelopes."""
+
+
 class Turn(msgspec.Struct, array_like=True):
     """One commit: the events that ended in it, and what the object said to each gateway, as envelopes."""
 
     events: list[tuple[int, int]]  # (epoch of the gateway process, its number of the event)
-    said: list[tuple[int, bytes]]  # (epoch, envelopes)
+    said: list[Words]
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -43,7 +47,7 @@ class Delivered:
         self._earlier: list[Turn] | None = None  # what an earlier life has left; None until it is looked up
         self._known: set[tuple[int, int]] = set()  # of those: their `Done`s are on their way
         self._known_before: set[tuple[int, int]] = set()
-        self._ended: list[tuple[int, int]] = []  # in the open transaction
+        self._ended: dict[tuple[int, int], None] = {}  # since the last commit, and their `Done`s wait for the disk
         self._held: dict[int, Turn] = {}  # committed, and not yet on the disk, by the batch of writes
         self._released: list[Turn] = []  # its `Done`s are on their way
         self._released_before: list[Turn] = []
@@ -54,15 +58,21 @@ class Delivered:
 
     @property
     def has_new(self) -> bool:
-        """Whether an event has ended in the open transaction."""
+        """Whether an event has ended that is in no commit yet."""
         return bool(self._ended)
 
-    def load(self, stored: bytes | None, comes_again: Callable[[int, int], bool]) -> list[tuple[int, bytes]]:
-        """What the database says, before this life has written. Returns what is to be said again, in order, for the events
-        that come again. Raises ValueError if it is damaged."""
+    def load(
+        self,
+        stored: bytes | None,
+        comes_again: Callable[[int, int], bool],
+        has_heard: Callable[[int, int, int], bool] = lambda epoch, life, group: False,
+    ) -> list[Words]:
+        """What the database says, before this life has written. Returns what is to be said again, in order: of the commits
+        some of whose events come again, what the gateways have not heard. Raises ValueError if it is damaged."""
         self._earlier = []
         for turn in [] if stored is None else _decode(stored):
             turn.events = [(epoch, event) for epoch, event in turn.events if comes_again(epoch, event)]
+            turn.said = [words for words in turn.said if not has_heard(*words[:3])]
             if turn.events:
                 self._earlier.append(turn)
         return [entry for turn in self._earlier for entry in turn.said]
@@ -81,12 +91,12 @@ class Delivered:
         return True
 
     def finished(self, epoch: int, event: int) -> None:
-        """The event ends in the open transaction."""
-        self._ended.append((epoch, event))
+        """The event has ended, but not all that the object has written is on the disk."""
+        self._ended[epoch, event] = None
 
-    def forget_ended(self) -> None:
-        """The transaction is over; those that have ended in it and wrote nothing need no record."""
-        self._ended = []
+    def done(self, epoch: int, event: int) -> None:
+        """Its `Done` leaves: if it is in no commit yet, it wrote nothing and needs no record."""
+        self._ended.pop((epoch, event), None)
 
     def release(self, batch: int) -> None:
         """A batch of writes is on the disk: what waited for it is on its way."""
@@ -94,7 +104,7 @@ class Delivered:
         if turn is not None:
             self._released.append(turn)
 
-    def to_store(self, batch: int, said: list[tuple[int, bytes]], *, keep_released: bool) -> bytes:
+    def to_store(self, batch: int, said: list[Words], *, keep_released: bool) -> bytes:
         """What belongs into the commit that is about to be made, whose batch of writes is `batch`.
 
         A `Done` leaves within the turn after its release, so after two commits it is gone, unless its link is clogged
@@ -103,8 +113,8 @@ class Delivered:
         if _size(said) > MAX_TURN_SAID_BYTES:
             self.too_much_said += 1
             said = []
-        self._held[batch] = Turn(self._ended, said)
-        self._ended = []
+        self._held[batch] = Turn(list(self._ended), said)
+        self._ended = {}
         if self._earlier and not keep_released:
             for turn in self._earlier:
                 turn.events = [entry for entry in turn.events if entry not in self._known_before]
@@ -120,5 +130,5 @@ class Delivered:
         return _encode(kept)
 
 
-def _size(said: list[tuple[int, bytes]]) -> int:
-    return sum(len(envelopes) for _, envelopes in said)
+def _size(said: list[Words]) -> int:
+    return sum(len(words[3]) for words in said)

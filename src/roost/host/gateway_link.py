@@ -9,7 +9,7 @@ from roost.events import Attach, CloseSocket, Done, Event
 from roost.protocol.envelope import Splitter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from roost.api.runtime import SocketPort
     from roost.api.websocket import WebSocket
@@ -26,6 +26,8 @@ class GatewayLink:
     """A link.Receiver, and the `SocketPort` of every socket that its gateway holds."""
 
     __slots__ = (
+        "_groups",
+        "_heard_before",
         "_host",
         "again",
         "bodies",
@@ -53,6 +55,8 @@ class GatewayLink:
         self.index = index
         self.sockets: dict[int, WebSocket] = {}
         self.last_event = 0
+        self._groups = 0
+        self._heard_before: tuple[int, int, frozenset[int]] = (0, 0, frozenset())
         self.epoch = 0  # of the gateway process; 0: it never gives an event again
         self.given_before = 0  # events up to this may have been given to an earlier host
         self.again: set[int] = set()  # events that were given before and are still to come
@@ -79,6 +83,25 @@ class GatewayLink:
     def attach(self, number: int, attachment: bytes | None) -> None:
         self.link.send(Attach(number, attachment))
 
+    # groups of what is said (events.Said)
+
+    @property
+    def life(self) -> int:
+        return self._host.life
+
+    def new_group(self) -> int:
+        self._groups += 1
+        return self._groups
+
+    def heard_before(self, life: int, upto: int, besides: Iterable[int]) -> None:
+        """What the gateway has of the host before this one."""
+        self._heard_before = (life, upto, frozenset(besides))
+
+    def has_heard(self, life: int, group: int) -> bool:
+        """Whether the gateway has a whole group of an earlier life."""
+        before, upto, besides = self._heard_before
+        return life == before and (group <= upto or group in besides)
+
     def send_envelopes(self, envelopes: bytes) -> None:
         """What an earlier host had to say to this gateway."""
         for event in Splitter(len(envelopes)).feed(envelopes):
@@ -92,7 +115,8 @@ class GatewayLink:
         self.sockets[number] = socket
 
     def forget(self, socket: WebSocket) -> None:
-        self.sockets.pop(socket._number, None)
+        if self.sockets.get(socket._number) is socket:  # not a successor's
+            del self.sockets[socket._number]
 
     def relay(self, upstream: WebSocket, client: int) -> None:
         """The gateway joins an upstream to a client's socket: pass on what arrives here until it has done so."""

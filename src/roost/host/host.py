@@ -77,7 +77,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.host")
 
 
+_ROOM_RETRY_S = 0.5
 _GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
+_ONE_MORE_POLL_S = 0.05
 _MAX_UNSAID = 16  # gateways
 
 _SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError})
@@ -144,6 +146,7 @@ class Host:
         self._link_numbers = itertools.count()
         self._gateways = gateways
         self._early: list[tuple[GatewayLink, list[Event]]] | None = [] if gateways > 1 else None  # until all are here
+        self.life = int.from_bytes(random_bytes(6), "big")  # of this process, for what its objects say
         self._unsaid: dict[int, list[bytes]] = {}  # for gateways that are not here yet, by epoch
         self._slow: asyncio.TimerHandle | None = None
         caller = StubCaller(self)
@@ -183,17 +186,26 @@ class Host:
         """Serve a gateway from now on."""
         gateway_link = GatewayLink(self, link, next(self._link_numbers))
         self.links.append(gateway_link)
-        link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots, self.mark.path, gateway_link.index))
+        link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots, self.mark.path, gateway_link.index, self.life))
         link.start(gateway_link)
         if len(self.links) == 1:
             if self._early is None:
                 self._begin()
             else:
-                self.loop.call_later(_GATEWAY_WAITS_S, self._take_early)
+                self.loop.call_later(_GATEWAY_WAITS_S, self._take_early_soon)
+
+    @property
+    def awaits_gateways(self) -> bool:
+        """Whether one has not said yet which events it gives again."""
+        return self._gateways > 1 and sum(link.welcome for link in self.links) < self._gateways
 
     def _begin(self) -> None:
         self.alarms.start()
         self.crons.start()
+
+    def _take_early_soon(self) -> None:
+        """The time is over; but if this process was stopped, what has arrived meanwhile is read first."""
+        self.loop.call_later(_ONE_MORE_POLL_S, self._take_early)
 
     def _take_early(self) -> None:
         """All gateways are here, or have had their time: what came before begins now."""
@@ -329,10 +341,17 @@ class Host:
             try:
                 actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
             except OverloadError as error:
+                kept = []
                 for event in events:
-                    link.running.discard(event.event)
-                    self.shed(link, event, str(error))
+                    if type(event) is SocketMessage and event.event > link.given_before:
+                        link.running.discard(event.event)
+                        self.shed(link, event, str(error))
+                    else:
+                        kept.append(event)
                 link.say_done()
+                if kept:  # how a socket ended, and what was given before, waits for room
+                    link.waking[roster.actor] = kept
+                    self.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
                 return
             except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
                 key = roster.object.class_name, roster.object.id
@@ -398,7 +417,10 @@ class Host:
             return
         actor.asked.add(link)
         if self._slow is None:
-            self._slow = self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait)
+            self._slow = self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait_soon)
+
+    def _do_not_wait_soon(self) -> None:
+        self._slow = self.loop.call_later(_ONE_MORE_POLL_S, self._do_not_wait)
 
     def _do_not_wait(self) -> None:
         """A gateway that hangs must not keep objects from waking: they learn of their sockets there when it answers."""
@@ -442,6 +464,7 @@ class Host:
 
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)
+        link.heard_before(event.life, event.said, event.said_besides)
         link.welcome = True
         for envelopes in self._unsaid.pop(event.epoch, ()):
             link.send_envelopes(envelopes)

@@ -49,6 +49,10 @@ class Batch:
         self.events.append(last)
         self.payload_bytes += len(payload)
 
+    def seal(self) -> None:
+        """What is there is written down elsewhere: nothing may be joined to it any more."""
+        self._last_send = None
+
     def take(self) -> list[Event]:
         """The batch, leaving an empty one."""
         events, self.events = self.events, []

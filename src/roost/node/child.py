@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -115,8 +116,18 @@ class Child:
     async def _pump(self, role: Any) -> int:
         """The successor has everything but the TLS sessions: those go on here until they end."""
         orders = asyncio.create_task(self._next())
-        while role.pumping and not orders.done():
-            await asyncio.wait({orders}, timeout=1.0)
+        ends_at = float("inf")
+        while role.pumping and time.monotonic() < ends_at:
+            await asyncio.wait({orders}, timeout=0.2)
+            if orders.done():
+                order = orders.result()
+                if order is None:
+                    break
+                if order.command == "drain":  # the successor says goodbye to those clients, too
+                    ends_at = time.monotonic() + order.timeout_s
+                elif order.request:
+                    await self._report(order, {"error": "this gateway has been replaced"})
+                orders = asyncio.create_task(self._next())
         orders.cancel()
         role.end_pumps()
         return 0
@@ -178,7 +189,7 @@ class _Gateway:
         if self._predecessor is None:
             return
         with self._predecessor as listener:
-            listener.settimeout(_HANDOVER_S)
+            listener.settimeout(self._spec.settings.timeouts.deploy_grace_s + _HANDOVER_S)
             try:
                 sock, _ = await asyncio.to_thread(listener.accept)
                 with sock:
@@ -200,11 +211,11 @@ class _Gateway:
         await handover.quiesce(gateway, timeout_s)
         self._loop.remove_reader(self._links.fileno())
         await gateway.outbound.close()
-        handover.freeze(gateway)
         pumps: list[TlsPump] = []
-        state, descriptors = handover.describe(gateway, pumps)
-        plain_ends = set(descriptors) - set(state.descriptors)
+        plain_ends: list[int] = []
         try:
+            handover.freeze(gateway)
+            state, descriptors = handover.describe(gateway, pumps, plain_ends)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.settimeout(_HANDOVER_S)
                 sock.connect(path)
@@ -212,19 +223,17 @@ class _Gateway:
                 if sock.recv(1) != b"k":
                     raise ConnectionError("the successor could not go on with it (see the server's log)")
                 sock.sendall(b"g")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the clients stay here
             for pump in pumps:
                 pump.forget()
             handover.thaw(gateway)
             self._loop.add_reader(self._links.fileno(), self._host_arrives)
-            return str(error)
+            return f"{type(error).__name__}: {error}"
         finally:
             for fd in plain_ends:
                 os.close(fd)
         self._links.close()
-        for client_listener in gateway.listeners:
-            client_listener.close()
-        gateway.reactor.close()
+        gateway.handed_over()
         pumped = {pump.fd for pump in pumps}
         for fd in state.descriptors:
             if fd not in pumped:

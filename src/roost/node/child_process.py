@@ -111,8 +111,8 @@ class ChildProcess:
                 waiting.set_result(msgspec.json.decode(message.report))
 
     async def report(self) -> Any:
-        """The child's own report; None if it does not answer in time."""
-        return await self.ask("report")
+        """The child's own report; None if it is not ready, or does not answer in time."""
+        return await self.ask("report") if self.is_ready else None
 
     async def hand_over(self, path: str, grace_s: float, timeout_s: float) -> str:
         """A gateway: give everything to the one that waits there; what went wrong."""

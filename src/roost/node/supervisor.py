@@ -88,6 +88,7 @@ class Node:
         self._versions = Versions(Path(options.data))
         self._migrations = Migrations(Path(options.data))
         self._first_names: dict[str, str] = {}
+        self._starting = 0  # hosts that are just being spawned
         self._may_start = asyncio.Event()  # cleared while objects move: no host may run
         self._may_start.set()
         self._not_again: deque[tuple[int, int]] = deque(maxlen=1000)  # events that a host hung in
@@ -253,7 +254,12 @@ class Node:
                 if child is not None and role == "host":
                     child.tell(ToChild("connect", quarantined=list(self._quarantined), not_again=list(self._not_again)))
                 elif child is None:
-                    child = await self._spawn(role, index, listen_fds)
+                    self._starting += role == "host"
+                    try:
+                        child = await self._spawn(role, index, listen_fds)
+                        table[index] = child
+                    finally:
+                        self._starting -= role == "host"
             except (OSError, subprocess.SubprocessError) as error:
                 self._spawn_error = f"{role} {index} cannot be started: {error}"
                 _log.error("node: %s", self._spawn_error)
@@ -261,8 +267,8 @@ class Node:
                 continue
             table[index] = child
             if role == "gateway":
-                for slot, reason in self._breakers.items():
-                    child.tell(ToChild("breaker", slot=slot, text=reason))
+                for slot in range(self._options.hosts):
+                    child.tell(ToChild("breaker", slot=slot, text=self._breakers.get(slot, "")))
             elif index in self._breakers:
                 asyncio.get_running_loop().call_later(_STABLE_AFTER_S, self._calm, index, child)
             if self._stopping.is_set():
@@ -434,7 +440,13 @@ class Node:
         if plan.moves_objects:
             await self._move_objects(plan, loaded, before)
         else:
-            await asyncio.to_thread(self._migrations.apply, plan, self._options.hosts)
+            try:
+                await asyncio.to_thread(self._migrations.apply, plan, self._options.hosts)
+            except BaseException:
+                self._app = before
+                for child in loaded:
+                    child.kill()
+                raise
         self._first_names = plan.first_names
         for index, successor in enumerate(loaded):
             try:
@@ -456,6 +468,8 @@ class Node:
         ConfigError if they cannot be moved: then the old code goes on with what it has."""
         self._may_start.clear()
         try:
+            while self._starting:  # a host that is just being started again: it is ended with the others
+                await asyncio.sleep(0.01)
             await asyncio.gather(*(self._let_go(child) for child in self._hosts if child is not None))
             await asyncio.to_thread(self._migrations.apply, plan, self._options.hosts)
             for gateway in self._gateways:
@@ -540,16 +554,18 @@ class Node:
             self._successors["gateway", index] = successor
             current.replaced = True
             successor.tell(ToChild("connect"))
-            fault = await current.hand_over(path, self._settings.timeouts.deploy_grace_s, 2 * _LOADING_S)
+            grace_s = self._settings.timeouts.deploy_grace_s
+            fault = await current.hand_over(path, grace_s, grace_s + _LOADING_S)
             if fault:
                 raise WorkerError(f"gateway {index} was not replaced and goes on: {fault}")
             await asyncio.wait_for(successor.connected.wait(), _LOADING_S)
             if not successor.is_ready:
                 raise WorkerError(_ended("the new gateway", successor))
         except BaseException:
-            current.replaced = False
             if self._successors.get(("gateway", index)) is successor:
                 del self._successors["gateway", index]
+            if not current.has_left:
+                current.replaced = False
                 successor.kill()
             raise
 

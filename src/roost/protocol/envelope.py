@@ -49,6 +49,7 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     29: events.Result,
     30: events.Welcome,
     31: events.Leaving,
+    32: events.Said,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}

@@ -9,6 +9,7 @@ Source: Durable Objects class migrations, reference 6.1.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from typing import TYPE_CHECKING, Final
@@ -18,11 +19,13 @@ import msgspec
 
 from roost.errors import ConfigError
 from roost.storage.alarm_index import AlarmIndex, index_path
-from roost.storage.database import sync_path
+from roost.storage.database import StorageError, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+_log = logging.getLogger("roost.storage")
 
 FORMAT: Final = 1
 
@@ -56,26 +59,31 @@ class Plan(msgspec.Struct):
     first_names: dict[str, str]
     steps: list[dict[str, str]]  # the first names after each of `pending`
 
+    def _follow(self) -> tuple[dict[str, str], list[str]]:
+        """What becomes of each class of now: its last name, or that it goes."""
+        now: dict[str, str | None] = {}  # by the name after the migrations so far: the name of now, None for a new class
+        gone: list[str] = []
+        for migration in self.pending:
+            for name in migration.new:
+                if name in now.values():
+                    now.setdefault(name, None)  # the old bearer of the name was renamed: this is another class
+            for before, after in migration.renamed.items():
+                now[after] = now.pop(before, before)
+            for name in migration.deleted:
+                origin = now.pop(name, name)
+                if origin is not None:
+                    gone.append(origin)
+        return {origin: name for name, origin in now.items() if origin is not None and origin != name}, gone
+
     @property
     def renamed(self) -> dict[str, str]:
         """From the names of now to those after all of it."""
-        found: dict[str, str] = {}
-        for migration in self.pending:
-            for before, after in migration.renamed.items():
-                origin = next((first for first, last in found.items() if last == before), before)
-                found[origin] = after
-        return found
+        return self._follow()[0]
 
     @property
     def deleted(self) -> list[str]:
         """Classes, by their names of now, whose objects go."""
-        found = []
-        names: dict[str, str] = {}
-        for migration in self.pending:
-            for before, after in migration.renamed.items():
-                names[after] = names.pop(before, before)
-            found += [names.get(name, name) for name in migration.deleted]
-        return found
+        return self._follow()[1]
 
     @property
     def moves_objects(self) -> bool:
@@ -172,8 +180,21 @@ class Migrations:
                 record.moving = ""
                 record.first_names = first_names
                 self._save(record)
-        except (OSError, apsw.Error) as error:
+        except (OSError, apsw.Error, StorageError) as error:
+            self._undo(migration, slots)
             raise ConfigError(f"migrations: {migration.tag!r} cannot be applied: {error}", key="migrations") from error
+
+    def _undo(self, migration: Migration, slots: int) -> None:
+        """Give the folders of a migration that failed their old names back, so that the old code finds its objects. If even
+        that fails, the next start goes on with it: `moving` is recorded."""
+        objects = self._data / "objects"
+        try:
+            for before, after in reversed(migration.renamed.items()):
+                if (objects / after).is_dir() and not (objects / before).is_dir():
+                    (objects / after).rename(objects / before)
+                self._alarms(slots, "UPDATE OR REPLACE alarm SET class = ?1 WHERE class = ?2", (before, after))
+        except (OSError, apsw.Error, StorageError) as error:
+            _log.error("migrations: %r could not be undone, and is completed at the next start: %s", migration.tag, error)
 
     def _alarms(self, slots: int, sql: str, bindings: tuple[str, ...]) -> None:
         for slot in range(slots):
