@@ -430,3 +430,39 @@ def test_an_alarm_that_is_due_while_the_node_is_down(serve, tmp_path):
     wait_for(lambda: time.time() - began > 1.1)
     with serve(data=str(data)) as node:
         wait_for(lambda: json.loads(node.get("/room")[2])["alarm"] == 1)
+
+
+def test_a_gateway_that_dies_while_objects_sleep(serve):
+    """F2: each object hears of each of its sockets once, within 5 s, with tags and attachment; no ghost is left."""
+    with serve() as node:
+        sockets = [node.connect(f"/r{number % 5}?{number}") for number in range(40)]
+        gone = sockets[::4]
+        for ws in gone:  # those that are over already are not told of again
+            ws.close(4000)
+            ws.at_end()
+        asleep(node)
+        with node.connect("/awake?w") as ws:
+            ws.send("hello")
+            assert ws.recv() == "hello"
+            os.kill(node.pid("gateway 0"), signal.SIGKILL)
+            began = time.monotonic()
+            for other in sockets:
+                other.abort()
+        wait_for(lambda: all(node.status()["gateways"]))
+        wait_for(lambda: sum(len(ends(node, f"r{room}")) for room in range(5)) == 40)
+        assert time.monotonic() - began < 5
+        for room in range(5):
+            told = ends(node, f"r{room}")
+            assert sorted(int(name) for name, _ in told) == [number for number in range(40) if number % 5 == room]
+            assert {how for name, how in told if int(name) % 4} == {"close 1006 False"}
+            assert json.loads(node.get(f"/r{room}")[2])["open"] == 0
+        wait_for(lambda: ends(node, "awake") == [["w", "close 1006 False"]])
+        assert node.counter("inherited") == 31
+        wait_for(lambda: node.counter("hibernatable") == 0)
+        with node.connect("/r1?new") as ws:
+            ws.send("works")
+            assert ws.recv() == "works"
+        os.kill(node.pid("gateway 0"), signal.SIGKILL)
+        wait_for(lambda: all(node.status()["gateways"]))
+        wait_for(lambda: len(ends(node, "r1")) == 9)
+        assert sorted(name for name, _ in ends(node, "r1"))[-1] == "new"

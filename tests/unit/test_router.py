@@ -9,6 +9,7 @@ from roost.clock import ManualClock
 from roost.errors import RemoteProtocolError
 from roost.gateway.connection import State
 from roost.gateway.host_slot import check_hello
+from roost.gateway.journal import Journal
 from roost.gateway.limits import Counters, GatewayLimits
 from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
@@ -54,6 +55,7 @@ def gateway():
         counters=Counters(),
         clock=ManualClock(),
         sockets=SocketTable(),
+        journal=Journal(),
         reactor=SimpleNamespace(table=[None] * 200),
         end_turn=lambda: None,
         rewatch=lambda channel: None,

@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from roost.protocol.websocket import (
     CloseFrame,
     Decoder,
+    DecoderState,
     Failure,
     Opcode,
     Ping,
@@ -218,3 +220,27 @@ def test_close_payload_is_cut_on_a_character():
 def test_close_codes():
     allowed = {code for code in range(6000) if is_valid_close_code(code)}
     assert allowed == {1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)}
+
+
+@given(st.data())
+def test_a_decoder_goes_on_in_another_process(data):
+    """Cut anywhere: the state, moved to a new decoder, gives the same events as if nothing had been."""
+    stream = b"".join(
+        mask_frame(frame, b"abcd")
+        for frame in (
+            encode_message("é€𝄞".encode(), True),
+            bytes((0x01, 4)) + "é€".encode()[:4],
+            encode_control(Opcode.PING, b"p"),
+            bytes((0x80, 1)) + "é€".encode()[4:],
+            encode_message(b"x" * 300, False),
+            bytes((0x02, 1)) + b"a",
+        )
+    )
+    whole = Decoder(1000, masked=True)
+    expected = whole.feed(stream)
+    cut = data.draw(st.integers(0, len(stream)))
+    first, second = Decoder(1000, masked=True), Decoder(1000, masked=True)
+    events = first.feed(stream[:cut])
+    second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.state()), type=DecoderState))
+    assert events + second.feed(stream[cut:]) == expected
+    assert second.state() == whole.state()

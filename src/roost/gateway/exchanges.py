@@ -255,6 +255,7 @@ class Exchanges:
             self.gateway.counters.hibernatable += 1
             connection.tags = record.shared_tags(binding.tags)
             connection.attachment = binding.attachment
+            self.gateway.journal.bound(connection, record)
             if binding.auto_response is not None:
                 record.auto = binding.auto_response
         if leftover or http.number in self._router.held_back:

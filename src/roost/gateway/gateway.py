@@ -16,9 +16,10 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from roost.gateway.access import Access
-from roost.gateway.connection import Channel, Connection
+from roost.gateway.connection import Channel, Connection, State
 from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
+from roost.gateway.journal import Journal
 from roost.gateway.limits import Counters, GatewayLimits
 from roost.gateway.listener import Listener
 from roost.gateway.outbound import Outbound
@@ -30,11 +31,12 @@ from roost.protocol.http import http_date, simple_response
 from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from roost.clock import Clock
     from roost.events import Event
     from roost.gateway.assets import Assets
+    from roost.gateway.journal import Lost
     from roost.link.port import Link
 
 _log = logging.getLogger("roost.gateway")
@@ -64,6 +66,7 @@ class Gateway:
         ca_file: str | None = None,
         epoch: int | None = None,
         tls: ServerTls | None = None,
+        journal: str | None = None,
     ) -> None:
         self.loop = loop
         self.clock = clock
@@ -80,6 +83,7 @@ class Gateway:
         self.later: list[tuple[Connection, bytes]] = []  # what a client sent before its 101
         self.reactor = Reactor(loop, self.end_turn)
         self.sockets = SocketTable()
+        self.journal = Journal(journal)
         self.router = Router(self, slots)
         self.outbound = Outbound(self)
         self.file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -103,7 +107,24 @@ class Gateway:
 
     def start(self) -> None:
         """Begin to poll."""
+        self.journal.start(self.sockets)
         self.reactor.start()
+
+    def inherit(self, lost: Iterable[Lost]) -> None:
+        """The gateway before was killed with these sockets: their objects hear of their ends."""
+        for socket_lost in lost:
+            self.generation = max(self.generation, socket_lost.number >> 20)
+            slot = self.router.exchanges.slot_for(socket_lost.object)
+            connection = Connection(self, -1, socket_lost.number, slot.plain)
+            connection.state = State.GONE
+            record = self.sockets.bind(connection, socket_lost.object, slot)
+            record.awake = False
+            connection.tags = record.shared_tags(socket_lost.tags)
+            connection.attachment, connection.protocol = socket_lost.attachment, socket_lost.protocol
+            self.counters.hibernatable += 1
+            self.counters.inherited += 1
+            reason = "WebSocket disconnected without sending Close frame."
+            self.router.closed(connection, CloseCode.ABNORMAL, reason, clean=False)
 
     def listen(self, sock: socket.socket) -> None:
         """Accept clients from a listening socket, which the gateway now owns."""
@@ -139,6 +160,7 @@ class Gateway:
                 slot.link.flush()
         self._deadlines.close()
         self.reactor.close()
+        self.journal.end()
 
     def handed_over(self) -> None:
         """Another process has everything: nothing here may touch it again."""
@@ -147,6 +169,7 @@ class Gateway:
         self._deadlines.close()
         self.reactor.close()
         self.reactor.table.clear()
+        self.journal.leave()
 
     async def _say_going_away(self, deadline: float) -> None:
         """1001 to every WebSocket, in random order over a while, so that they do not all come back at once."""
@@ -187,6 +210,8 @@ class Gateway:
                     if slot.leaving is not None:
                         slot.leaving.flush()
                     slot.update_full()
+                if self.journal.lines:
+                    self.journal.flush(self.sockets)
                 if self.dirty:
                     dirty = self.dirty
                     self.dirty = []

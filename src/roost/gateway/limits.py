@@ -44,6 +44,7 @@ class Counters(msgspec.Struct):
     upgrades: int = 0
     sockets: int = 0
     hibernatable: int = 0
+    inherited: int = 0  # sockets of a gateway that was killed, whose ends are told
     messages_in: int = 0
     sends: int = 0
     auto_responses: int = 0

@@ -135,6 +135,7 @@ class Router:
         owner = connection.owner
         if isinstance(owner, ActorRecord):
             self.gateway.sockets.forget(owner, event.socket)
+            self.gateway.journal.forgotten(event.socket)
             self.gateway.counters.hibernatable -= 1
         if connection.fd < 0:
             del self.aliases[event.socket]
@@ -223,6 +224,8 @@ class Router:
         connection = self.find(event.socket)
         if connection is not None:
             connection.attachment = event.attachment
+            if isinstance(connection.owner, ActorRecord):
+                self.gateway.journal.attached(connection)
         elif event.socket in self.exchanges.bindings:
             self.exchanges.bindings[event.socket].events.append(event)
 
@@ -244,12 +247,14 @@ class Router:
                 self._part(record, CloseCode.GOING_AWAY, "The class of this object was deleted.")
             elif name in renamed:
                 self.gateway.sockets.rename(record, renamed[name])
+        self.gateway.journal.start(self.gateway.sockets)
         self.gateway.end_turn()
 
     def _part(self, record: ActorRecord, code: int, reason: str) -> None:
         """An object's sockets end, and it hears nothing of them any more."""
         for number, connection in list(record.sockets.items()):
             self.gateway.sockets.forget(record, number)
+            self.gateway.journal.forgotten(number)
             self.gateway.counters.hibernatable -= 1
             if connection.fd < 0:
                 self.aliases.pop(number, None)

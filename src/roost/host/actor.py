@@ -394,6 +394,13 @@ class Actor(Context):
         else:
             self._end(socket, Item("error", code=event.code, reason=event.message), link, event.event)
 
+    def disconnected(self, socket: WebSocket) -> None:
+        """The gateway that held it is gone; the event of its end comes from the successor, with a socket of its own."""
+        self.sockets.pop(socket, None)
+        self._listener_gone(socket)
+        socket._failed = True
+        socket._ready = False
+
     def _end(self, socket: WebSocket, item: Item, link: GatewayLink | None, event: int) -> None:
         """The socket's end: its handler runs while it is still listed, then it leaves."""
         self.host.handled += 1

@@ -64,10 +64,12 @@ class ActorPort:
     def _hold(self) -> Batch:
         """What waits for the writes made so far."""
         waiting = self._waiting
-        if not waiting or waiting[-1].held_for != self._gate.last:
-            waiting.append(_Group(self.link.new_group(), self._gate.last))
-            self._gate.hold(self._release)
-        return waiting[-1].batch
+        if waiting and waiting[-1].held_for == self._gate.last:
+            return waiting[-1].batch
+        group = _Group(self.link.new_group(), self._gate.last)
+        waiting.append(group)
+        self._gate.hold(self._release)  # at once, and for nothing, if the gate is broken
+        return group.batch
 
     def _release(self, error: BaseException | None) -> None:
         group = self._waiting.popleft()

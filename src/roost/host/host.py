@@ -17,6 +17,7 @@ from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
 from roost.api.runtime import current_context
 from roost.api.service import ServiceStub
+from roost.api.websocket import Accept
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
 from roost.errors import ConfigError, OverloadError, QuarantineError, WorkerError
@@ -111,6 +112,7 @@ class Host:
         mark: Path | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
         gateways: int = 1,
+        gateways_outlive: bool = False,
     ) -> None:
         self.loop = loop
         self.worker = worker
@@ -145,6 +147,7 @@ class Host:
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
         self._link_numbers = itertools.count()
         self._gateways = gateways
+        self._gateways_outlive = gateways_outlive  # a gateway that dies has a successor that knows its sockets
         self._early: list[tuple[GatewayLink, list[Event]]] | None = [] if gateways > 1 else None  # until all are here
         self.life = int.from_bytes(random_bytes(6), "big")  # of this process, for what its objects say
         self._unsaid: dict[int, list[bytes]] = {}  # for gateways that are not here yet, by epoch
@@ -225,8 +228,11 @@ class Host:
             self.links.remove(link)
         text = "WebSocket disconnected without sending Close frame."
         for number, socket in list(link.sockets.items()):
-            if socket._context is not None:
-                socket._context.closed(socket, SocketClose(0, 0, number, 1006, text, False), link)  # type: ignore[attr-defined]
+            context = socket._context
+            if isinstance(context, Actor) and socket._accept is Accept.HIBERNATABLE and self._gateways_outlive:
+                context.disconnected(socket)  # its end is told by that gateway's successor
+            elif context is not None:
+                context.closed(socket, SocketClose(0, 0, number, 1006, text, False), link)  # type: ignore[attr-defined]
         for answered in link.responses.values():
             if not answered.done():
                 answered.set_exception(WorkerError("The gateway that carried this call is gone."))

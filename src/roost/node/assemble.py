@@ -38,6 +38,7 @@ def make_gateway(
     slots: int,
     ca_file: str | None = None,
     epoch: int | None = None,
+    journal: str | None = None,
 ) -> Gateway:
     """A gateway for the app, not yet listening. `epoch` 0: its host is in the same process."""
     network = settings.network
@@ -49,6 +50,7 @@ def make_gateway(
         request_log=logs.request_line,
         ca_file=ca_file,
         epoch=epoch,
+        journal=journal,
         tls=ServerTls(network.tls_cert, network.tls_key) if network.tls_cert else None,
     )
     gateway.assets = make_assets(app)
@@ -94,6 +96,7 @@ def make_host(
         worker,
         worker_name=app.name,
         gateways=gateways,
+        gateways_outlive=mark is not None,
         first_names=first_names or {},
         variables=app.variables,
         bindings=app.bindings,

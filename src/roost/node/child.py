@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from roost.errors import ConfigError, InternalError, RemoteProtocolError, WorkerError
-from roost.gateway import handover
+from roost.gateway import handover, journal
 from roost.link.unix import UnixLink
 from roost.node.assemble import (
     calm_collector,
@@ -151,7 +151,8 @@ class _Gateway:
     def __init__(self, spec: ChildSpec) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
-        self._gateway = make_gateway(loop, spec.app, spec.settings, spec.slots, spec.ca_file)
+        journal_path = f"{spec.sockets[spec.index]}.journal"
+        self._gateway = make_gateway(loop, spec.app, spec.settings, spec.slots, spec.ca_file, journal=journal_path)
         self._spec = spec
         self._pumps: list[TlsPump] = []
         self._links = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -159,6 +160,7 @@ class _Gateway:
         if spec.hold:  # another gateway runs: it comes here to hand over
             self._predecessor = _listen(spec.take_over)
         else:
+            self._gateway.inherit(journal.read(journal_path))
             self._gateway.start()
             self._open_doors()
 
