@@ -122,5 +122,5 @@ def test_every_setting_is_documented():
     page = (ROOT / "docs/reference/settings.md").read_text()
     for section in msgspec.structs.fields(Settings):
         for field in msgspec.structs.fields(section.type):
-            default = json.dumps(field.default)
+            default = json.dumps(field.default_factory() if field.default is msgspec.NODEFAULT else field.default)
             assert f"`{section.name}.{field.name}` | `{default}`" in page, f"{section.name}.{field.name}"

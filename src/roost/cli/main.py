@@ -137,7 +137,7 @@ def _serve(parsed: Any) -> int:
 
     from roost.node.admin import parse_address
     from roost.node.config import data_folder, read_app
-    from roost.node.settings import read_settings, with_tls
+    from roost.node.settings import nearest, read_settings, with_tls
     from roost.node.supervisor import Node, Options
     from roost.observe import logs
 
@@ -154,6 +154,10 @@ def _serve(parsed: Any) -> int:
     for warning in app.warnings:
         print(f"roost: warning: {warning}", file=sys.stderr)
     settings = with_tls(read_settings(folder), folder, parsed.tls_cert, parsed.tls_key)
+    classes = list(app.bindings.values())
+    for name in settings.limits.class_cpu_ms:
+        if name not in classes:
+            raise ConfigError(f"limits.class_cpu_ms: the app binds no class {name!r}.{nearest(name, classes)}")
     if parsed.inline and parsed.command == "dev":
         print("roost: warning: dev reloads the worker in a process of its own; --inline is ignored", file=sys.stderr)
         parsed.inline = False

@@ -22,7 +22,7 @@ from roost.host.actor import Actor
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import FrameType
 
     from roost.host.host import Host
@@ -54,16 +54,20 @@ class Watchdog:
         self,
         host: Host,
         limit_s: float,
+        class_limits_s: Mapping[str, float],
         max_memory_bytes: int,
         tell: Callable[[Stuck], None],
         end: Callable[[int], None] = os._exit,
     ) -> None:
         self._host = host
         self._limit_s = limit_s
+        self._class_limits_s = class_limits_s
+        self._shortest_s = min((limit_s, *class_limits_s.values()))
+        self._longest_s = max((limit_s, *class_limits_s.values()))
         self._max_memory_bytes = max_memory_bytes
         self._tell = tell
         self._end = end
-        self._pause_s = min(limit_s / _LOOKS_A_LIMIT, _LONGEST_PAUSE_S)
+        self._pause_s = min(self._shortest_s / _LOOKS_A_LIMIT, _LONGEST_PAUSE_S)
         self._beats = 0
         self._stop = threading.Event()
         self._thread_id = threading.get_ident()
@@ -86,18 +90,24 @@ class Watchdog:
         seen, since = -1, time.monotonic()
         now = since
         while not self._stop.wait(self._pause_s):
-            faulthandler.dump_traceback_later(self._limit_s + _LOCKED_GRACE_S, exit=True)
+            faulthandler.dump_traceback_later(self._longest_s + _LOCKED_GRACE_S, exit=True)
             progress = self._beats + self._host.handled + self._host.runner.steps
             looked_before, now = now, time.monotonic()
             # A look that comes much too late: the whole process was stopped, or the machine.
             if progress != seen or now - looked_before > 2 * self._pause_s + _LATE_S:
                 seen, since = progress, now
-            elif now - since >= self._limit_s:
+            elif now - since >= self._shortest_s and now - since >= self._limit_of_running_s():
                 self._give_up(f"has not let go of the loop for {now - since:.1f} s (limits.cpu_ms)")
                 return
             if self._max_memory_bytes and (used := _resident_bytes()) > self._max_memory_bytes:
                 self._give_up(f"was running when the host had {used // 2**20} MiB (limits.max_host_memory_bytes)")
                 return
+
+    def _limit_of_running_s(self) -> float:
+        if not self._class_limits_s:
+            return self._limit_s
+        running = describe(sys._current_frames().get(self._thread_id))
+        return self._class_limits_s.get(running.class_name, self._limit_s)
 
     def _give_up(self, why: str) -> None:
         frame = sys._current_frames().get(self._thread_id)

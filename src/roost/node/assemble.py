@@ -120,11 +120,13 @@ def make_host(
     return host
 
 
-def watch(host: Host, limit_s: float, max_memory_bytes: int, tell: Callable[[Stuck], None]) -> Watchdog:
+def watch(host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None]) -> Watchdog:
     """A watchdog for the host, not started."""
     from roost.host.watchdog import Watchdog
 
-    return Watchdog(host, limit_s, max_memory_bytes, tell)
+    limits = settings.limits
+    by_class = {name: cpu_ms / 1000 for name, cpu_ms in limits.class_cpu_ms.items()}
+    return Watchdog(host, (app.cpu_ms or limits.cpu_ms) / 1000, by_class, limits.max_host_memory_bytes, tell)
 
 
 async def probe(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings) -> None:

@@ -298,9 +298,7 @@ class _HostRole:
             loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
             spec.mark, spec.first_names, len(spec.sockets),
         )  # fmt: skip
-        limits = spec.settings.limits
-        limit_s = (spec.app.cpu_ms or limits.cpu_ms) / 1000
-        self._watchdog = watch(self._host, limit_s, limits.max_host_memory_bytes, _tell_stuck)
+        self._watchdog = watch(self._host, spec.app, spec.settings, _tell_stuck)
         self._connectors: list[asyncio.Task[None]] = []
 
     @classmethod

@@ -43,6 +43,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_queued_events: int = 8192
     slow_reader: Literal["close", "drop_oldest"] = "close"
     cpu_ms: int = 30_000
+    class_cpu_ms: dict[str, int] = {}
     max_host_memory_bytes: int = 0
 
 
@@ -193,8 +194,10 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     for key in ("max_live_objects", "max_sockets_per_object", "max_queued_events"):
         if not getattr(settings.limits, key):
             raise ConfigError(f"{where}: limits.{key} must be at least 1.", key=f"limits.{key}")
-    if settings.limits.cpu_ms < 50:
-        raise ConfigError(f"{where}: limits.cpu_ms must be at least 50.", key="limits.cpu_ms")
+    for key, cpu_ms in (("cpu_ms", settings.limits.cpu_ms), *settings.limits.class_cpu_ms.items()):
+        if cpu_ms < 50:
+            name = key if key == "cpu_ms" else f"class_cpu_ms.{key}"
+            raise ConfigError(f"{where}: limits.{name} must be at least 50.", key=f"limits.{name}")
     if not settings.limits.max_open_databases:
         raise ConfigError(f"{where}: limits.max_open_databases must be at least 1.", key="limits.max_open_databases")
     return settings
