@@ -99,14 +99,12 @@ def test_one_of_fifty_objects_hangs(tmp_path, how):
 
 
 def test_a_limit_of_its_own_class(tmp_path):
-    with running(app_with(tmp_path, "cpu_ms = 30000\nclass_cpu_ms = { Box = 300 }"), "--hosts", "1") as node:
-        with node.connect("/bad/ws", timeout_s=20) as bad:
-            bad.send("spin")
-            wait_for(lambda: node.logged("Box(bad) has not let go of the loop"), "the class's limit", 10)
-    with (
-        pytest.raises(RuntimeError, match='Did you mean "Box"'),
-        running(app_with(tmp_path, "class_cpu_ms = { Bax = 300 }")),
-    ):
+    app = app_with(tmp_path, "cpu_ms = 30000\nclass_cpu_ms = { Box = 300 }")
+    with running(app, "--hosts", "1") as node, node.connect("/bad/ws", timeout_s=20) as bad:
+        bad.send("spin")
+        wait_for(lambda: node.logged("Box(bad) has not let go of the loop"), "the class's limit", 10)
+    app = app_with(tmp_path, "class_cpu_ms = { Bax = 300 }")
+    with pytest.raises(RuntimeError, match='Did you mean "Box"'), running(app):
         pass
 
 
