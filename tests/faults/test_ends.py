@@ -450,7 +450,7 @@ def test_a_gateway_that_dies_while_objects_sleep(serve):
                 other.abort()
         wait_for(lambda: all(node.status()["gateways"]))
         wait_for(lambda: sum(len(ends(node, f"r{room}")) for room in range(5)) == 40)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # 5 on a machine that does nothing else
         for room in range(5):
             told = ends(node, f"r{room}")
             assert sorted(int(name) for name, _ in told) == [number for number in range(40) if number % 5 == room]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from conftest import write_app
-from roost.testing import HandshakeRefused, running, wait_for
+from roost.testing import HandshakeRefused, open_socket, running, wait_for
 
 SOURCE = """
 import asyncio, os
@@ -163,7 +163,9 @@ def test_requests_that_were_not_begun_are_given_again(serve, tmp_path):
         results = []
 
         def ask(path):
-            results.append((path, node.get(path)[0]))
+            with open_socket(node.port, 60) as sock:
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                results.append((path, int(sock.recv(65536).split()[1])))
 
         begun = threading.Thread(target=ask, args=("/slow",))
         begun.start()

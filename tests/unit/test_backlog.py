@@ -5,8 +5,8 @@ from roost.gateway.host_slot import Heard
 
 
 def filled(*chunks):
-    backlog = Backlog(chunks[0])
-    for chunk in chunks[1:]:
+    backlog = Backlog(*chunks[:2])
+    for chunk in chunks[2:]:
         backlog.add(chunk)
     return backlog
 
@@ -27,9 +27,10 @@ def test_the_oldest_whole_frames_are_dropped_and_never_one_that_has_begun():
     backlog = filled(b"half", b"one", b"two", b"three")
     assert backlog.drop_oldest(9) == 2
     assert list(backlog.chunks) == [b"half", b"three"]
+    assert backlog.drop_oldest(0) == 0, "the newest stays"
+    backlog.add(b"four")
     assert backlog.drop_oldest(0) == 1
-    assert list(backlog.chunks) == [b"half"]
-    assert backlog.drop_oldest(0) == 0
+    assert list(backlog.chunks) == [b"half", b"four"]
 
 
 def test_groups_that_arrive_in_another_order():

@@ -52,9 +52,9 @@ class Backlog:
 
     __slots__ = ("chunks", "pong", "size")
 
-    def __init__(self, first: bytes) -> None:
-        self.chunks: deque[bytes] = deque((first,))
-        self.size = len(first)
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks: deque[bytes] = deque(chunks)
+        self.size = sum(map(len, chunks))
         self.pong: bytes | None = None
 
     def add(self, data: bytes) -> None:
@@ -84,10 +84,13 @@ class Backlog:
             chunks.popleft()
 
     def drop_oldest(self, at_most: int) -> int:
-        """Drop frames that have not begun to leave, oldest first, until no more than so many bytes wait; how many."""
+        """Drop frames that have not begun to leave, oldest first, until no more than so many bytes wait; how many. The
+        newest stays."""
+        if not self.chunks:
+            return 0
         first = self.chunks.popleft()
         dropped = 0
-        while self.chunks and self.size > at_most:
+        while len(self.chunks) > 1 and self.size > at_most:
             self.size -= len(self.chunks.popleft())
             dropped += 1
         self.chunks.appendleft(first)
@@ -138,7 +141,8 @@ class Channel:
             self.out = None
             self.drained()
         else:
-            self.out = Backlog(data[sent:])
+            self.out = backlog = Backlog(*out)
+            backlog.taken(sent)
             self.gateway.reactor.watch(self.fd, self.wanted() | WRITE)
 
     def writable(self) -> None:

@@ -416,10 +416,7 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
         os.set_blocking(fd, False)
         gateway.reactor.register(fd, connection)
         if told.backlog or told.pong:
-            first, *others = told.backlog or [told.pong or b""]
-            connection.out = backlog = Backlog(first)
-            for chunk in others:
-                backlog.add(chunk)
+            connection.out = backlog = Backlog(*(told.backlog or [told.pong or b""]))
             backlog.pong = told.pong if told.backlog else None
         if told.held_back:
             gateway.router.hold_again(connection)

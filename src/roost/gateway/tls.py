@@ -160,7 +160,7 @@ class Sealed(Channel):
         out = self.out
         if type(out) is not list or self.fd < 0:
             return
-        self.out = Backlog(b"".join(out))
+        self.out = Backlog(*out)
         if not self._pump(self.out):
             if self.fd >= 0:
                 self.gateway.reactor.watch(self.fd, self.wanted() | WRITE)

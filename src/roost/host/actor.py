@@ -403,6 +403,8 @@ class Actor(Context):
 
     def _end(self, socket: WebSocket, item: Item, link: GatewayLink | None, event: int) -> None:
         """The socket's end: its handler runs while it is still listed, then it leaves."""
+        if link is not None:
+            link.ended.append(socket._number)
         self.host.handled += 1
         self.last_active = self.host.now
         if item.kind == "close":

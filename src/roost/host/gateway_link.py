@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from roost.events import Attach, CloseSocket, Done, Event
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _RELAY_WINDOW_S = 30.0
+_MAX_ENDED = 4096  # more than a gateway may be behind with hearing that they are done
 
 
 class GatewayLink:
@@ -32,6 +34,7 @@ class GatewayLink:
         "again",
         "bodies",
         "dials",
+        "ended",
         "epoch",
         "given_before",
         "gone",
@@ -59,6 +62,7 @@ class GatewayLink:
         self._heard_before: tuple[int, int, frozenset[int]] = (0, 0, frozenset())
         self.epoch = 0  # of the gateway process; 0: it never gives an event again
         self.given_before = 0  # events up to this may have been given to an earlier host
+        self.ended: deque[int] = deque(maxlen=_MAX_ENDED)  # hibernatable sockets whose ends were told to their objects
         self.again: set[int] = set()  # events that were given before and are still to come
         self.running: set[int] = set()
         self.waking: dict[int, list[Any] | Actor] = {}  # by the gateway's actor number: events that wait for its roster

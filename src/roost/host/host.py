@@ -81,6 +81,7 @@ _log = logging.getLogger("roost.host")
 _ROOM_RETRY_S = 0.5
 _GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
 _ONE_MORE_POLL_S = 0.05
+_MAX_ENDED = 100_000
 _MAX_UNSAID = 16  # gateways
 
 _SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError})
@@ -150,6 +151,7 @@ class Host:
         self._gateways_outlive = gateways_outlive  # a gateway that dies has a successor that knows its sockets
         self._early: list[tuple[GatewayLink, list[Event]]] | None = [] if gateways > 1 else None  # until all are here
         self.life = int.from_bytes(random_bytes(6), "big")  # of this process, for what its objects say
+        self._ended: set[int] = set()  # sockets of gateways that died, whose ends their objects know
         self._unsaid: dict[int, list[bytes]] = {}  # for gateways that are not here yet, by epoch
         self._slow: asyncio.TimerHandle | None = None
         caller = StubCaller(self)
@@ -241,6 +243,9 @@ class Host:
         link.dials.clear()
         for reader in [*link.bodies.values(), *link.readers.values()]:
             reader.abort("The gateway is gone.")
+        self._ended.update(link.ended)
+        if len(self._ended) > _MAX_ENDED:
+            self._ended = set(link.ended)
         self.requests.gateway_lost(link)
         for actor in self.actors:
             actor.asked.discard(link)
@@ -287,7 +292,10 @@ class Host:
                         self._unknown(link, event)
                 elif type(event) is SocketClose or type(event) is SocketError:
                     link.last_event = event.event
-                    self.socket_event(link, event)
+                    if event.socket in self._ended:  # its gateway died before it heard that this is done
+                        self._ended.discard(event.socket)
+                    else:
+                        self.socket_event(link, event)
                 else:
                     self._handlers[type(event)](link, event)
             except Exception:  # noqa: BLE001
