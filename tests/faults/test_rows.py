@@ -53,7 +53,8 @@ def roost(*arguments, code=0):
 
 
 def deploy(node, tmp_path, rng, broken=False):
-    app = write_rooms(tmp_path / "next", rng.randrange(1, 1000), "raise ValueError('broken on purpose')\n" if broken else "")
+    mutant = "raise ValueError('broken on purpose')\n" if broken else ""
+    app = write_rooms(tmp_path / "next", rng.randrange(1, 1000), mutant)
     roost("deploy", app, "--data", node.data, code=1 if broken else 0)
 
 
