@@ -89,6 +89,7 @@ class Actor(Context):
         self._unfinished: dict[int, Done] = {}  # calls and alarms that run, by their pin
         self._serving: set[asyncio.Task[Any]] = set()  # tasks that run its fetch
         self.alarm_running = False
+        self.looked_at = 0.0  # its last activity, when room was last made
         self.farewell_at = -1.0  # when preShutdown last ended
         self.failure: BaseException | None = None  # what it ended with, if not in sleep
         self._ports: dict[int, ActorPort] = {}

@@ -453,8 +453,8 @@ class Host:
                 self._wake_if_ready(actor)
 
     def _make_room(self) -> None:
-        """Put a tenth of the objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
-        slept = self.actors.put_oldest_to_sleep(self.loop.time(), max(1, self.limits.max_live_objects // 10))
+        """Put some objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
+        slept = self.actors.put_oldest_to_sleep(self.loop.time(), max(1, self.limits.max_live_objects // 100))
         self.counters.sleeps += slept
         self.counters.sleeps_early += slept
         if not slept:

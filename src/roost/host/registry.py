@@ -49,13 +49,25 @@ class Actors:
         return len(sleepy)
 
     def put_oldest_to_sleep(self, now: float, count: int) -> int:
-        """Forget that many actors which nothing pins, those first that were idle longest; how many."""
-        sleepy = [actor for actor in self._actors.values() if actor.may_sleep(now, 0.0)]
-        sleepy.sort(key=lambda actor: actor.last_active)
-        for actor in sleepy[:count]:
-            self.forget(actor)
-            actor.sleep()
-        return len(sleepy[:count])
+        """Forget up to that many actors which nothing pins, those first that were idle longest; how many.
+
+        Second chance: one that was active since it was last looked at goes to the end of the queue instead. A call looks at
+        few, unless few may sleep.
+        """
+        actors = self._actors
+        slept = 0
+        for _ in range(2 * len(actors)):
+            if slept == count:
+                break
+            key, actor = next(iter(actors.items()))
+            del actors[key]
+            if actor.last_active > actor.looked_at or not actor.may_sleep(now, 0.0):
+                actor.looked_at = actor.last_active
+                actors[key] = actor
+            else:
+                actor.sleep()
+                slept += 1
+        return slept
 
     def report(self) -> list[dict[str, object]]:
         """Why each is awake: its phase, its sockets, the name of everything that pins it."""
