@@ -145,6 +145,7 @@ class Load:
         self.strict = strict
         self.missed = self.repeated = 0
         self.pauses_s = []  # from sending to the answer
+        self.told = {room: set() for room in self.rooms}  # what any socket of it heard of
         self.versions = Counter()
         self.found = []  # what is wrong, as it is seen
         self.closes = Counter()
@@ -204,6 +205,7 @@ class Load:
         if kind == "flood":
             return
         n, name = rest[0], rest[1]
+        self.told[client.room].add(name)
         if client.last_n is not None and n != client.last_n + 1 and not self.strict and kind == "news":
             self.missed += n > client.last_n
             self.repeated += n <= client.last_n
@@ -352,6 +354,8 @@ class Load:
         unsure = {name for client in clients for name in client.unsure}
         if lost := acked - set(seen):
             found.append(f"I1: {room} has lost {sorted(lost)[:3]} ({len(lost)})")
+        if unwritten := self.told[room] - set(seen):
+            found.append(f"I5: {room} spoke of {sorted(unwritten)[:3]} and has not written it ({len(unwritten)})")
         if doubled := [name for name, times in seen.items() if times > 1]:
             found.append(f"I2: {room} counts {doubled[:3]} more than once ({len(doubled)})")
         if invented := set(seen) - acked - unsure:
@@ -372,6 +376,14 @@ class Load:
                 found.append(f"I9: an alarm of {room} fired {due - fired:.0f} ms early")
         return found
 
-    def p99_s(self):
-        ordered = sorted(self.pauses_s)
+    def p99_s(self, since=0):
+        """Of the answers after the first `since`."""
+        ordered = sorted(self.pauses_s[since:])
         return ordered[int(len(ordered) * 0.99)] if ordered else 0.0
+
+    def check_others(self, quiet_s, since):
+        """I13: those whom a fault does not concern wait at most twice as long as in quiet (or 0.1 s: the machine's own)."""
+        during_s = self.p99_s(since)
+        if during_s > max(2 * quiet_s, 0.1):
+            raise Faults(f"I13: the others' p99 is {during_s:.3f} s; in quiet {quiet_s:.3f} s")
+        return during_s

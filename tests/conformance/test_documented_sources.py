@@ -26,6 +26,7 @@ def test_legacy_handlers(make_app):
             return await env.COUNTER.get(id).fetch(request.url)
         """,
         "Counter",
+        config='compatibility_flags = ["disable_python_no_global_handlers"]',
     )
     with running(app, "--inline") as node:
         assert node.get("/a")[2] == b"hit 1"

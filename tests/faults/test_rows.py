@@ -1,6 +1,7 @@
 """The fault matrix (behaviour 5.5) on one node: each row under load, judged by the same checkers; and the checkers proven
 by broken variants of the runtime. `make torture` strings the rows together at random for as long as it is told."""
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from roost.testing import running, wait_for
 
 SEED = int(os.environ.get("ROOST_SEED", "1"))
 MINUTES = float(os.environ.get("ROOST_MINUTES", "0"))
+STOPS_S = [float(stop) for stop in os.environ.get("ROOST_STOPS_S", "1,3").split(",")]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -61,8 +63,8 @@ def deploy(node, tmp_path, rng, broken=False):
 FAULTS = {
     "F1 kill a host": lambda node, tmp_path, rng: kill(node, "host", rng),
     "F2 kill a gateway": lambda node, tmp_path, rng: kill(node, "gateway", rng),
-    "F6 stop a host": lambda node, tmp_path, rng: stop_for(node, "host", rng.choice((1, 3)), rng),
-    "F7 stop a gateway": lambda node, tmp_path, rng: stop_for(node, "gateway", rng.choice((1, 3)), rng),
+    "F6 stop a host": lambda node, tmp_path, rng: stop_for(node, "host", rng.choice(STOPS_S), rng),
+    "F7 stop a gateway": lambda node, tmp_path, rng: stop_for(node, "gateway", rng.choice(STOPS_S), rng),
     "F16 deploy": deploy,
     "F16 deploy broken code": lambda node, tmp_path, rng: deploy(node, tmp_path, rng, broken=True),
     "F17 upgrade": lambda node, tmp_path, rng: roost("upgrade", "--data", node.data),
@@ -135,6 +137,13 @@ def test_crash_every_second(tmp_path):
 # The checkers, proven: a broken variant of the runtime for each invariant, which must turn it red (I1, I2: test_crash).
 
 MUTANTS = {
+    "I5": """
+from roost.host.actor_storage import ActorStorage
+from roost.host.gates import OutputGate
+OutputGate.shut = property(lambda self: False, lambda self, value: None)
+OutputGate.hold = lambda self, release: release(None)
+ActorStorage._schedule = lambda self: (setattr(self, "_scheduled", True), self._loop.call_later(0.05, self._commit))
+""",
     "I6": """
 import random
 from roost.host.actor_port import ActorPort
@@ -167,6 +176,11 @@ class Early(SystemClock):
 init = Alarms.__init__
 Alarms.__init__ = lambda self, host, clock, random_bytes: init(self, host, Early(), random_bytes)
 """,
+    "I12": """
+from roost.host.actor_port import ActorPort
+send_message, kept = ActorPort.send_message, []
+ActorPort.send_message = lambda self, *a: (kept.append(bytearray(20_000)), send_message(self, *a))[1]
+""",
     "I14": """
 from roost.host.gateway_link import GatewayLink
 GatewayLink.say_done = lambda self: None
@@ -188,8 +202,49 @@ def test_a_mutant_turns_its_checker_red(tmp_path, invariant):
             wait_for(lambda: node.awake() == [])
             load.speak()
             load.go_on(100)
+        elif invariant == "I5":
+            kill(node, "host", rng)
+            load.go_on(100)
+        elif invariant == "I12":
+            load.go_on(3000)
         with pytest.raises(Faults, match=f"{invariant}:"):
+            load.check(max_memory_bytes=150 << 20)
+
+
+WAITS_FOR_READERS = """
+import time
+from roost.host.actor_port import ActorPort
+send_message = ActorPort.send_message
+def patient(self, number, payload, text):
+    if payload.startswith(b'["flood"'):
+        time.sleep(0.005)
+    send_message(self, number, payload, text)
+ActorPort.send_message = patient
+"""
+
+
+@pytest.mark.parametrize("mutant", ["", WAITS_FOR_READERS], ids=["", "mutant"])
+def test_slow_readers_do_not_slow_the_others(tmp_path, mutant):
+    """F13 with I12 and I13: five sockets are sent 20 MB each, which they do not read."""
+    with node_with(tmp_path, gateways=1, mutant=mutant) as node, Load(node, sockets=40, seed=SEED) as load:
+        load.start()
+        load.go_on(1000)
+        quiet_s, since = load.p99_s(), len(load.pauses_s)
+        slow = [node.connect(f"/room-{number}?id=slow-{number}") for number in range(5)]
+        for ws in slow:
+            for _ in range(10):
+                ws.send(json.dumps(["flood", ""]))
+        wait_for(lambda: node.counter("closed_slow_reader") == 5, "1013", 60)
+        load.go_on(1000)
+        if mutant:
+            with pytest.raises(Faults, match="I13:"):
+                load.check_others(quiet_s, since)
+        else:
+            print(f"others' p99 {quiet_s * 1000:.1f} -> {load.check_others(quiet_s, since) * 1000:.1f} ms")
             load.check()
+            assert not load.closes, load.closes
+        for ws in slow:
+            ws.abort()
 
 
 # `make torture SEED=… MINUTES=…`

@@ -21,10 +21,21 @@ if TYPE_CHECKING:
 
 
 class Compat(msgspec.Struct, frozen=True):
-    """What the worker's compatibility date and flags choose. Source: reference 2.1, 2.3."""
+    """What the worker's compatibility date and flags choose; the defaults are the newest date's. `node/dates.py` has the
+    table. Source: reference 1.2, 2.1-2.4, 4.5, 5."""
 
-    binary_type: str = "blob"  # from 2026-03-17; before: "arraybuffer"
-    delete_all_alarm: bool = True  # from 2026-02-24: deleteAll() deletes the alarm, too
+    compression: bool = True  # permessage-deflate is negotiated
+    no_global_handlers: bool = True  # a module-level on_fetch is not an entrypoint
+    delete_all_alarm: bool = True  # deleteAll() deletes the alarm, too
+    close_reason_limit: bool = True  # a close reason has at most 123 bytes
+    standard_binary_type: bool = True  # binary messages come as Blob; else as ArrayBuffer
+    auto_reply_to_close: bool = True  # the runtime answers a peer's Close
+    io_pins: bool = True  # waitUntil and calls of others keep an object awake
+    strict_close_codes: bool = False  # close() takes 1000 and 3000-4999 only
+
+    @property
+    def binary_type(self) -> str:
+        return "blob" if self.standard_binary_type else "arraybuffer"
 
 
 class SocketPort(Protocol):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
-from roost.api.runtime import IoContext, SocketPort, current_context, require_context
+from roost.api.runtime import Compat, IoContext, SocketPort, current_context, require_context
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import decode, encode
 
@@ -131,18 +131,20 @@ class WebSocket:
 
     @property
     def binaryType(self) -> str:
-        if self._binary_type is not None:
-            return self._binary_type
-        context = self._context or current_context.get(None)
-        return context.compat.binary_type if context is not None else "blob"
+        return self._compat().binary_type if self._binary_type is None else self._binary_type
 
     @binaryType.setter
     def binaryType(self, value: str) -> None:
         if value in ("blob", "arraybuffer"):
             self._binary_type = value
 
-    def accept(self, options: Any = None, *, allowHalfOpen: bool = False) -> None:
-        """Deliver this end's events to its listeners from now on, first those that waited."""
+    def _compat(self) -> Compat:
+        context = self._context or current_context.get(None)
+        return _NEWEST if context is None else context.compat
+
+    def accept(self, options: Any = None, *, allowHalfOpen: bool | None = None) -> None:
+        """Deliver this end's events to its listeners from now on, first those that waited. With `allowHalfOpen` the
+        program answers the peer's Close; without, the runtime does (compatibility dates before 2026-04-07: the program)."""
         if self._connecting or self.url is not None:
             if self._connecting:
                 raise JsTypeError("Can't accept() a WebSocket made by its constructor: it accepts itself.")
@@ -159,8 +161,9 @@ class WebSocket:
                 "Cannot accept a WebSocket in this context: call server.accept() inside the fetch handler, "
                 "before returning the 101 response."
             )
-        half_open = options.get("allowHalfOpen") if isinstance(options, dict) else None
-        self._half_open = bool(half_open or allowHalfOpen)
+        if isinstance(options, dict):
+            allowHalfOpen = options.get("allowHalfOpen", allowHalfOpen)
+        self._half_open = not context.compat.auto_reply_to_close if allowHalfOpen is None else bool(allowHalfOpen)
         self.accept_with(context, Accept.STANDARD)
 
     def accept_with(self, context: IoContext, how: Accept) -> None:
@@ -222,7 +225,7 @@ class WebSocket:
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Begin or complete the closing handshake, after everything sent before. A second call is ignored."""
-        wire_code, wire_reason = check_close(code, reason)
+        wire_code, wire_reason = check_close(code, reason, self._compat())
         if self._close_out or self._failed:
             return
         if self._connecting:
@@ -432,17 +435,24 @@ class WebSocketRequestResponsePair:
 # --- argument checks (reference 2.2, 3) ---------------------------------------------------------------------------
 
 
-def check_close(code: int | None, reason: str | None) -> tuple[int, str]:
-    """The code and reason to send; 1005 stands for none. Validation comes before any state check."""
+_NEWEST: Final = Compat()
+
+
+def check_close(code: int | None, reason: str | None, compat: Compat = _NEWEST) -> tuple[int, str]:
+    """The code and reason to send; 1005 stands for none. Validation comes before any state check.
+
+    A reason of more than 123 bytes, which no Close frame can carry, is a SyntaxError, or cut before 2026-03-03.
+    """
     if code is None:
         if reason:
             raise JsException("If you specify a WebSocket close reason, you must also specify a code.",
                               "InvalidAccessError")  # fmt: skip
         return 1005, ""
-    if not isinstance(code, int) or not 1000 <= code <= 4999 or code in (1004, 1005, 1006, 1015):
+    allowed = isinstance(code, int) and 1000 <= code <= 4999 and code not in (1004, 1005, 1006, 1015)
+    if not allowed or (compat.strict_close_codes and 1000 < code < 3000):
         raise JsException(f"Invalid WebSocket close code: {code}.", "InvalidAccessError")
     text = _SURROGATE.sub("\ufffd", reason or "")
-    if (size := len(text.encode())) > 123:
+    if (size := len(text.encode())) > 123 and compat.close_reason_limit:
         raise JsException(f"WebSocket close reason is {size} bytes of UTF-8; at most 123 are allowed.", "SyntaxError")
     return code, text
 

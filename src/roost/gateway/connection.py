@@ -251,11 +251,12 @@ _AFTER_PEER_CLOSE: Final = {State.OPEN: State.PEER_CLOSED, State.CLOSING: State.
 class Connection(Channel):
     """A WebSocket at the server's side. `owner` says whose it is; `router` reads it."""
 
-    __slots__ = ("attachment", "auto_at_ms", "decoder", "owner", "protocol", "state", "tags")
+    __slots__ = ("attachment", "auto_at_ms", "decoder", "deflate", "owner", "protocol", "state", "tags")
 
     def __init__(self, gateway: Gateway, fd: int, number: int, owner: Owner) -> None:
         super().__init__(gateway, fd, number)
         self.owner = owner
+        self.deflate = 0  # the bits of the window of what we compress; 0: nothing is compressed either way
         self.decoder: Decoder | None = None
         self.state: int = State.OPEN
         self.tags: tuple[str, ...] = ()
@@ -298,7 +299,7 @@ class Connection(Channel):
             self.decoder = None
 
     def new_decoder(self) -> Decoder:
-        return Decoder(self.gateway.limits.max_message_bytes, masked=True)
+        return Decoder(self.gateway.limits.max_message_bytes, masked=True, deflate=self.deflate != 0)
 
     def _events(self, events: list[FrameEvent]) -> None:
         for event in events:
@@ -363,7 +364,7 @@ class Connection(Channel):
         """Queue a message's frame, made by `encode_message`; False if our side is already closed."""
         if self.state > State.PEER_CLOSED:
             return False
-        self.write(frame)
+        self.write(self.gateway.deflated(frame, self.deflate) if self.deflate else frame)
         return True
 
     def close(self, code: int, reason: str) -> None:
@@ -449,13 +450,16 @@ class ClientConnection(Connection):
     __slots__ = ()
 
     def new_decoder(self) -> Decoder:
-        return Decoder(self.gateway.limits.max_message_bytes, masked=False)
+        return Decoder(self.gateway.limits.max_message_bytes, masked=False, deflate=self.deflate != 0)
 
     def encode(self, frame: bytes) -> bytes:
         return mask_frame(frame, self.gateway.random_bytes(4))
 
     def send_frame(self, frame: bytes) -> bool:
-        return super().send_frame(self.encode(frame))
+        if self.state > State.PEER_CLOSED:
+            return False
+        self.write(self.encode(self.gateway.deflated(frame, self.deflate) if self.deflate else frame))
+        return True
 
     def received(self, data: bytes) -> None:
         if self.state in _DEAF:

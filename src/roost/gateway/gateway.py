@@ -28,7 +28,7 @@ from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
 from roost.gateway.tls import ServerTls, TlsHttpConnection
 from roost.protocol.http import http_date, simple_response
-from roost.protocol.websocket import CloseCode
+from roost.protocol.websocket import CloseCode, deflate_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -79,6 +79,7 @@ class Gateway:
         self.epoch = int.from_bytes(random_bytes(8), "big") if epoch is None else epoch
         self.assets: Assets | None = None
         self.dirty: list[Channel] = []
+        self._deflated: tuple[bytes, dict[int, bytes]] = (b"", {})  # the last frame, by window
         self.again: list[HttpConnection] = []  # connections with a pipelined request to begin
         self.later: list[tuple[Connection, bytes]] = []  # what a client sent before its 101
         self.reactor = Reactor(loop, self.end_turn)
@@ -380,6 +381,19 @@ class Gateway:
         return count <= self.limits.max_pings_per_s
 
     # words
+
+    def deflated(self, frame: bytes, bits: int) -> bytes:
+        """A message's frame as those who agreed on a window of `bits` get it: a message to many is compressed once."""
+        limits = self.limits
+        if not limits.compress_min_bytes <= len(frame) <= limits.compress_max_bytes:
+            return frame
+        if self._deflated[0] is not frame:
+            self._deflated = (frame, {})
+        known = self._deflated[1]
+        if bits not in known:
+            known[bits] = deflate_frame(frame, bits, limits.compression_level)
+            self.counters.deflated += 1
+        return known[bits]
 
     def http_date(self) -> str:
         """The Date header's value, made once a second."""

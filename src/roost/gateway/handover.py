@@ -67,6 +67,7 @@ class SocketState(msgspec.Struct, array_like=True):
     decoder: DecoderState | None
     closing_in_s: float | None
     held_back: bool
+    deflate: int = 0
 
 
 class HttpState(msgspec.Struct, array_like=True):
@@ -229,6 +230,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> t
                 None if connection.decoder is None else connection.decoder.state(),
                 None if due is None else max(0.0, due - now),
                 connection.number in gateway.router.held_back,
+                connection.deflate,
             )
         )
     http_states = []
@@ -407,6 +409,7 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
     connection.attachment = told.attachment
     connection.auto_at_ms = told.auto_at_ms
     connection.protocol = told.protocol
+    connection.deflate = told.deflate
     if told.decoder is not None:
         connection.decoder = connection.new_decoder()
         connection.decoder.restore(told.decoder)

@@ -15,6 +15,7 @@ from roost.errors import RemoteProtocolError
 from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData, Headers, Request, Response
 from roost.gateway.connection import Backlog, Channel, Connection, shut_down_writing
 from roost.gateway.reactor import READ, WRITE
+from roost.protocol.deflate import agree
 from roost.protocol.http import (
     Data,
     EndOfMessage,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from roost.gateway.sockets import Owner
 
 _NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
+_NOT_IN_101: Final = frozenset({"content-length", "sec-websocket-extensions"})
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?\Z")
 _EARLY_BYTES: Final = 64 * 1024  # what a client may send before its 101
 _LINGER_BYTES: Final = 4 * 1024 * 1024  # read and dropped after an early answer, so that it is not lost to a reset
@@ -48,6 +50,7 @@ class HttpConnection(Channel):
         "_body_bytes",
         "_chunked",
         "_close_after",
+        "_deflate",
         "_early",
         "_head",
         "_head_since",
@@ -83,6 +86,7 @@ class HttpConnection(Channel):
         self._close_after = False
         self._lingering = False  # answered and half-closed; what still comes is dropped
         self._left = -1  # body bytes that the response's Content-Length still promises; -1: not promised
+        self._deflate = 0  # the window that its client was promised; see Connection
         self._early = b""  # after an upgrade's head, before its 101
         self._unsent = 0  # response body bytes not yet credited to the host
         self._head_since = self._last_active = gateway.loop.time()
@@ -381,13 +385,18 @@ class HttpConnection(Channel):
             ("Connection", "Upgrade"),
             ("Sec-WebSocket-Accept", accept_key(self._key)),
         ]
+        assert self._head is not None
         fields += [
             (name, value)
             for name, value in response.headers
-            if name.lower() not in _NOT_FROM_WORKERS and name.lower() not in ("content-length", "transfer-encoding")
+            if name.lower() not in _NOT_FROM_WORKERS and name.lower() not in _NOT_IN_101
         ]
+        if self.gateway.limits.compression:
+            offered = [value for name, value in self._head.headers if name.lower() == "sec-websocket-extensions"]
+            self._deflate, agreed = agree(offered, get_header(response.headers, "sec-websocket-extensions"))
+            if self._deflate:
+                fields.append(("Sec-WebSocket-Extensions", agreed))
         self.write(encode_head(101, "Switching Protocols", fields))  # raises before anything has changed
-        assert self._head is not None
         self.gateway.log_request(self._head.method, self._head.target, 101)
         self._request_over()
         self._parser.close()
@@ -395,7 +404,12 @@ class HttpConnection(Channel):
 
     def websocket(self, number: int, owner: Owner) -> Connection:
         """The WebSocket that this connection becomes; the caller puts it in its place."""
-        return Connection(self.gateway, self.fd, number, owner)
+        return self.as_websocket(Connection(self.gateway, self.fd, number, owner))
+
+    def as_websocket(self, connection: Connection) -> Connection:
+        """What was agreed on in the handshake."""
+        connection.deflate = self._deflate
+        return connection
 
     @property
     def between_requests(self) -> bool:

@@ -18,6 +18,7 @@ from roost.errors import RemoteProtocolError
 from roost.events import Dial, Dialled, Headers
 from roost.gateway.connection import ClientConnection
 from roost.gateway.tls import TlsClientConnection, TlsPipe
+from roost.protocol.deflate import EXTENSION, OFFER, check_agreed
 from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ _log = logging.getLogger("roost.gateway")
 
 _REPLACED = "The gateway is being replaced or ends; try again."
 _DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
-_OURS = frozenset({"host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "content-length"})
+_OURS = frozenset({
+    "host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions",
+    "content-length",
+})  # fmt: skip
 
 
 class Outbound:
@@ -90,6 +94,7 @@ class Outbound:
                 ("Sec-WebSocket-Version", "13"),
             ]
             headers += [(field, value) for field, value in dial.headers if field.lower() not in _OURS]
+            offers = self._offer(dial, headers)
             if dial.protocols:
                 headers.append(("Sec-WebSocket-Protocol", ", ".join(dial.protocols)))
             request = encode_request("GET", path, headers)
@@ -108,6 +113,7 @@ class Outbound:
                 self._gateway.router.dialled(slot, Dialled(dial.dial, 0, head.status, head.headers, ""))
                 return
             _check_response(head.headers, key, dial.protocols)
+            bits = check_agreed(get_header(head.headers, "sec-websocket-extensions"), offered=offers)
         except BaseException:
             sock.close()
             raise
@@ -120,12 +126,21 @@ class Outbound:
         if isinstance(connection, TlsClientConnection):
             assert tls is not None
             connection.tls = tls
+        connection.deflate = bits
         connection.protocol = get_header(head.headers, "sec-websocket-protocol") or ""
         self._gateway.adopt(connection)
         self._gateway.router.dialled(slot, Dialled(dial.dial, connection.number, 101, head.headers, ""))
         if parser.leftover:
             self._gateway.later.append((connection, parser.leftover))
         self._gateway.end_turn()
+
+    def _offer(self, dial: Dial, headers: Headers) -> bool:
+        """Offer compression, unless the worker's own header leaves it out; whether it is offered."""
+        asked = get_header(dial.headers, "sec-websocket-extensions")
+        offers = self._gateway.limits.compression and (asked is None or EXTENSION in asked.lower())
+        if offers:
+            headers.append(("Sec-WebSocket-Extensions", OFFER))
+        return offers
 
     async def _handshake(self, sock: socket.socket, host: str) -> TlsPipe:
         loop = self._gateway.loop
@@ -176,5 +191,3 @@ def _check_response(headers: Headers, key: str, protocols: list[str]) -> None:
     chosen = get_header(headers, "sec-websocket-protocol")
     if chosen is not None and chosen not in protocols:
         raise RemoteProtocolError(502, f"The upstream chose the protocol {chosen!r}, which was not offered.")
-    if get_header(headers, "sec-websocket-extensions"):
-        raise RemoteProtocolError(502, "The upstream chose an extension that was not offered.")

@@ -228,7 +228,7 @@ class TlsHttpConnection(Sealed, HttpConnection):
     def websocket(self, number: int, owner: Owner) -> Connection:
         connection = TlsConnection(self.gateway, self.fd, number, owner)
         connection.tls = self.tls
-        return connection
+        return self.as_websocket(connection)
 
 
 class TlsConnection(Sealed, Connection):

@@ -33,6 +33,7 @@ from roost.host.blocking import block_while, call_chain, deadlock
 from roost.host.io_context import Context, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
+from roost.protocol.websocket import CloseCode
 from roost.storage.database import StorageError
 
 if TYPE_CHECKING:
@@ -424,7 +425,7 @@ class Actor(Context):
             self.unpin(pinned)
             if error is not None:
                 self.failed_in(name, error)
-            if item.clean and item.kind == "close" and not socket._close_out:
+            if item.clean and item.kind == "close" and not socket._close_out and self.compat.auto_reply_to_close:
                 socket.close_out(item.code, item.reason)
             self.sockets.pop(socket, None)
             self._listener_gone(socket)
@@ -728,7 +729,7 @@ class Actor(Context):
         """Whether nothing pins the object and its last event is `idle_s` ago."""
         return (
             self.phase is Phase.AWAKE
-            and not self.pins
+            and (not self.pins or self.pins_expired(now))
             and not self.store.busy
             and now - self.last_active >= idle_s
             and None not in self.sockets.values()
@@ -737,6 +738,12 @@ class Actor(Context):
     def sleep(self) -> None:
         """Forget the instance; the sockets stay with their gateways."""
         self._waiting = deque()
+        for socket in list(self._socket_pins):  # their pins have expired
+            if socket._port is not None and not socket._close_out:
+                socket.close_out(CloseCode.GOING_AWAY, "The object sleeps.")
+            for link in self.host.links:
+                if link.sockets.get(socket._number) is socket:
+                    link.forget(socket)
         self._leave()
         self._variables = contextvars.Context()  # the kept one refers to this actor: a cycle
 

@@ -102,6 +102,7 @@ class Host:
         slot: int = 0,
         slots: int = 1,
         idle_s: float = 10.0,
+        io_pin_s: float = 900.0,
         data: Path | None = None,
         max_open_files: int = 1000,
         limits: HostLimits | None = None,
@@ -143,6 +144,7 @@ class Host:
         self.warned_listeners: set[str] = set()
         self.warned_deaf: set[str] = set()
         self._idle_s = idle_s
+        self.io_pin_s = io_pin_s  # 0: what may never end keeps an object awake until it does
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
@@ -573,20 +575,20 @@ class Host:
         """Whether a task is running: then nothing may be driven in place."""
         return asyncio.current_task(self.loop) is not None
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], variables: contextvars.Context) -> None:
-        """A task that the host owns until it ends."""
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], variables: contextvars.Context) -> asyncio.Task[Any]:
+        """A task that the host owns until it ends; who asks for it pins what it must."""
         self.counters.tasks += 1
-        task = self.loop.create_task(coroutine, context=variables)
+        task = asyncio.Task(coroutine, loop=self.loop, context=variables)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         """The loop's task factory: a task that worker code starts pins its object until it ends."""
         task = asyncio.Task(coroutine, loop=loop, **options)
         context = current_context.get(None)
         if isinstance(context, Actor):
-            pinned = context.pin(f"task {getattr(coroutine, '__qualname__', 'unnamed')}")
-            task.add_done_callback(lambda _: context.unpin(pinned))
+            context.started(task, f"task {getattr(coroutine, '__qualname__', 'unnamed')}")
         return task
 
     # sleeping

@@ -75,6 +75,8 @@ class Context:
         self._pin_numbers = itertools.count(1)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._socket_pins: dict[WebSocket, int] = {}
+        self._io_pins: dict[int, float] = {}  # until when a pin counts, for those that do not for ever
+        self._waited_for: set[asyncio.Task[None]] = set()
 
     def fresh_variables(self) -> contextvars.Context:
         """Context variables for one run of worker code: only who it belongs to is set.
@@ -97,8 +99,24 @@ class Context:
         self.pins[number] = what
         return number
 
+    def pin_io(self, what: str, *, dated: bool = False) -> int:
+        """A pin of something that may never end: it counts for `io_pin_s`, and one that is `dated` only from the
+        compatibility date 2026-10-01 on (reference 4.5)."""
+        number = self.pin(what)
+        if dated and not self.compat.io_pins:
+            self._io_pins[number] = 0.0
+        elif self.host.io_pin_s:
+            self._io_pins[number] = self.host.loop.time() + self.host.io_pin_s
+        return number
+
+    def pins_expired(self, now: float) -> bool:
+        """Whether none of the pins counts any more."""
+        return all(self._io_pins.get(number, now) < now for number in self.pins)
+
     def unpin(self, number: int) -> None:
         self.pins.pop(number, None)
+        if self._io_pins:
+            self._io_pins.pop(number, None)
         self.last_active = self.host.loop.time()
 
     # running
@@ -134,8 +152,8 @@ class Context:
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in(what, error)
 
-    def _as_task(self, awaitable: Any, what: str) -> None:
-        pinned = self.pin(what)
+    def _as_task(self, awaitable: Any, what: str, pinned: int = 0) -> asyncio.Task[None]:
+        pinned = pinned or self.pin(what)
 
         async def run() -> None:
             try:
@@ -147,7 +165,7 @@ class Context:
             finally:
                 self.unpin(pinned)
 
-        self.host.spawn(run(), self.fresh_variables())
+        return self.host.spawn(run(), self.fresh_variables())
 
     def failed_in(self, what: str, error: BaseException) -> None:
         """The user's code raised: a log line with its traceback. Nothing else changes."""
@@ -162,7 +180,9 @@ class Context:
     def wait_until(self, awaitable: Awaitable[Any]) -> None:
         if not inspect.isawaitable(awaitable):
             raise TypeError(f"waitUntil() needs an awaitable, not {type(awaitable).__name__}.")
-        self._as_task(awaitable, "waitUntil")
+        task = self._as_task(awaitable, "waitUntil", self.pin_io("waitUntil", dated=True))
+        self._waited_for.add(task)
+        task.add_done_callback(self._waited_for.discard)
 
     # timers
 
@@ -173,7 +193,7 @@ class Context:
             raise RuntimeError(f"More than {MAX_TIMERS} timers are pending in {self.label}.")
         delay = max(0.0, float(delay_ms or 0)) / 1000
         what = "setInterval" if repeat else "setTimeout"
-        number = self.pin(what)
+        number = self.pin_io(what)
         loop = self.host.loop
 
         def due() -> None:
@@ -268,10 +288,22 @@ class Context:
         """A socket that pinned this context no longer does."""
         self.unpin(self._socket_pins.pop(socket, 0))
 
+    def started(self, task: asyncio.Task[Any], what: str) -> None:
+        """A task that worker code has started by itself."""
+        pinned = self.pin_io(what)
+        self._waited_for.add(task)
+
+        def over(_: Any) -> None:
+            self.unpin(pinned)
+            self._waited_for.discard(task)
+
+        task.add_done_callback(over)
+
     def socket_opened(self, socket: WebSocket) -> None:
         """A socket that lives in memory pins this context."""
         if socket not in self._socket_pins:
-            self._socket_pins[socket] = self.pin(_socket_pin(socket))
+            pin = self.pin_io if socket.url is not None else self.pin
+            self._socket_pins[socket] = pin(_socket_pin(socket))
 
     def listener_on_hibernatable(self, socket: WebSocket) -> None:
         """A listener was added to a hibernatable socket: see `Actor`."""
@@ -280,7 +312,11 @@ class Context:
         """A socket's client will never come."""
 
     def shut(self) -> None:
-        """Cancel timers."""
+        """Cancel timers and what waitUntil waits for."""
+        current = asyncio.current_task(self.host.loop)
+        for task in self._waited_for:
+            if task is not current:
+                task.cancel()
         for handle in self._timers.values():
             handle.cancel()
         self._timers.clear()

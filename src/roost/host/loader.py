@@ -14,6 +14,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from roost.api.aliases import snake_cases
 from roost.api.entrypoint import DurableObject, WorkerEntrypoint
 from roost.compat.pyodide.code import accepted_positionals
 from roost.errors import ConfigError, WorkerError
@@ -29,26 +30,20 @@ _HANDLER_ARITY = {
     "fetch": 1, "webSocketMessage": 2, "webSocketClose": 4, "webSocketError": 2, "alarm": 1,
     "preShutdown": 1,
 }  # fmt: skip
-_ALIASES = {
-    "webSocketMessage": ("web_socket_message", "websocket_message", "on_webSocketMessage"),
-    "webSocketClose": ("web_socket_close", "websocket_close", "on_webSocketClose"),
-    "webSocketError": ("web_socket_error", "websocket_error", "on_webSocketError"),
-    "fetch": ("on_fetch",),
-    "alarm": ("on_alarm",),
-    "preShutdown": (),
-}
+_LEGACY = ("fetch", "alarm", "webSocketMessage", "webSocketClose", "webSocketError")  # also as on_…, with global handlers
 
 
 class ObjectClass:
     """A Durable Object class and what was learnt of it once: which handlers it has and how many arguments they take."""
 
-    def __init__(self, cls: type) -> None:
+    def __init__(self, cls: type, *, legacy: bool = False) -> None:
         self.cls = cls
         self.name = cls.__name__
         self._names: dict[str, str] = {}
         self._takes: dict[str, int | None] = {}
         for handler, aliases in _HANDLER_ARITY.items():
-            for name in (handler, *_ALIASES[handler]):
+            on_name = [f"on_{handler}"] if legacy and handler in _LEGACY else []
+            for name in (handler, *snake_cases(handler), *on_name):
                 if (function := getattr(cls, name, None)) is not None:
                     self._names[handler] = name
                     takes = accepted_positionals(function)
@@ -128,6 +123,12 @@ def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worke
     values = {name: getattr(module, name) for name in exported if hasattr(module, name)}
     entrypoint = values.get("Default")
     if entrypoint is None and (legacy := values.get("on_fetch")) is not None:
+        if compat.no_global_handlers:
+            raise WorkerError(
+                f"{main}: a module-level on_fetch is an entrypoint only with a compatibility_date before 2025-08-14 or the"
+                " flag disable_python_no_global_handlers; write `class Default(WorkerEntrypoint)` with `async def"
+                " fetch(self, request)`."
+            )
         entrypoint = legacy
     if inspect.isclass(entrypoint) and not issubclass(entrypoint, WorkerEntrypoint):
         raise WorkerError(f"{main}: class Default must extend WorkerEntrypoint.")
@@ -151,9 +152,9 @@ def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worke
                 f" (it has: {', '.join(found) or 'none'}).",
                 key="durable_objects.bindings",
             )
-        classes[name] = ObjectClass(cls)
+        classes[name] = ObjectClass(cls, legacy=not compat.no_global_handlers)
     worker = Worker(entrypoint, classes, compat)
-    worker.scheduled = values.get("on_scheduled")
+    worker.scheduled = None if compat.no_global_handlers else values.get("on_scheduled")
     worker.entrypoints = {
         name: value
         for name, value in values.items()

@@ -46,8 +46,7 @@ class Outbound:
                 socket.dial_failed(_why(outcome))
                 return
             link.adopt(socket, outcome.socket, context.port_for(link))
-            protocol = Headers.of(outcome.headers).get("sec-websocket-protocol")
-            socket.protocol, socket.extensions = protocol, None
+            _agreed(socket, outcome)
             context.socket_opened(socket)
             socket.dispatch(Item("open"))
 
@@ -65,6 +64,8 @@ class Outbound:
                 self._host.loop.call_soon(failed, "no gateway is connected")
                 return
             link = links[0]
+        if not self._host.worker.compat.compression:
+            headers = without_compression(headers)
         self._last_dial += 2
         number = self._last_dial + 1
         link.dials[number] = dialled
@@ -88,6 +89,7 @@ class Outbound:
             if not answered.done():
                 answered.set_result((link, outcome))
                 if outcome.socket:
+                    _agreed(socket, outcome)
                     socket._context = context
                     link.adopt(socket, outcome.socket, context.port_for(link))
             elif outcome.socket:
@@ -133,6 +135,18 @@ class Outbound:
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
+
+
+def _agreed(socket: WebSocket, outcome: Dialled) -> None:
+    headers = Headers.of(outcome.headers)
+    socket.protocol = headers.get("sec-websocket-protocol")
+    socket.extensions = headers.get("sec-websocket-extensions")
+
+
+def without_compression(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The headers of a handshake in which no extension is to be agreed on."""
+    kept = [(name, value) for name, value in headers if name.lower() != "sec-websocket-extensions"]
+    return [*kept, ("Sec-WebSocket-Extensions", "")]
 
 
 async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:

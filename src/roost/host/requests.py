@@ -16,7 +16,7 @@ from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
 from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
 from roost.host.io_context import Context, RequestContext, drop_unused, not_a_response
-from roost.host.outbound import is_unaccepted_upstream, same_gateway
+from roost.host.outbound import is_unaccepted_upstream, same_gateway, without_compression
 from roost.host.stubs import SocketReference
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class Requests:
                 '"Upgrade: websocket".'
             )
         headers = response.headers.pairs
+        if not context.compat.compression:
+            headers = without_compression(headers)
         if (isinstance(client, SocketReference) or is_unaccepted_upstream(client)) and not same_gateway(client, link):
             raise JsTypeError("This WebSocket came through another gateway than the client and cannot be passed on.")
         if isinstance(client, SocketReference):

@@ -37,7 +37,7 @@ class SocketReference(WebSocket):
 
     __slots__ = ()
 
-    def accept(self, options: Any = None, *, allowHalfOpen: bool = False) -> NoReturn:
+    def accept(self, options: Any = None, *, allowHalfOpen: bool | None = None) -> NoReturn:
         raise JsTypeError(
             "This WebSocket belongs to an object on another host and can only be returned to the client; accept() on it is "
             "not supported by Roost yet."

@@ -103,6 +103,7 @@ def make_host(
         slot=slot,
         slots=slots,
         idle_s=settings.hibernation.idle_s,
+        io_pin_s=settings.hibernation.io_pin_s,
         data=None if data is None else Path(data),
         max_open_files=settings.limits.max_open_databases,
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},

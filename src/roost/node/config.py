@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyjson5
 
-from roost.api.runtime import Compat
 from roost.errors import ConfigError
+from roost.node.dates import compat_for
 from roost.node.settings import nearest
 from roost.storage.migrations import Migration
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from roost.api.runtime import Compat
 
 FILES = ("wrangler.toml", "wrangler.jsonc", "wrangler.json")
 DEFAULT_COMPATIBILITY_DATE = "2026-10-01"
@@ -81,13 +83,13 @@ class App(msgspec.Struct, frozen=True):
     ip: str | None
     port: int | None
     warnings: list[str]
+    compatibility_flags: tuple[str, ...] = ()
     cpu_ms: int | None = None  # `limits.cpu_ms`
     migrations: list[Migration] = []
 
     def compat(self) -> Compat:
-        """What the compatibility date chooses (ISO dates compare as text)."""
-        day = self.compatibility_date
-        return Compat(binary_type="blob" if day >= "2026-03-17" else "arraybuffer", delete_all_alarm=day >= "2026-02-24")
+        """What the compatibility date and flags choose."""
+        return compat_for(self.compatibility_date, self.compatibility_flags, [], self.main)
 
 
 def read_app(
@@ -118,11 +120,14 @@ def read_app(
     dev = _table(raw.get("dev", {}), "dev", path)
     if dev.get("port") is not None and type(dev["port"]) is not int:
         raise ConfigError(f"{path}: dev.port must be a number.", key="dev.port")
+    day, flags = _date(raw.get("compatibility_date"), path, warnings), _flags(raw, path)
+    compat_for(day, flags, warnings, path.name)
     return App(
         folder=str(folder.resolve()),
         name=_text(raw.get("name", folder.resolve().name), "name", path),
         main=str(main_path),
-        compatibility_date=_date(raw.get("compatibility_date"), path, warnings),
+        compatibility_date=day,
+        compatibility_flags=flags,
         variables={**_table(raw.get("vars", {}), "vars", path), **_secrets(folder, env), **_given(variables or [])},
         bindings=_bindings(raw, path),
         services=_services(raw, path),
@@ -190,6 +195,13 @@ def _date(value: Any, path: Path, warnings: list[str]) -> str:
         raise ConfigError(
             f"{path}: compatibility_date: {text!r} is not a date (YYYY-MM-DD).", key="compatibility_date"
         ) from error
+
+
+def _flags(raw: dict[str, Any], path: Path) -> tuple[str, ...]:
+    flags = raw.get("compatibility_flags", [])
+    if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
+        raise ConfigError(f"{path}: compatibility_flags must be a list of strings.", key="compatibility_flags")
+    return tuple(flags)
 
 
 def _bindings(raw: dict[str, Any], path: Path) -> dict[str, str]:

@@ -67,6 +67,7 @@ class Hibernation(msgspec.Struct, frozen=True):
     """`[hibernation]`."""
 
     idle_s: float = 10.0
+    io_pin_s: float = 900.0
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -74,6 +75,10 @@ class Network(msgspec.Struct, frozen=True):
 
     allowed_origins: tuple[str, ...] = (SAME_HOST,)
     trusted_proxies: tuple[str, ...] = ()
+    compression: bool = True
+    compression_level: int = 6
+    compress_min_bytes: int = 256
+    compress_max_bytes: int = 128 * 1024
     tls_cert: str = ""
     tls_key: str = ""
 
@@ -112,6 +117,10 @@ class Settings(msgspec.Struct, frozen=True):
             drain_spread_s=timeouts.drain_spread_s,
             allowed_origins=self.network.allowed_origins,
             trusted_proxies=self.network.trusted_proxies,
+            compression=self.network.compression,
+            compression_level=self.network.compression_level,
+            compress_min_bytes=self.network.compress_min_bytes,
+            compress_max_bytes=self.network.compress_max_bytes,
         )
 
 
@@ -191,6 +200,8 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where}: network: {error}.", key="network") from error
     if bool(settings.network.tls_cert) != bool(settings.network.tls_key):
         raise ConfigError(f"{where}: network.tls_cert and network.tls_key go together.", key="network.tls_cert")
+    if not 1 <= settings.network.compression_level <= 9:
+        raise ConfigError(f"{where}: network.compression_level must be between 1 and 9.", key="network.compression_level")
     for key in ("max_live_objects", "max_sockets_per_object", "max_queued_events"):
         if not getattr(settings.limits, key):
             raise ConfigError(f"{where}: limits.{key} must be at least 1.", key=f"limits.{key}")

@@ -4,7 +4,7 @@ An idle connection needs none of this: `decode_messages` handles the common case
 `Decoder` exists only while a frame or a fragmented message is unfinished. The invariant: every split of the same bytes
 gives the same events, and no memory is taken for a frame before its announced size was checked.
 
-Source: RFC 6455 §5 (framing), §7 (closing), §8.1 (UTF-8).
+Source: RFC 6455 §5 (framing), §7 (closing), §8.1 (UTF-8); RFC 7692 §6 (a compressed message's first reserved bit).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from enum import IntEnum
 from typing import Final, Literal
 
 import msgspec
+
+from roost.protocol.deflate import deflate, inflate
 
 
 class Opcode(IntEnum):
@@ -72,6 +74,9 @@ class Failure(msgspec.Struct, frozen=True):
 FrameEvent = str | bytes | Ping | Pong | CloseFrame | Failure
 """A whole text message is `str`, a whole binary message `bytes`."""
 
+_COMPRESSED: Final = 0x40
+"""RSV1, on the first frame of a message (RFC 7692 §6)."""
+
 FRAME_OVERHEAD_BYTES: Final = 14
 """What each further fragment counts against the message limit: the largest frame header. It bounds fragment floods."""
 
@@ -93,6 +98,14 @@ def encode_message(payload: bytes, text: bool) -> bytes:
     if size < 126:
         return (_SMALL_TEXT if text else _SMALL_BINARY)[size] + payload
     return _header(0x81 if text else 0x82, size, 0) + payload
+
+
+def deflate_frame(frame: bytes, bits: int, level: int) -> bytes:
+    """A whole message's unmasked frame compressed; the same one if its payload does not get smaller."""
+    short = frame[1]
+    start = 2 if short < 126 else 4 if short == 126 else 10
+    payload = deflate(frame[start:], bits, level)
+    return frame if payload is None else _header(frame[0] | _COMPRESSED, len(payload), 0) + payload
 
 
 def encode_control(opcode: Opcode, payload: bytes) -> bytes:
@@ -186,20 +199,25 @@ class DecoderState(msgspec.Struct, frozen=True, array_like=True):
     fragments: int
     text: bytes | None  # the unfinished character at the end of what has come
     finished: bool
+    compressed: bool = False
 
 
 class Decoder:
     """Frames to messages for one direction of one connection, whatever the pieces they arrive in.
 
-    `masked` is what the peer must do: true at a server (RFC 6455 §5.1). After a `Failure` or a `CloseFrame` nothing
-    more is decoded: RFC 6455 §5.5.1 ends the peer's data there.
+    `masked` is what the peer must do: true at a server (RFC 6455 §5.1); `deflate` says whether it may compress. After a
+    `Failure` or a `CloseFrame` nothing more is decoded: RFC 6455 §5.5.1 ends the peer's data there.
     """
 
-    __slots__ = ("_buffer", "_fragments", "_masked", "_max", "_message", "_opcode", "_text", "finished")
+    __slots__ = (
+        "_buffer", "_compressed", "_deflate", "_fragments", "_masked", "_max", "_message", "_opcode", "_text", "finished",
+    )  # fmt: skip
 
-    def __init__(self, max_message_bytes: int, *, masked: bool) -> None:
+    def __init__(self, max_message_bytes: int, *, masked: bool, deflate: bool = False) -> None:
         self._max = max_message_bytes
         self._masked = masked
+        self._deflate = deflate
+        self._compressed = False  # the fragmented message under way is
         self._buffer = bytearray()
         self._message = bytearray()
         self._opcode: int = 0  # of the fragmented message under way; 0: none
@@ -220,13 +238,16 @@ class Decoder:
     def state(self) -> DecoderState:
         """All that it remembers."""
         text = None if self._text is None else self._text.getstate()[0]
-        return DecoderState(bytes(self._buffer), bytes(self._message), self._opcode, self._fragments, text, self.finished)
+        return DecoderState(
+            bytes(self._buffer), bytes(self._message), self._opcode, self._fragments, text, self.finished, self._compressed
+        )
 
     def restore(self, state: DecoderState) -> None:
         """Go on where another one was."""
         self._buffer[:] = state.buffer
         self._message[:] = state.message
         self._opcode, self._fragments, self.finished = state.opcode, state.fragments, state.finished
+        self._compressed = state.compressed
         if state.text is not None:
             self._text = codecs.getincrementaldecoder("utf-8")()
             self._text.setstate((state.text, 0))
@@ -260,8 +281,8 @@ class Decoder:
             return -1
         first = buffer[position]
         opcode = first & 0x0F
-        if first & 0x70:
-            return self._fail(events, CloseCode.PROTOCOL_ERROR, "A reserved bit is set, but no extension was agreed.")
+        if first & 0x70 and (first & 0x70 != _COMPRESSED or not self._deflate or opcode not in (1, 2)):
+            return self._fail(events, CloseCode.PROTOCOL_ERROR, "A reserved bit is set that no extension explains here.")
         if opcode not in (0, 1, 2, 8, 9, 10):
             return self._fail(events, CloseCode.PROTOCOL_ERROR, f"Opcode {opcode} is reserved.")
         if available < 2:
@@ -306,7 +327,7 @@ class Decoder:
         if opcode >= 8:
             self._control(opcode, payload, events)
         else:
-            self._data(opcode, payload, bool(first & 0x80), events)
+            self._data(opcode, payload, first, events)
         return end
 
     def _total_with(self, size: int) -> int:
@@ -335,16 +356,15 @@ class Decoder:
         except UnicodeDecodeError:
             self._fail(events, CloseCode.INVALID_DATA, "The close reason is not UTF-8.")
 
-    def _data(self, opcode: int, payload: bytes, final: bool, events: list[FrameEvent]) -> None:
+    def _data(self, opcode: int, payload: bytes, first: int, events: list[FrameEvent]) -> None:
+        final = first >= 0x80
         if opcode and final:
-            try:
-                events.append(payload.decode() if opcode == Opcode.TEXT else payload)
-            except UnicodeDecodeError:
-                self._fail(events, CloseCode.INVALID_DATA, "A text message is not UTF-8.")
+            self._whole(opcode, payload, bool(first & _COMPRESSED), events)
             return
         if opcode:
             self._opcode = opcode
-            if opcode == Opcode.TEXT:
+            self._compressed = bool(first & _COMPRESSED)
+            if opcode == Opcode.TEXT and not self._compressed:
                 self._text = codecs.getincrementaldecoder("utf-8")()
         if self._text is not None:
             try:  # each fragment at once, so that bad text fails before the message is complete
@@ -355,8 +375,24 @@ class Decoder:
         self._message += payload
         self._fragments += 1
         if final:
-            whole = bytes(self._message)
-            events.append(whole.decode() if self._opcode == Opcode.TEXT else whole)
+            whole, opcode = bytes(self._message), self._opcode
             self._message.clear()
             self._opcode = self._fragments = 0
             self._text = None
+            self._whole(opcode, whole, self._compressed, events)
+
+    def _whole(self, opcode: int, payload: bytes, compressed: bool, events: list[FrameEvent]) -> None:
+        if compressed:
+            try:
+                inflated = inflate(payload, self._max)
+            except ValueError as error:
+                self._fail(events, CloseCode.INVALID_DATA, str(error))
+                return
+            if inflated is None:
+                self._fail(events, CloseCode.TOO_BIG, f"Message is too large: more than {self._max} when inflated.")
+                return
+            payload = inflated
+        try:
+            events.append(payload.decode() if opcode == Opcode.TEXT else payload)
+        except UnicodeDecodeError:
+            self._fail(events, CloseCode.INVALID_DATA, "A text message is not UTF-8.")

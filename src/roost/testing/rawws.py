@@ -116,7 +116,8 @@ class RawWebSocket:
                 pass
             self.sock.close()
             raise HandshakeRefused(status, self.headers, rest)
-        self._decoder = Decoder(64 * 1024 * 1024, masked=False)
+        compressed = "sec-websocket-extensions" in self.headers  # only what was offered can have been chosen
+        self._decoder = Decoder(64 * 1024 * 1024, masked=False, deflate=compressed)
         self._events: list[FrameEvent] = self._decoder.feed(rest)
 
     def send(self, message: str | bytes) -> None:
