@@ -25,6 +25,7 @@ Source: HTML structured clone (§2.7) as used by `serializeAttachment` and `ctx.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ import msgspec
 from roost.errors import JsException
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 VERSION = 2  # the newest
 MAX_DEPTH = 200
@@ -46,6 +47,80 @@ class DataCloneError(JsException):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "DataCloneError")
+
+
+class JsDict(dict[Any, Any]):
+    """A dict that is read like a JavaScript object, too: `value["x"]` and `value.x`. Source: reference 1.5."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            value = self[name]
+        except KeyError:
+            raise AttributeError(f"the object has no {name!r}; it has {', '.join(map(str, self))}.") from None
+        if type(value) is dict:
+            value = self[name] = JsDict(value)
+        return value
+
+    def to_py(self, **_: Any) -> dict[Any, Any]:
+        return dict(self)
+
+    def object_keys(self) -> list[Any]:
+        return list(self)
+
+    def object_values(self) -> list[Any]:
+        return list(self.values())
+
+    def object_entries(self) -> list[tuple[Any, Any]]:
+        return list(self.items())
+
+
+class JsMap(JsDict):
+    """A JavaScript Map: its views are iterators, too (`found.keys().next().value`)."""
+
+    __slots__ = ()
+
+    def keys(self) -> Any:
+        return JsIterator(self)
+
+    def values(self) -> Any:
+        return JsIterator(super().values())
+
+    def entries(self) -> Any:
+        return JsIterator(self.items())
+
+
+class JsIterator:
+    """What `keys()`, `values()` and `entries()` of JavaScript give. Python may iterate it, measure it and look into it."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = list(items)
+        self._position = 0
+
+    def next(self) -> JsDict:
+        """The next one, as `{value, done}`."""
+        if self._position == len(self._items):
+            return JsDict(value=None, done=True)
+        self._position += 1
+        return JsDict(value=self._items[self._position - 1], done=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._items
+
+    def __eq__(self, other: object) -> bool:
+        return list(other) == self._items if isinstance(other, Iterable) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._items)
 
 
 class _Refused(Exception):
@@ -61,7 +136,7 @@ class _Refused(Exception):
 def encode(value: Any) -> bytes:
     """The bytes of `value`. Raises DataCloneError naming the path of what cannot be encoded."""
     kind = type(value)
-    if kind in _SCALARS or ((kind is dict or kind is list) and _is_plain(value, set(), 0)):
+    if kind in _SCALARS or (kind in _CONTAINERS and _is_plain(value, set(), 0)):
         try:
             return _pack([value])
         except (OverflowError, UnicodeEncodeError):
@@ -76,6 +151,7 @@ def encode(value: Any) -> bytes:
 
 
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+_CONTAINERS = frozenset({dict, list, JsDict, JsMap})
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -91,16 +167,16 @@ def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
     if id(value) in seen or depth == MAX_DEPTH:
         return False
     seen.add(id(value))
-    if type(value) is dict:
+    if type(value) is not list:
         for key in value:
             if type(key) not in _SCALARS:
                 return False
-        items = value.values()
+        items: Any = dict.values(value)
     else:
         items = value
     for item in items:
         kind = type(item)
-        if kind not in _SCALARS and not ((kind is dict or kind is list) and _is_plain(item, seen, depth + 1)):
+        if kind not in _SCALARS and not (kind in _CONTAINERS and _is_plain(item, seen, depth + 1)):
             return False
     return True
 
@@ -290,7 +366,7 @@ class _Reader:
                 sequence.append(self.item(depth + 1))  # noqa: PERF401
             return sequence
         if tag == b"{":
-            mapping: dict[Any, Any] = {}
+            mapping = JsDict()  # here, and not in `as_js`: it may be part of a cycle
             self.containers.append(mapping)
             for _ in range(size):
                 key = self.item(depth + 1)
@@ -304,6 +380,17 @@ class _Reader:
 
 
 _PLAIN: dict[bytes, Any] = {b"n": None, b"t": True, b"f": False}
+
+
+def as_js(value: Any) -> Any:
+    """A decoded value as worker code gets it: objects may be read by attribute, at its top and in a list there."""
+    if type(value) is dict:
+        return JsDict(value)
+    if type(value) is list:
+        for index, item in enumerate(value):
+            if type(item) is dict:
+                value[index] = JsDict(item)
+    return value
 
 
 def decode(data: bytes) -> Any:

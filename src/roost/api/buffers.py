@@ -6,6 +6,7 @@ names (`to_bytes()`, `byteLength`…). Source: Pyodide JsBuffer; reference 1.4 a
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Self
 
 
@@ -99,6 +100,16 @@ class Blob:
 
     def __repr__(self) -> str:
         return f"Blob({self.size} bytes, {self.content_type!r})"
+
+
+class BlobEnding(StrEnum):
+    """How a Blob's line endings are written. Source: reference 1.1."""
+
+    TRANSPARENT = "transparent"
+    NATIVE = "native"
+
+
+BlobValue = str | bytes | bytearray | memoryview | Blob
 
 
 class File(Blob):

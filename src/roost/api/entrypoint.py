@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from roost.api.http import Request, Response
 from roost.api.runtime import require_context
+from roost.values import as_js
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 
 class WorkerEntrypoint:
@@ -73,6 +76,47 @@ class LazyEnv:
 
 
 env = LazyEnv()
+
+
+@contextlib.contextmanager
+def patch_env(values: dict[str, Any] | None = None, **more: Any) -> Iterator[None]:
+    """Other values of `env` while the block runs. For tests: every request of this process sees them."""
+    target = LazyEnv.target
+    if target is None:
+        raise RuntimeError("patch_env() cannot be used before the worker is loaded.")
+    patched = {**(values or {}), **more}
+    before = {name: target.__dict__[name] for name in patched if name in target.__dict__}
+    target.__dict__.update(patched)
+    try:
+        yield
+    finally:
+        for name in patched:
+            target.__dict__.pop(name, None)
+        target.__dict__.update(before)
+
+
+def import_from_javascript(name: str) -> Any:
+    """The platform's own modules: "cloudflare:workers" has `env`, `waitUntil`, `DurableObject`, `WorkerEntrypoint`.
+
+    Raises ImportError for others: there is no JavaScript here.
+    """
+    if name == "cloudflare:workers":
+        return SimpleNamespace(
+            env=env, waitUntil=wait_until, DurableObject=DurableObject, WorkerEntrypoint=WorkerEntrypoint,
+        )  # fmt: skip
+    raise ImportError(f"import_from_javascript({name!r}): Roost has no JavaScript; use a Python package instead.")
+
+
+def python_to_rpc(value: Any) -> Any:
+    """A value as it can be sent: nothing to convert here. Raises TypeError for what the platform refuses, too."""
+    if isinstance(value, tuple | bytearray) or inspect.isawaitable(value):
+        raise TypeError(f"{type(value).__name__} cannot be sent over RPC.")
+    return value
+
+
+def python_from_rpc(value: Any) -> Any:
+    """A value as it was received: objects may be read by attribute."""
+    return as_js(value)
 
 
 def wait_until(awaitable: Awaitable[Any]) -> None:

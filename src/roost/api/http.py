@@ -9,9 +9,9 @@ import inspect
 import json
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qsl
 
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
+from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
 from roost.errors import JsRangeError, JsTypeError
 
@@ -70,12 +70,9 @@ class Body:
     async def blob(self) -> Blob:
         return Blob([await self.bytes()], self.headers.get("content-type", ""))
 
-    async def form_data(self) -> dict[str, str]:
-        """An URL-encoded form as a dict. Multipart forms are not supported yet."""
-        kind = str(self.headers.get("content-type", ""))
-        if not kind.startswith("application/x-www-form-urlencoded"):
-            raise JsTypeError(f"form_data() reads application/x-www-form-urlencoded; the body is {kind or 'untyped'}.")
-        return dict(parse_qsl(await self.text(), keep_blank_values=True))
+    async def form_data(self) -> FormData:
+        """The fields of a form, URL-encoded or multipart."""
+        return parse_form(await self.bytes(), str(self.headers.get("content-type", "")))
 
     formData = form_data
 
@@ -104,6 +101,11 @@ def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[b
         if "content-type" not in headers:
             headers.append("Content-Type", _TEXT)
         return value.encode("utf-8", "replace")
+    if isinstance(value, FormData):
+        form, kind = value.encoded()
+        if "content-type" not in headers:
+            headers.append("Content-Type", kind)
+        return form
     if isinstance(value, Blob) and value.content_type and "content-type" not in headers:
         headers.append("Content-Type", value.content_type)
     raw = to_bytes(value)
@@ -111,6 +113,10 @@ def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[b
         return raw
     if isinstance(value, Body):
         return value.take_body()
+    if getattr(value, "is_url_encoded", False):  # URLSearchParams
+        if "content-type" not in headers:
+            headers.append("Content-Type", "application/x-www-form-urlencoded;charset=UTF-8")
+        return str(value).encode()
     if hasattr(value, "__aiter__"):
         return _encoded(value)
     raise TypeError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import decode, decode_all, encode
+from roost.values import JsDict, JsMap, as_js, decode, decode_all, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -91,16 +91,6 @@ class StorePort(Protocol):
         ...
 
 
-class JsDict(dict[str, Any]):
-    """A row: `row["x"]` and `row.x`."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the row has no column {name!r}; it has {', '.join(self)}.") from None
-
-
 def _options(given: Any, more: dict[str, Any], allowed: tuple[str, ...], what: str) -> dict[str, Any]:
     options = {**(dict(given) if given is not None else {}), **more}
     for name in options:
@@ -158,13 +148,13 @@ class _Operations:
         """The value of a key (None if missing), or of up to 128 keys as a dict without the missing ones."""
         _options(options, more, _READ_OPTIONS, "get()")
         if isinstance(key, list | tuple | set):
-            found = {}
+            found = JsMap()
             for one in sorted(map(_key, _few(key, "get()")), key=str.encode):
                 if (raw := self._store.get(one)) is not None:
-                    found[one] = decode(raw)
+                    found[one] = as_js(decode(raw))
             return found
         raw = self._store.get(_key(key))
-        return None if raw is None else decode(raw)
+        return None if raw is None else as_js(decode(raw))
 
     async def put(self, key: Any, value: Any = None, options: Any = None, **more: Any) -> None:
         """Store one value, or up to 128 pairs from a dict. Writes without an await between them commit together."""
@@ -188,7 +178,7 @@ class _Operations:
         """Pairs in the order of their keys' UTF-8 bytes."""
         chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
         rows = list(self._store.list(**_list_bounds(chosen)))
-        return dict(zip([key for key, _ in rows], decode_all([raw for _, raw in rows]), strict=True))
+        return JsMap(zip([key for key, _ in rows], map(as_js, decode_all([raw for _, raw in rows])), strict=True))
 
     async def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:
         """Have `alarm(self, info)` called at a time (ms since 1970, or a datetime); it replaces the one set before.
@@ -309,7 +299,7 @@ class SyncKv:
 
     def get(self, key: Any) -> Any:
         raw = self._store.get(_key(key))
-        return None if raw is None else decode(raw)
+        return None if raw is None else as_js(decode(raw))
 
     def put(self, key: Any, value: Any) -> None:
         name, raw = _pair(key, value)
@@ -321,7 +311,7 @@ class SyncKv:
     def list(self, options: Any = None, **more: Any) -> Iterator[tuple[str, Any]]:
         """Pairs, read as they are asked for."""
         bounds = _list_bounds(_options(options, more, _LIST_OPTIONS, "kv.list()"))
-        return ((key, decode(raw)) for key, raw in self._store.list(**bounds))
+        return ((key, as_js(decode(raw))) for key, raw in self._store.list(**bounds))
 
 
 class SqlStorage:

@@ -6,6 +6,7 @@ Source: reference 1.4.
 
 from __future__ import annotations
 
+import asyncio
 import json as _json
 import logging
 import secrets
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from roost.api.buffers import ArrayBuffer, Blob, File
 from roost.api.entrypoint import fetch
+from roost.api.forms import FormData
 from roost.api.headers import Headers
 from roost.api.http import Request, Response
 from roost.api.runtime import require_context
 from roost.api.websocket import WebSocket, WebSocketPair, WebSocketRequestResponsePair
+from roost.compat.streams import ReadableStream, TransformStream
 from roost.errors import JsException, JsRangeError, JsTypeError
+from roost.values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,12 +39,12 @@ class Object:
     """`Object.fromEntries`, `.values`, `.keys`, `.entries`, `.new()`."""
 
     @staticmethod
-    def new() -> dict[str, Any]:
-        return {}
+    def new() -> JsDict:
+        return JsDict()
 
     @staticmethod
-    def fromEntries(entries: Iterable[Any]) -> dict[Any, Any]:
-        return dict(entries)
+    def fromEntries(entries: Iterable[Any]) -> JsDict:
+        return JsDict(entries)
 
     @staticmethod
     def values(value: Any) -> list[Any]:
@@ -150,6 +154,8 @@ RangeError = RangeErrorConstructor
 class URLSearchParams:
     """A query string as a multimap."""
 
+    is_url_encoded = True
+
     def __init__(self, query: Any = "") -> None:
         if isinstance(query, str):
             self._pairs = urllib.parse.parse_qsl(query.removeprefix("?"), keep_blank_values=True)
@@ -229,6 +235,81 @@ class URL:
         return self.href
 
     __str__ = toString
+
+
+class Promise:
+    """Promises are asyncio's futures: `Promise.resolve`, `reject`, `all`, `race`, `allSettled`, `Promise.new(executor)`."""
+
+    @staticmethod
+    def new(executor: Callable[..., Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def resolve(value: Any = None) -> None:
+            if not future.done():
+                future.set_result(value)
+
+        def reject(reason: Any = None) -> None:
+            if not future.done():
+                future.set_exception(reason if isinstance(reason, BaseException) else JsException(str(reason)))
+
+        executor(resolve, reject)
+        return future
+
+    @staticmethod
+    def resolve(value: Any = None) -> asyncio.Future[Any]:
+        return Promise.new(lambda resolve, _: resolve(value))
+
+    @staticmethod
+    def reject(reason: Any = None) -> asyncio.Future[Any]:
+        return Promise.new(lambda _, reject: reject(reason))
+
+    @staticmethod
+    async def all(promises: Iterable[Any]) -> list[Any]:
+        return list(await asyncio.gather(*promises))
+
+    @staticmethod
+    async def allSettled(promises: Iterable[Any]) -> list[JsDict]:
+        results = await asyncio.gather(*promises, return_exceptions=True)
+        return [
+            JsDict(status="rejected", reason=result)
+            if isinstance(result, BaseException)
+            else JsDict(status="fulfilled", value=result)
+            for result in results
+        ]
+
+    @staticmethod
+    async def race(promises: Iterable[Any]) -> Any:
+        waiting = [asyncio.ensure_future(promise) for promise in promises]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in waiting if task in done).result()
+
+
+class TextEncoder:
+    """`TextEncoder.new().encode(text)`."""
+
+    encoding = "utf-8"
+
+    @classmethod
+    def new(cls) -> Self:
+        return cls()
+
+    def encode(self, text: str = "") -> ArrayBuffer:
+        return ArrayBuffer(text.encode("utf-8", "replace"))
+
+
+class TextDecoder:
+    """`TextDecoder.new(label, fatal=False).decode(buffer)`."""
+
+    def __init__(self, label: str = "utf-8", *, fatal: bool = False) -> None:
+        self.encoding = label
+        self.fatal = fatal
+
+    @classmethod
+    def new(cls, label: str = "utf-8", options: Any = None, *, fatal: bool = False) -> Self:
+        return cls(label, fatal=bool((options or {}).get("fatal", fatal)))
+
+    def decode(self, buffer: Any = b"") -> str:
+        return bytes(buffer).decode(self.encoding, "strict" if self.fatal else "replace")
 
 
 class _Console:
@@ -319,11 +400,17 @@ __all__ = [
     "Date",
     "Error",
     "File",
+    "FormData",
     "Headers",
     "Object",
+    "Promise",
     "RangeError",
+    "ReadableStream",
     "Request",
     "Response",
+    "TextDecoder",
+    "TextEncoder",
+    "TransformStream",
     "TypeError",
     "URLSearchParams",
     "Uint8Array",
@@ -364,12 +451,6 @@ class _Unsupported:
 
 
 _INSTEAD = {
-    "FormData": "use await request.form_data()",
-    "Promise": "use asyncio",
-    "ReadableStream": "return Response(async_generator()) to stream",
-    "TransformStream": "return Response(async_generator()) to stream",
-    "TextEncoder": "use str.encode()",
-    "TextDecoder": "use bytes.decode()",
     "AbortController": "use asyncio.timeout()",
     "caches": "keep what you need in the object",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,10 +62,13 @@ class ChildProcess:
         return self.health is Health.READY
 
     def kill(self) -> None:
-        try:
-            self.process.kill()
-        except ProcessLookupError:
-            pass  # it has ended already
+        """SIGKILL. Not `process.kill()`: that may reap a child that has just died, and asyncio then reports exit code 255,
+        which would read as the worker's own exit."""
+        if self.process.returncode is None:
+            try:
+                os.kill(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended already
 
     def tell(self, order: ToChild) -> None:
         if not self._writer.is_closing():
