@@ -14,6 +14,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import workers
 from roost.api.aliases import snake_cases
 from roost.api.entrypoint import DurableObject, WorkerEntrypoint
 from roost.compat.pyodide.code import accepted_positionals
@@ -107,8 +108,10 @@ class Worker:
 
 def install_compat() -> None:
     """Make `js` and `pyodide` importable, for worker code."""
-    for name in ("js", "pyodide", "pyodide.ffi", "pyodide.http", "pyodide.code"):
+    for name in ("js", "pyodide", "pyodide.ffi", "pyodide.http", "pyodide.code", "asgi"):
         sys.modules[name] = importlib.import_module(f"roost.compat.{name}")
+    sys.modules["workers.asgi"] = sys.modules["asgi"]
+    workers.asgi = sys.modules["asgi"]  # type: ignore[attr-defined]
 
 
 def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worker:

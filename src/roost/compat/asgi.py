@@ -1,0 +1,546 @@
+"""`asgi`: FastAPI, Starlette and other ASGI apps as workers, and WebSocket endpoints that hibernate. Served to worker code
+as `asgi` and `workers.asgi`.
+
+`fetch`, `websocket` and `entrypoint` have the platform's signatures. Better on purpose: an upgrade is answered when the app
+answers it, so subprotocols, headers, refusals and denial responses work, and the lifespan runs once a process, not once a
+request. `DurableApp` is Roost's own (docs/guides/asgi.md).
+
+Source: ASGI 3.0, its HTTP and WebSocket (2.5) and lifespan (2.0) specifications; reference 1.7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from urllib.parse import unquote, urlsplit
+
+from roost.api.entrypoint import DurableObject, WorkerEntrypoint
+from roost.api.http import Request, Response
+from roost.api.runtime import require_context
+from roost.api.websocket import WebSocket, WebSocketPair
+from roost.values import encode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Scope = dict[str, Any]
+    Message = dict[str, Any]
+    App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+_log = logging.getLogger("roost.worker")
+
+_AHEAD: Final = 16  # pieces of a response body that the app may be ahead of its reader
+_MAX_UNREAD: Final = 1_024  # messages of a client that the app has not asked for; then it is closed with 1013
+_HOOK: Final = "roost.endpoint"
+_ABSENT: Final = object()
+
+
+# --- scopes ----------------------------------------------------------------------------------------------------------
+
+
+def _scope(kind: str, request: Request, env: Any, state: dict[str, Any]) -> Scope:
+    url = urlsplit(request.url)
+    secure = url.scheme in ("https", "wss")
+    raw_path = url.path or "/"
+    scheme = {"http": ("http", "https"), "websocket": ("ws", "wss")}[kind][secure]
+    client = request.headers.get("cf-connecting-ip")
+    scope: Scope = {
+        "type": kind,
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": scheme,
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode("ascii", "replace"),
+        "query_string": url.query.encode("ascii", "replace"),
+        "root_path": "",
+        "headers": [(n.lower().encode("latin-1"), v.encode("latin-1", "replace")) for n, v in request.headers.pairs],
+        "client": (client, 0) if client else None,
+        "server": (url.hostname or "localhost", url.port or (443 if secure else 80)),
+        "state": dict(state),
+        "extensions": {},
+        "env": env,
+    }
+    if kind == "http":
+        scope["method"] = str(request.method)
+    else:
+        offered = str(request.headers.get("sec-websocket-protocol") or "")
+        scope["subprotocols"] = [each.strip() for each in offered.split(",") if each.strip()]
+        scope["extensions"] = {"websocket.http.response": {}}
+    return scope
+
+
+def _text_headers(headers: Any) -> list[tuple[str, str]]:
+    return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers or ()]
+
+
+# --- lifespan --------------------------------------------------------------------------------------------------------
+
+
+class _Lifespan:
+    """An app's startup, once a process; its shutdown comes with the host's end. An app without lifespan is left alone."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app  # kept, so that its id() is not another's
+        self.state: dict[str, Any] = {}
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Outside of whatever request is first: it belongs to none of them.
+        self._task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run())
+
+    async def _run(self) -> None:
+        events = iter([{"type": "lifespan.startup"}])
+
+        async def receive() -> Message:
+            for event in events:
+                return event
+            await asyncio.Event().wait()  # until the process ends
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                self._settle(RuntimeError(f"the app's startup failed: {message.get('message', '')}"))
+            else:
+                self._settle(None)
+
+        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - an app may not know of lifespans (ASGI, "Lifespan Protocol")
+            _log.debug("asgi: no lifespan: %s", error)
+        self._settle(None)
+
+    def _settle(self, error: Exception | None) -> None:
+        if self._started.done():
+            return
+        if error is None:
+            self._started.set_result(None)
+        else:
+            self._started.set_exception(error)
+
+    async def started(self) -> dict[str, Any]:
+        await asyncio.shield(self._started)
+        return self.state
+
+
+_lifespans: dict[int, _Lifespan] = {}
+
+
+async def _started(app: App) -> dict[str, Any]:
+    lifespan = _lifespans.get(id(app))
+    if lifespan is None:
+        lifespan = _lifespans[id(app)] = _Lifespan(app)
+    return await lifespan.started()
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, request: Request) -> None:
+        self.head: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.pieces: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue(_AHEAD)
+        self.gone = asyncio.Event()
+        self._request = request
+        self._body: AsyncIterator[bytes] | None = None
+        self._read = False
+
+    async def receive(self) -> Message:
+        if self._read:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        if self._body is None:
+            body = self._request.take_body()
+            if isinstance(body, bytes):
+                self._read = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            self._body = aiter(body)
+        piece = await anext(self._body, None)
+        self._read = piece is None
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    async def send(self, message: Message) -> None:
+        if self.gone.is_set():
+            raise OSError("The client disconnected.")
+        if message["type"] == "http.response.start":
+            if not self.head.done():
+                self.head.set_result(message)
+        elif message["type"] == "http.response.body":
+            await self.pieces.put((bytes(message.get("body", b"")), bool(message.get("more_body"))))
+
+    async def body(self) -> AsyncIterator[bytes]:
+        try:
+            more = True
+            while more:
+                piece, more = await self.pieces.get()
+                if piece:
+                    yield piece
+        finally:
+            self.gone.set()
+            while not self.pieces.empty():  # whoever waits to put something in is told by the next `send`
+                self.pieces.get_nowait()
+
+
+async def fetch(app: App, req: Any, env: Any, ctx: Any = None, *, options: Any = None, scope: Any = None) -> Response:
+    """The app's response to a request. Its body streams; what the app does after it goes on (background tasks).
+
+    `scope` adds keys to the ASGI scope. What the app raises before it answers is raised here.
+    """
+    request = req if isinstance(req, Request) else Request(req)
+    exchange = _Exchange(request)
+    whole = {**_scope("http", request, env, await _started(app)), **(scope or {})}
+
+    async def run() -> None:
+        try:
+            await app(whole, exchange.receive, exchange.send)
+            if not exchange.head.done():
+                exchange.head.set_exception(RuntimeError("The ASGI app ended without a response."))
+        except BaseException as error:
+            if exchange.gone.is_set() and (isinstance(error, OSError) or type(error).__name__ == "ClientDisconnect"):
+                return  # it was told so by `send`
+            if exchange.head.done():
+                exchange.gone.set()
+                raise
+            exchange.head.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        finally:
+            if exchange.pieces.empty() or exchange.gone.is_set():
+                _put_end(exchange.pieces)
+            else:
+                await exchange.pieces.put((b"", False))
+
+    require_context("asgi.fetch()").wait_until(asyncio.ensure_future(run()))
+    head = await exchange.head
+    first, more = await exchange.pieces.get()
+    status = int(head["status"])
+    null_body = status in (204, 205, 304) or str(request.method) == "HEAD"
+    body: Any = _after(first, exchange.body()) if more else first
+    return Response(None if null_body else body, status, "", _text_headers(head.get("headers")))
+
+
+def _put_end(pieces: asyncio.Queue[tuple[bytes, bool]]) -> None:
+    if not pieces.full():
+        pieces.put_nowait((b"", False))
+
+
+async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        if first:
+            yield first
+        async for piece in rest:
+            yield piece
+    finally:
+        await rest.aclose()  # type: ignore[attr-defined]
+
+
+# --- WebSockets ------------------------------------------------------------------------------------------------------
+
+
+class _Handshake:
+    """What an app answers to an upgrade: accepted, or the response that refuses it."""
+
+    def __init__(self, accept: Callable[[WebSocket], None]) -> None:
+        self.answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.server: WebSocket | None = None
+        self.closed = False  # by the app
+        self.hibernates = False
+        self._accept = accept
+        self._denial: Message | None = None
+        self._denied = b""
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "websocket.accept":
+            self._accepted(message)
+        elif kind == "websocket.send":
+            if self.server is None:
+                raise RuntimeError("websocket.send before websocket.accept")
+            self.server.send(message["text"] if message.get("text") is not None else message.get("bytes") or b"")
+        elif kind == "websocket.close":
+            self.closed = True
+            if self.server is not None:
+                self.server.close(int(message.get("code") or 1000), message.get("reason") or "")
+            else:
+                self._answer(Response("Forbidden", 403))
+        elif kind == "websocket.http.response.start":
+            self._denial = message
+        elif kind == "websocket.http.response.body" and self._denial is not None:
+            self._denied += bytes(message.get("body", b""))
+            if not message.get("more_body"):
+                headers = _text_headers(self._denial.get("headers"))
+                self._answer(Response(self._denied, int(self._denial["status"]), "", headers))
+        else:
+            raise RuntimeError(f"unexpected ASGI message {kind!r}")
+
+    def _accepted(self, message: Message) -> None:
+        client, server = WebSocketPair.new()
+        server.binaryType = "arraybuffer"
+        self._accept(server)
+        self.server = server
+        headers = _text_headers(message.get("headers"))
+        if message.get("subprotocol"):
+            headers.append(("Sec-WebSocket-Protocol", message["subprotocol"]))
+        self._answer(Response(None, 101, headers=headers, web_socket=client))
+
+    def _answer(self, response: Response) -> None:
+        if not self.answered.done():
+            self.answered.set_result(response)
+
+
+async def websocket(app: App, req: Any, env: Any = None, *, scope: Any = None) -> Response:
+    """The app's answer to an upgrade: 101, a refusal (403) or a denial response. An accepted socket stays in memory until
+    it ends; `DurableApp` is for sockets that hibernate."""
+    request = req if isinstance(req, Request) else Request(req)
+    whole = {**_scope("websocket", request, env, await _started(app)), **(scope or {})}
+    incoming: asyncio.Queue[Message] = asyncio.Queue()
+    incoming.put_nowait({"type": "websocket.connect"})
+    return await _run_websocket(app, whole, incoming, _Handshake(lambda server: _listen(server, incoming)))
+
+
+def _listen(server: WebSocket, incoming: asyncio.Queue[Message]) -> None:
+    """Accept a socket; what comes waits for the app to ask for it."""
+    server.accept()
+
+    def on_message(event: Any) -> None:
+        if incoming.qsize() >= _MAX_UNREAD:
+            server.close(1013, "Too many messages wait for the app.")
+            return
+        text = event.data if isinstance(event.data, str) else None
+        incoming.put_nowait({"type": "websocket.receive", "text": text, "bytes": None if text is not None else event.data})
+
+    def on_end(event: Any) -> None:
+        code = event.code if event.type == "close" else 1006
+        incoming.put_nowait({"type": "websocket.disconnect", "code": code, "reason": event.reason})
+
+    server.addEventListener("message", on_message)
+    server.addEventListener("close", on_end)
+    server.addEventListener("error", on_end)
+
+
+async def _run_websocket(app: App, scope: Scope, incoming: asyncio.Queue[Message], handshake: _Handshake) -> Response:
+    async def run() -> None:
+        code = 1000
+        try:
+            await app(scope, incoming.get, handshake.send)
+        except BaseException as error:
+            code = 1011
+            if not handshake.answered.done():
+                handshake.answered.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                return
+            raise
+        finally:
+            if handshake.server is not None and not handshake.closed and (code != 1000 or not handshake.hibernates):
+                handshake.server.close(code)
+            if not handshake.answered.done():
+                handshake.answered.set_result(Response("Forbidden", 403))
+
+    require_context("asgi.websocket()").wait_until(asyncio.ensure_future(run()))
+    return await handshake.answered
+
+
+def _is_upgrade(request: Request) -> bool:
+    return str(request.headers.get("upgrade") or "").lower() == "websocket"
+
+
+def entrypoint(app: App, *, options: Any = None) -> type[WorkerEntrypoint]:
+    """A `Default` class that serves an app: `Default = asgi.entrypoint(app)`."""
+
+    class Default(WorkerEntrypoint):
+        async def fetch(self, request: Request) -> Response:
+            if _is_upgrade(request):
+                return await websocket(app, request, self.env)
+            return await fetch(app, request, self.env, self.ctx)
+
+    return Default
+
+
+# --- endpoints that hibernate ----------------------------------------------------------------------------------------
+
+
+class DurableApp(DurableObject):
+    """A Durable Object that is an ASGI app: `class Room(asgi.DurableApp): app = app`.
+
+    A Starlette `WebSocketEndpoint` in its routes hibernates: each message is an event for a fresh endpoint, and
+    `websocket.state` is the socket's attachment (at most 16,384 bytes together with the request's headers). The object's
+    `ctx` and `env` are in the scope. Function endpoints work, too, but keep the object awake.
+    """
+
+    app: ClassVar[Any] = None
+
+    def __init__(self, ctx: Any, env: Any) -> None:
+        super().__init__(ctx, env)
+        _hook_endpoints()
+        self._endpoints: weakref.WeakKeyDictionary[WebSocket, _Endpoint] = weakref.WeakKeyDictionary()
+
+    async def fetch(self, request: Request) -> Response:
+        app = self._app()
+        if not _is_upgrade(request):
+            return await fetch(app, request, self.env, self.ctx, scope={"ctx": self.ctx, "object": self})
+        kept = _kept(request)
+        scope = await self._scope(kept)
+        incoming: asyncio.Queue[Message] = asyncio.Queue()
+        incoming.put_nowait({"type": "websocket.connect"})
+
+        def accept(server: WebSocket) -> None:
+            if handshake.hibernates:
+                self.ctx.acceptWebSocket(server)
+            else:
+                _listen(server, incoming)
+
+        async def connect(found: Any) -> None:
+            handshake.hibernates = True
+            endpoint = _Endpoint(type(found), found.scope)
+            await found.on_connect(_asgi_websocket()(found.scope, found.receive, found.send))
+            if handshake.server is not None:
+                self._endpoints[handshake.server] = endpoint
+                endpoint.keep(handshake.server, kept, found.scope["state"])
+
+        handshake = _Handshake(accept)
+        scope[_HOOK] = connect
+        return await _run_websocket(app, scope, incoming, handshake)
+
+    def _app(self) -> Any:
+        app = type(self).__dict__.get("app", type(self).app)  # not bound, if it is a function
+        if app is None:
+            raise TypeError(f"{type(self).__name__} has no app: `app = FastAPI()` in the class's body.")
+        return app
+
+    async def _scope(self, kept: dict[str, Any]) -> Scope:
+        request = Request.incoming("GET", kept["url"], [(name, value) for name, value in kept["headers"]], None)
+        shared = await _started(self._app())
+        return _scope("websocket", request, self.env, shared) | {"ctx": self.ctx, "object": self}
+
+    async def _endpoint(self, socket: WebSocket, kept: dict[str, Any]) -> _Endpoint:
+        """Whose socket it is: the app's routes know; once for each time that the object is in memory."""
+        endpoint = self._endpoints.get(socket)
+        if endpoint is not None:
+            return endpoint
+        found: list[_Endpoint] = []
+
+        async def remember(instance: Any) -> None:
+            found.append(_Endpoint(type(instance), instance.scope))
+
+        async def nothing(_: Message | None = None) -> Message:
+            return {"type": "websocket.disconnect", "code": 1001}
+
+        scope = await self._scope(kept)
+        scope[_HOOK] = remember
+        await self._app()(scope, nothing, nothing)
+        if not found:
+            raise RuntimeError(f"No WebSocketEndpoint serves {scope['path']} any more.")
+        self._endpoints[socket] = found[0]
+        return found[0]
+
+    async def _event(self, socket: WebSocket) -> _Event:
+        attachment = socket.deserializeAttachment()
+        kept = {"url": attachment["url"], "headers": attachment["headers"]}
+        return _Event(await self._endpoint(socket, kept), socket, kept, attachment["state"])
+
+    async def webSocketMessage(self, socket: WebSocket, message: Any) -> None:
+        event = await self._event(socket)
+        text = message if isinstance(message, str) else None
+        received = {"type": "websocket.receive", "text": text, "bytes": None if text is not None else bytes(message)}
+        try:
+            await event.endpoint.on_receive(event.websocket, await event.endpoint.decode(event.websocket, received))
+        except Exception:
+            socket.close(1011)
+            raise
+        finally:
+            event.keep()
+
+    async def webSocketClose(self, socket: WebSocket, code: int, reason: str, clean: bool) -> None:
+        await self._disconnected(socket, code)
+
+    async def webSocketError(self, socket: WebSocket, error: Any) -> None:
+        await self._disconnected(socket, 1006)
+
+    async def _disconnected(self, socket: WebSocket, code: int) -> None:
+        from starlette.websockets import WebSocketState
+
+        event = await self._event(socket)
+        event.websocket.client_state = WebSocketState.DISCONNECTED
+        await event.endpoint.on_disconnect(event.websocket, code)
+
+
+class _Endpoint:
+    """The class of a socket's endpoint, the scope in which it was found, and the state that was there without it: the
+    lifespan's and the middleware's."""
+
+    def __init__(self, cls: Any, scope: Scope) -> None:
+        self.cls = cls
+        self.scope = scope
+        self.shared = dict(scope.setdefault("state", {}))
+
+    def keep(self, socket: WebSocket, kept: dict[str, Any], state: dict[str, Any]) -> None:
+        """Make the state of the endpoint's own the socket's attachment."""
+        own = {key: value for key, value in state.items() if self.shared.get(key, _ABSENT) is not value}
+        attachment = {**kept, "state": own}
+        if encode(attachment) != socket._attachment:
+            socket.serializeAttachment(attachment)
+
+
+class _Event:
+    """A fresh endpoint with its WebSocket, for one event."""
+
+    def __init__(self, found: _Endpoint, socket: WebSocket, kept: dict[str, Any], state: dict[str, Any]) -> None:
+        from starlette.websockets import WebSocketState
+
+        handshake = _Handshake(lambda _: None)
+        handshake.server = socket
+        scope = {**found.scope, "state": {**found.shared, **state}}
+        send: Any = handshake.send
+        self.websocket = _asgi_websocket()(scope, _no_receive, send)
+        self.websocket.client_state = self.websocket.application_state = WebSocketState.CONNECTED
+        self.endpoint = found.cls(scope, _no_receive, send)
+        self.keep = lambda: found.keep(socket, kept, scope["state"])
+
+
+async def _no_receive() -> Message:
+    raise RuntimeError("An endpoint that hibernates gets its messages by on_receive.")
+
+
+def _asgi_websocket() -> Any:
+    from starlette.websockets import WebSocket as AsgiWebSocket
+
+    return AsgiWebSocket
+
+
+def _kept(request: Request) -> dict[str, Any]:
+    """What of a handshake an endpoint can ask for later; the parts that are of the handshake alone are left out."""
+    handshake = ("connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions")
+    headers = [[name, value] for name, value in request.headers.pairs if name.lower() not in handshake]
+    return {"url": request.url, "headers": headers}
+
+
+def _hook_endpoints() -> None:
+    """Let `WebSocketEndpoint.dispatch` call the scope's hook in place of its loop; without one it is as ever. It is behind
+    all routers and middleware, whatever they are."""
+    from starlette.endpoints import WebSocketEndpoint
+
+    dispatch: Any = WebSocketEndpoint.dispatch
+    if getattr(dispatch, "roost", False):
+        return
+
+    async def hooked(self: Any) -> None:
+        hook = self.scope.get(_HOOK)
+        await (dispatch(self) if hook is None else hook(self))
+
+    hooked.roost = True  # type: ignore[attr-defined]
+    WebSocketEndpoint.dispatch = hooked  # type: ignore[method-assign]
+
+
+def __getattr__(name: str) -> Any:
+    """`asgi.env`: the worker's `env` as a FastAPI dependency, for HTTP and WebSocket endpoints."""
+    if name != "env":
+        raise AttributeError(f"asgi has no {name!r}; it has fetch, websocket, entrypoint, env and DurableApp.")
+    from fastapi import Depends
+    from starlette.requests import HTTPConnection
+
+    def worker_env(connection: HTTPConnection) -> Any:
+        return connection.scope["env"]
+
+    # FastAPI reads the annotation at run time, where this module's are text.
+    worker_env.__annotations__ = {"connection": HTTPConnection}
+    return Depends(worker_env)
