@@ -192,6 +192,15 @@ class SocketError(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
+class SocketOpened(msgspec.Struct, frozen=True, array_like=True):
+    """A kept upstream that had ended is connected again, by the `attempts`-th dial since then."""
+
+    event: int
+    actor: int
+    socket: int
+    attempts: int
+
+
 class RosterEntry(msgspec.Struct, frozen=True, array_like=True):
     """One hibernatable socket of an object as its gateway knows it. `auto_at_ms` is 0 if never auto-answered."""
 
@@ -324,6 +333,25 @@ class Dial(msgspec.Struct, frozen=True, array_like=True):
     headers: Headers
 
 
+class Redial(msgspec.Struct, frozen=True, array_like=True):
+    """How an upstream is dialled again: after `first_s`, twice as long each time up to `max_s`, each shortened by up to
+    half at random; at most `attempts` times in a row (0: for ever)."""
+
+    first_s: float = 0.5
+    max_s: float = 60.0
+    attempts: int = 0
+
+
+class KeepSocket(msgspec.Struct, frozen=True, array_like=True):
+    """A socket that was dialled is an object's from now on, and stays while it sleeps. `redial`: also beyond its end."""
+
+    socket: int
+    object: ObjectRef
+    tags: tuple[str, ...]
+    attachment: bytes | None
+    redial: Redial | None
+
+
 class Done(msgspec.Struct, frozen=True, gc=False):
     """Every event up to and including `event` is finished and its writes durable, but for `stragglers`."""
 
@@ -342,6 +370,7 @@ ToHost = (
     | SocketMessage
     | SocketClose
     | SocketError
+    | SocketOpened
     | Roster
     | Dialled
     | AutoAnswered
@@ -367,6 +396,7 @@ ToGateway = (
     | Said
     | Asleep
     | Dial
+    | KeepSocket
     | Done
 )
 Event = ToHost | ToGateway

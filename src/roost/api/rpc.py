@@ -10,6 +10,7 @@ import inspect
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from roost.api.aliases import snake_cases
 from roost.errors import JsException, JsRangeError
 from roost.events import Fault
 from roost.values import DataCloneError, decode, encode, is_unicode, to_unicode
@@ -18,16 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
 
 MAX_CALL_BYTES: Final = 32 * 1024 * 1024
-RESERVED: Final = frozenset(
-    {
-        "fetch", "connect", "alarm", "scheduled", "queue", "tail", "trace", "email", "test", "constructor", "dup",
-        "webSocketMessage", "webSocketClose", "webSocketError", "preShutdown",
-        # and under the other names by which they are found
-        "web_socket_message", "web_socket_close", "web_socket_error", "websocket_message", "websocket_close",
-        "websocket_error", "on_webSocketMessage", "on_webSocketClose", "on_webSocketError", "on_fetch", "on_alarm",
-        "on_scheduled", "pre_shutdown",
-    }
+_HANDLERS: Final = (
+    "fetch", "connect", "alarm", "scheduled", "queue", "tail", "trace", "email", "test", "preShutdown", "webSocketMessage",
+    "webSocketClose", "webSocketError", "webSocketOpen",
 )  # fmt: skip
+RESERVED: Final = frozenset(
+    {"constructor", "dup", *_HANDLERS}
+    | {alias for name in _HANDLERS for alias in snake_cases(name)}
+    | {f"on_{name}" for name in _HANDLERS}
+)
 """Handlers of the platform: not methods that a stub can call."""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from roost.api.aliases import with_snake_case
 from roost.api.websocket import Accept, WebSocket, WebSocketRequestResponsePair
 from roost.errors import JsException, JsRangeError, JsTypeError
+from roost.events import Redial
 from roost.values import to_unicode
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class ObjectHost(Protocol):
     """What an object's state asks of the actor around it."""
 
     def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None: ...
+
+    def keep_outbound(self, socket: WebSocket, tags: tuple[str, ...], redial: Redial | None) -> None: ...
 
     def hibernatable(self) -> Iterable[WebSocket]:
         """All of the object's hibernatable sockets, oldest first."""
@@ -95,13 +98,31 @@ class DurableObjectState:
             retryAlarm = dict(options).get("retryAlarm", retryAlarm)
         self._host.abort(reason, retry_alarm=retryAlarm)
 
-    def acceptWebSocket(self, socket: WebSocket, tags: Any = None) -> None:
+    def acceptWebSocket(self, socket: WebSocket, tags: Any = None, options: Any = None, *, reconnect: Any = None) -> None:
         """Make a pair's end hibernatable: its events come to the object's webSocket* handlers, also after a sleep.
 
         At most 10 distinct tags of at most 256 bytes of UTF-8. Call it before the other end is returned.
+
+        Roost's own: an upstream's socket, `(await fetch(url, headers={"Upgrade": "websocket"})).web_socket`, can be
+        accepted, too; the gateway keeps it while the object sleeps. With `reconnect` (True, or `{"first_ms": 500, "max_ms": 60000,
+        "attempts": 0}`) it is dialled again when it ends, with back-off and jitter, and `webSocketOpen(ws, info)` is called
+        when it is open again; what is sent in between is lost. The close event comes when `attempts` in a row have failed
+        (0: never), or after a `close()` of the object's own.
         """
         if not isinstance(socket, WebSocket):
             raise JsTypeError(f"acceptWebSocket() needs a WebSocket, not {type(socket).__name__}.")
+        if isinstance(options, dict):
+            reconnect = options.get("reconnect", reconnect)
+        if socket.url is not None:
+            raise JsException(
+                "A WebSocket made by its constructor accepts itself and cannot hibernate; take the socket of"
+                ' (await fetch(url, headers={"Upgrade": "websocket"})).web_socket.'
+            )
+        if socket._accept == Accept.NONE and socket._port is not None and socket._peer is None and not socket._used:
+            self._host.keep_outbound(socket, check_tags(tags), check_reconnect(reconnect))
+            return
+        if reconnect:
+            raise JsException("reconnect is for upstreams: only what this object has dialled can be dialled again.")
         if socket._accept == Accept.STANDARD:
             raise JsException("Tried to acceptWebSocket() a socket that was already accepted with accept().")
         if socket._accept == Accept.HIBERNATABLE:
@@ -151,6 +172,22 @@ class DurableObjectState:
 
     def getHibernatableWebSocketEventTimeout(self) -> int | None:
         return self._event_timeout_ms
+
+
+def check_reconnect(value: Any) -> Redial | None:
+    """How to dial again. Raises TypeError or RangeError (as JsException) for what is no policy."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return Redial()
+    known = {"first_ms": 500, "max_ms": 60_000, "attempts": 0}
+    if not isinstance(value, dict) or set(value) - set(known):
+        raise JsTypeError(f"reconnect must be True or a dict with {', '.join(known)}; it is {value!r}.")
+    chosen = {**known, **value}
+    for name, number in chosen.items():
+        if type(number) not in (int, float) or number < 0 or (name != "attempts" and not 1 <= number <= 86_400_000):
+            raise JsRangeError(f"reconnect: {name} is {number!r}; it must be a number of at least 1 (attempts: 0).")
+    return Redial(chosen["first_ms"] / 1000, max(chosen["max_ms"], chosen["first_ms"]) / 1000, int(chosen["attempts"]))
 
 
 def check_tags(tags: Any) -> tuple[str, ...]:

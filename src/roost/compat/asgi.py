@@ -494,7 +494,7 @@ class _Event:
         self.websocket = _asgi_websocket()(scope, _no_receive, send)
         self.websocket.client_state = self.websocket.application_state = WebSocketState.CONNECTED
         self.endpoint = found.cls(scope, _no_receive, send)
-        self.keep = lambda: found.keep(socket, kept, scope["state"])
+        self.keep: Callable[[], None] = lambda: found.keep(socket, kept, scope["state"])
 
 
 async def _no_receive() -> Message:
@@ -524,7 +524,7 @@ def _hook_endpoints() -> None:
         return
 
     async def hooked(self: Any) -> None:
-        hook = self.scope.get(_HOOK)
+        hook: Any = self.scope.get(_HOOK)
         await (dispatch(self) if hook is None else hook(self))
 
     hooked.roost = True  # type: ignore[attr-defined]

@@ -35,6 +35,9 @@ from roost.protocol.websocket import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from roost.events import Dial, Redial
     from roost.gateway.gateway import Gateway
     from roost.gateway.sockets import Owner
 
@@ -445,9 +448,27 @@ class Connection(Channel):
 
 
 class ClientConnection(Connection):
-    """A WebSocket that Roost dialled: frames out are masked, frames in are not (RFC 6455 §5.1)."""
+    """A WebSocket that Roost dialled: frames out are masked, frames in are not (RFC 6455 §5.1). One that an object keeps
+    may be dialled again when it ends (`outbound`); until then it is closed, and found by its number."""
 
-    __slots__ = ()
+    __slots__ = ("attempts", "dial", "opened_at", "redial", "waiting")
+
+    def __init__(self, gateway: Gateway, fd: int, number: int, owner: Owner) -> None:
+        super().__init__(gateway, fd, number, owner)
+        self.dial: Dial | None = None
+        self.redial: Redial | None = None
+        self.attempts = 0  # since it was last open for a while
+        self.opened_at = gateway.loop.time()
+        self.waiting: asyncio.Task[None] | None = None  # for the next attempt
+
+    def close(self, code: int, reason: str) -> None:
+        self.redial = None  # it is our will
+        waiting, self.waiting = self.waiting, None
+        if waiting is None:
+            super().close(code, reason)
+            return
+        waiting.cancel()
+        self.gateway.router.closed(self, CloseCode.ABNORMAL, "WebSocket closed while it was reconnecting.", clean=False)
 
     def new_decoder(self) -> Decoder:
         return Decoder(self.gateway.limits.max_message_bytes, masked=False, deflate=self.deflate != 0)

@@ -268,15 +268,7 @@ class Gateway:
             self.count_address(sock.fileno(), peer)
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_KEEPIDLE"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, limits.tcp_keepalive_s))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, limits.tcp_timeout_s // _PROBES))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # the same for one who vanishes while he is owed something
-                timeout_ms = 1000 * (limits.tcp_keepalive_s + limits.tcp_timeout_s)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+            self.watch_over(sock)
         fd = sock.detach()
         if self.tls is None:
             http = HttpConnection(self, fd, self.new_number(fd), peer)
@@ -284,6 +276,19 @@ class Gateway:
             http = TlsHttpConnection(self, fd, self.new_number(fd), peer, self.tls.pipe(self.loop.time()))
         self.adopt(http)
         self._deadlines.add(self.loop.time() + limits.head_timeout_s, http.number)
+
+    def watch_over(self, sock: socket.socket) -> None:
+        """Send at once, and have the kernel notice a peer that has vanished."""
+        limits = self.limits
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, limits.tcp_keepalive_s))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, limits.tcp_timeout_s // _PROBES))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # the same for one who vanishes while he is owed something
+            timeout_ms = 1000 * (limits.tcp_keepalive_s + limits.tcp_timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def look_again(self, http: HttpConnection) -> None:
         """A connection that another gateway had accepted: it has its deadlines anew."""

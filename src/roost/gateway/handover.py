@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from roost.errors import RemoteProtocolError
-from roost.events import ENVELOPE_VERSION, AutoResponse, Call, ObjectRef, Request, SocketClose, SocketError, SocketMessage
+from roost.events import (
+    ENVELOPE_VERSION,
+    AutoResponse,
+    Call,
+    Dial,
+    ObjectRef,
+    Redial,
+    Request,
+    SocketClose,
+    SocketError,
+    SocketMessage,
+    SocketOpened,
+)
 from roost.gateway.connection import Backlog, ClientConnection, Connection, State
 from roost.gateway.exchanges import Origin
 from roost.gateway.host_slot import Heard
@@ -45,7 +57,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.gateway")
 
 HANDOVER_VERSION: Final = 1
+_SOCKET_EVENTS: Final = (SocketMessage, SocketClose, SocketError, SocketOpened)
 _MAX_ENVELOPES_BYTES: Final = 1 << 30
+
+
+class UpstreamState(msgspec.Struct, array_like=True):
+    """How a dialled socket is dialled again. `waiting`: it is being."""
+
+    dial: Dial
+    redial: Redial | None
+    attempts: int
+    waiting: bool
 
 
 class SocketState(msgspec.Struct, array_like=True):
@@ -68,6 +90,7 @@ class SocketState(msgspec.Struct, array_like=True):
     closing_in_s: float | None
     held_back: bool
     deflate: int = 0
+    upstream: UpstreamState | None = None
 
 
 class HttpState(msgspec.Struct, array_like=True):
@@ -176,6 +199,7 @@ def freeze(gateway: Gateway) -> None:
     for link in list(gateway.unknown_links):  # it comes again
         link.close()
     gateway.unknown_links.clear()
+    gateway.outbound.pause()
     gateway.end_turn()
     gateway.reactor.pause()
     for slot in gateway.router.slots:
@@ -191,6 +215,7 @@ def thaw(gateway: Gateway) -> None:
             slot.link.resume()
     for http in _all(gateway, HttpConnection):
         gateway.rewatch(http)
+    gateway.outbound.resume()
     gateway.reactor.start()
     for listener in gateway.listeners:
         listener.release()
@@ -231,6 +256,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> t
                 None if due is None else max(0.0, due - now),
                 connection.number in gateway.router.held_back,
                 connection.deflate,
+                _upstream(connection),
             )
         )
     http_states = []
@@ -264,6 +290,12 @@ def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> t
         gateway.addresses, order,
     )  # fmt: skip
     return state, [descriptors[name] for name in order]
+
+
+def _upstream(connection: Connection) -> UpstreamState | None:
+    if not isinstance(connection, ClientConnection) or connection.dial is None:
+        return None
+    return UpstreamState(connection.dial, connection.redial, connection.attempts, connection.waiting is not None)
 
 
 def _plain_end(gateway: Gateway, channel: Connection | HttpConnection, pumps: list[TlsPump], plain_ends: list[int]) -> int:
@@ -383,8 +415,8 @@ def _rebuild_slot(gateway: Gateway, slot: HostSlot, told: SlotState, placed: dic
         slot.link = UnixLink(sock, gateway.loop, hold_reading=False, unread=told.unread, backlog=told.unsent)
     slot.restore(
         told.last_event,
-        [event for event in _events(told.unfinished) if isinstance(event, SocketMessage | SocketClose | SocketError)],
-        [event for event in _events(told.late) if isinstance(event, SocketMessage | SocketClose | SocketError)],
+        [event for event in _events(told.unfinished) if isinstance(event, _SOCKET_EVENTS)],
+        [event for event in _events(told.late) if isinstance(event, _SOCKET_EVENTS)],
         told.attempts,
     )
     slot.given, slot.breaker = told.given, told.breaker
@@ -410,6 +442,11 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
     connection.auto_at_ms = told.auto_at_ms
     connection.protocol = told.protocol
     connection.deflate = told.deflate
+    if told.upstream is not None and isinstance(connection, ClientConnection):
+        connection.dial, connection.redial = told.upstream.dial, told.upstream.redial
+        connection.attempts = told.upstream.attempts
+        if told.upstream.waiting:
+            gateway.outbound.to_dial_again.append(connection)
     if told.decoder is not None:
         connection.decoder = connection.new_decoder()
         connection.decoder.restore(told.decoder)
@@ -438,6 +475,9 @@ def begin(gateway: Gateway) -> None:
         slot.update_full()
         router.exchanges.wait_for_host(slot)
     gateway.start()
+    for connection in gateway.outbound.to_dial_again:
+        gateway.outbound.again(connection)
+    gateway.outbound.to_dial_again.clear()
     gateway.end_turn()
 
 

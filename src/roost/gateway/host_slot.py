@@ -24,6 +24,7 @@ from roost.events import (
     SocketClose,
     SocketError,
     SocketMessage,
+    SocketOpened,
     Welcome,
 )
 from roost.gateway.sockets import Owner
@@ -41,7 +42,7 @@ _MAX_ATTEMPTS = 5  # hosts that may die with one event unfinished before it is d
 _MAX_BESIDES = 10_000  # groups that arrive before an earlier one: as many as wait for the disk at a time
 COUNT_FROM_BYTES = 4096  # smaller messages are bounded by their number
 
-SocketEvent = SocketMessage | SocketClose | SocketError
+SocketEvent = SocketMessage | SocketClose | SocketError | SocketOpened
 
 
 class HostSlot:
@@ -134,7 +135,7 @@ class HostSlot:
         if isinstance(event, SocketMessage):
             if len(event.data) >= COUNT_FROM_BYTES:
                 self.count_large(event, -1)
-        else:
+        elif not isinstance(event, SocketOpened):
             self.router.end_finished(event)
 
     # the host's coming and going
@@ -214,7 +215,7 @@ class HostSlot:
     def forget_plain(self) -> None:
         """The host is gone, and with it the program's end of every plain socket: their events have no one to go to."""
         for event in [e for e in (*self.late.values(), *self.unfinished) if e.actor == 0]:
-            if not isinstance(event, SocketMessage):
+            if isinstance(event, SocketClose | SocketError):
                 self.router.end_finished(event)
         self.late = {n: e for n, e in self.late.items() if e.actor}
         self.unfinished = deque(e for e in self.unfinished if e.actor)

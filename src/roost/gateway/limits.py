@@ -53,6 +53,7 @@ class Counters(msgspec.Struct):
     sends: int = 0
     auto_responses: int = 0
     dials: int = 0
+    upstreams_lost: int = 0  # kept ones that are dialled again
     closed_slow_reader: int = 0
     dropped_oldest: int = 0
     deflated: int = 0  # messages compressed; one to many sockets counts once

@@ -11,28 +11,43 @@ import logging
 import os
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from roost.errors import RemoteProtocolError
 from roost.events import Dial, Dialled, Headers
-from roost.gateway.connection import ClientConnection
+from roost.gateway.connection import ClientConnection, Connection, State
 from roost.gateway.tls import TlsClientConnection, TlsPipe
 from roost.protocol.deflate import EXTENSION, OFFER, check_agreed
 from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
+from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
+    from roost.events import Redial
     from roost.gateway.host_slot import HostSlot
+    from roost.gateway.sockets import Owner
 
 _log = logging.getLogger("roost.gateway")
 
 _REPLACED = "The gateway is being replaced or ends; try again."
+_WAS_STABLE_S = 10.0  # an upstream that was open for so long begins its back-off anew
 _DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _OURS = frozenset({
     "host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions",
     "content-length",
 })  # fmt: skip
+
+
+class Upstream(NamedTuple):
+    """A server's answer to a dial; `sock` is open if it is 101."""
+
+    sock: socket.socket
+    tls: TlsPipe | None
+    status: int
+    headers: Headers
+    deflate: int
+    leftover: bytes
 
 
 class Outbound:
@@ -42,6 +57,7 @@ class Outbound:
         self._gateway = gateway
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: ssl.SSLContext | None = None
+        self.to_dial_again: list[ClientConnection] = []  # another gateway was about to
 
     def dial(self, slot: HostSlot, dial: Dial) -> None:
         """Open a WebSocket for the host of `slot`; `Dialled` tells it how that ended."""
@@ -71,8 +87,101 @@ class Outbound:
             self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], str(error) or type(error).__name__))
 
     async def _open(self, slot: HostSlot, dial: Dial) -> None:
-        loop = self._gateway.loop
         link = slot.link
+        upstream = await self._connect(dial)
+        if upstream.status != 101:
+            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, upstream.status, upstream.headers, ""))
+            return
+        if slot.link is not link:
+            upstream.sock.close()
+            return  # the host that asked is gone, and with it who would own the socket
+        fd = upstream.sock.detach()
+        connection = self._connection(upstream, fd, self._gateway.new_number(fd), slot.plain, dial)
+        self._gateway.adopt(connection)
+        self._gateway.router.dialled(slot, Dialled(dial.dial, connection.number, 101, upstream.headers, ""))
+        self._begin(connection, upstream)
+
+    def _connection(self, upstream: Upstream, fd: int, number: int, owner: Owner, dial: Dial) -> ClientConnection:
+        kind = ClientConnection if upstream.tls is None else TlsClientConnection
+        connection = kind(self._gateway, fd, number, owner)
+        if isinstance(connection, TlsClientConnection):
+            assert upstream.tls is not None
+            connection.tls = upstream.tls
+        connection.deflate = upstream.deflate
+        connection.protocol = get_header(upstream.headers, "sec-websocket-protocol") or ""
+        connection.dial = dial
+        return connection
+
+    def _begin(self, connection: ClientConnection, upstream: Upstream) -> None:
+        if upstream.leftover:
+            self._gateway.later.append((connection, upstream.leftover))
+        self._gateway.end_turn()
+
+    # upstreams that objects keep
+
+    def again(self, connection: ClientConnection) -> bool:
+        """A kept upstream has ended, and not by our will: dial it again, if its object wants that."""
+        if connection.redial is None or connection.dial is None or connection.waiting is not None:
+            return False
+        loop = self._gateway.loop
+        if loop.time() - connection.opened_at > _WAS_STABLE_S:
+            connection.attempts = 0
+        self._gateway.router.aliases[connection.number] = connection
+        self._gateway.counters.upstreams_lost += 1
+        connection.waiting = loop.create_task(self._redial(connection, connection.redial, connection.dial))
+        if connection.state == State.PEER_CLOSED:
+            Connection.close(connection, CloseCode.NO_STATUS, "")
+        return True
+
+    async def _redial(self, before: ClientConnection, redial: Redial, dial: Dial) -> None:
+        reason = "The upstream ended."
+        while not redial.attempts or before.attempts < redial.attempts:
+            pause = min(redial.max_s, redial.first_s * 2 ** min(before.attempts, 30))
+            before.attempts += 1
+            jitter = int.from_bytes(self._gateway.random_bytes(2), "big") / 65536
+            await asyncio.sleep(pause * (1 - jitter / 2))
+            try:
+                async with asyncio.timeout(self._gateway.limits.dial_timeout_s):
+                    upstream = await self._connect(dial)
+            except TimeoutError:
+                reason = f"The upstream did not answer within {self._gateway.limits.dial_timeout_s:g} s."
+                continue
+            except (OSError, ValueError, RemoteProtocolError) as error:
+                reason = str(error) or type(error).__name__
+                continue
+            if upstream.status != 101:
+                reason = f"The upstream answered {upstream.status}."
+                continue
+            before.waiting = None
+            connection = self._connection(upstream, upstream.sock.detach(), before.number, before.owner, dial)
+            connection.tags, connection.attachment = before.tags, before.attachment
+            connection.redial, connection.attempts = redial, before.attempts
+            self._gateway.router.opened_again(connection)
+            self._begin(connection, upstream)
+            return
+        before.redial = before.waiting = None
+        self._gateway.router.closed(before, CloseCode.ABNORMAL, reason, clean=False)
+        self._gateway.end_turn()
+
+    def pause(self) -> None:
+        """Dial nothing again for now: the gateway is being handed over."""
+        for connection in self._gateway.router.aliases.values():
+            if isinstance(connection, ClientConnection) and connection.waiting is not None:
+                connection.waiting.cancel()
+
+    def resume(self) -> None:
+        """Go on with what `pause` has stopped."""
+        for connection in list(self._gateway.router.aliases.values()):
+            if isinstance(connection, ClientConnection) and connection.waiting is not None:
+                connection.waiting = None
+                connection.opened_at = self._gateway.loop.time()  # keeps its count of attempts
+                self.again(connection)
+
+    # dialling
+
+    async def _connect(self, dial: Dial) -> Upstream:
+        """Dial: the upstream's answer, with an open socket if it is 101. Raises OSError, ValueError, RemoteProtocolError."""
+        loop = self._gateway.loop
         url = urlsplit(dial.url)
         if url.scheme not in _DEFAULT_PORTS:
             raise ValueError(f"{dial.url} is not a WebSocket URL")
@@ -80,7 +189,7 @@ class Outbound:
         port = url.port or _DEFAULT_PORTS[url.scheme]
         sock = await _connect(loop, host, port)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._gateway.watch_over(sock)
             tls = await self._handshake(sock, host) if url.scheme in ("wss", "https") else None
             key = base64.b64encode(self._gateway.random_bytes(16)).decode()
             path = (url.path or "/") + (f"?{url.query}" if url.query else "")
@@ -110,29 +219,13 @@ class Outbound:
             head = parser.head
             if head.status != 101:
                 sock.close()
-                self._gateway.router.dialled(slot, Dialled(dial.dial, 0, head.status, head.headers, ""))
-                return
+                return Upstream(sock, tls, head.status, head.headers, 0, b"")
             _check_response(head.headers, key, dial.protocols)
             bits = check_agreed(get_header(head.headers, "sec-websocket-extensions"), offered=offers)
+            return Upstream(sock, tls, 101, head.headers, bits, parser.leftover)
         except BaseException:
             sock.close()
             raise
-        if slot.link is not link:
-            sock.close()
-            return  # the host that asked is gone, and with it who would own the socket
-        fd = sock.detach()
-        kind = ClientConnection if tls is None else TlsClientConnection
-        connection = kind(self._gateway, fd, self._gateway.new_number(fd), slot.plain)
-        if isinstance(connection, TlsClientConnection):
-            assert tls is not None
-            connection.tls = tls
-        connection.deflate = bits
-        connection.protocol = get_header(head.headers, "sec-websocket-protocol") or ""
-        self._gateway.adopt(connection)
-        self._gateway.router.dialled(slot, Dialled(dial.dial, connection.number, 101, head.headers, ""))
-        if parser.leftover:
-            self._gateway.later.append((connection, parser.leftover))
-        self._gateway.end_turn()
 
     def _offer(self, dial: Dial, headers: Headers) -> bool:
         """Offer compression, unless the worker's own header leaves it out; whether it is offered."""
@@ -159,6 +252,7 @@ class Outbound:
             out = pipe.handshake(data)
 
     async def close(self) -> None:
+        self.pause()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

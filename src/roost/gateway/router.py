@@ -24,6 +24,7 @@ from roost.events import (
     Done,
     DropSockets,
     Hello,
+    KeepSocket,
     Leaving,
     Request,
     Response,
@@ -35,8 +36,9 @@ from roost.events import (
     SocketClose,
     SocketError,
     SocketMessage,
+    SocketOpened,
 )
-from roost.gateway.connection import Connection
+from roost.gateway.connection import ClientConnection, Connection
 from roost.gateway.exchanges import Exchanges
 from roost.gateway.host_slot import COUNT_FROM_BYTES, HostSlot
 from roost.gateway.sockets import ActorRecord, Owner, Relay
@@ -104,6 +106,8 @@ class Router:
             if isinstance(owner, Relay):
                 owner.other.close(code, reason)
             return
+        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(connection):
+            return
         event = SocketClose(owner.slot.next_event(), owner.actor, connection.number, code, reason, clean)
         self._tell_end(connection, owner.slot, event)
 
@@ -116,6 +120,8 @@ class Router:
         if owner.slot is None:
             if isinstance(owner, Relay):
                 owner.other.close(CloseCode.INTERNAL_ERROR, "The other side of the relay failed.")
+            return
+        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(connection):
             return
         event = SocketError(owner.slot.next_event(), owner.actor, connection.number, code, reason)
         self._tell_end(connection, owner.slot, event)
@@ -261,6 +267,28 @@ class Router:
             connection.owner = Owner(None, 0)
             connection.close(code, reason)
 
+    def _keep(self, slot: HostSlot, event: KeepSocket) -> None:
+        """A dialled socket becomes an object's; if it has ended in the meantime, its program hears so as of any other."""
+        connection = self.find(event.socket)
+        if isinstance(connection, ClientConnection) and connection.owner is slot.plain:
+            record = self.gateway.sockets.bind(connection, event.object, slot)
+            self.gateway.counters.hibernatable += 1
+            connection.tags = record.shared_tags(event.tags)
+            connection.attachment = event.attachment
+            connection.redial = event.redial
+            self.gateway.journal.bound(connection, record)
+
+    def opened_again(self, connection: ClientConnection) -> None:
+        """A kept upstream has a new connection, with the same number."""
+        record = connection.owner
+        assert isinstance(record, ActorRecord)
+        assert record.slot is not None
+        record.sockets[connection.number] = connection
+        self.aliases[connection.number] = connection
+        self.gateway.adopt(connection)
+        event = SocketOpened(record.slot.next_event(), record.actor, connection.number, connection.attempts)
+        record.slot.deliver(event)
+
     def _roster(self, slot: HostSlot, event: RosterRequest) -> None:
         if slot.current is not None:
             slot.current.send(self.gateway.sockets.roster(event.actor, event.object))
@@ -308,6 +336,7 @@ class Router:
         Abort: lambda router, slot, event: router.exchanges.forward(slot, event),
         Asleep: _asleep,
         Dial: _dial,
+        KeepSocket: _keep,
         Hello: _hello,
         Leaving: lambda router, slot, event: slot.leave(),
     }

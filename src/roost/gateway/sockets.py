@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
-from roost.gateway.connection import State
+from roost.gateway.connection import ClientConnection, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,7 +123,7 @@ class SocketTable:
                 connection.tags,
                 connection.attachment,
                 connection.auto_at_ms if connection.state < State.FLUSHING else 0,
-                "",
+                connection.dial.url if isinstance(connection, ClientConnection) and connection.dial is not None else "",
                 connection.protocol,
                 connection.state in (State.CLOSING, State.FLUSHING),
             )

@@ -26,7 +26,17 @@ from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
 from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, WorkerError
-from roost.events import AutoResponse, Binding, Chain, DropSockets, ObjectRef, Roster, SetAutoResponse, SocketMessage
+from roost.events import (
+    AutoResponse,
+    Binding,
+    Chain,
+    DropSockets,
+    KeepSocket,
+    ObjectRef,
+    Roster,
+    SetAutoResponse,
+    SocketMessage,
+)
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
@@ -35,15 +45,16 @@ from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
 from roost.protocol.websocket import CloseCode
 from roost.storage.database import StorageError
+from roost.values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from roost.api.http import Request
-    from roost.events import SocketClose, SocketError
+    from roost.events import Redial, SocketClose, SocketError, SocketOpened
     from roost.host.delivered import Words
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host
+    from roost.host.host import Host, SocketEvent
     from roost.host.loader import ObjectClass
 
 _log = logging.getLogger("roost.worker")
@@ -222,6 +233,7 @@ class Actor(Context):
         socket._attachment = entry.attachment
         socket._auto_at_ms = entry.auto_at_ms
         socket._close_out = entry.close_sent
+        socket.url = entry.url or None
         socket.protocol = entry.protocol
         link.adopt(socket, entry.socket, self.port_for(link))
         socket.accept_with(self, Accept.HIBERNATABLE)
@@ -243,7 +255,7 @@ class Actor(Context):
         for entry in waiting:
             entry(error)
 
-    def hold(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError) -> None:
+    def hold(self, link: GatewayLink, event: SocketEvent) -> None:
         """Keep an event until the gate opens; its socket may only be made known by the roster."""
         assert self._waiting is not None
         # What was given before has waited once already; how a socket ended is one event a socket.
@@ -419,10 +431,8 @@ class Actor(Context):
         if not item.clean or item.kind == "error":
             socket._failed = True
             socket._ready = False
-        pinned = 0
 
-        def done(_: Any, error: BaseException | None) -> None:
-            self.unpin(pinned)
+        def done(error: BaseException | None) -> None:
             if error is not None:
                 self.failed_in(name, error)
             if item.clean and item.kind == "close" and not socket._close_out and self.compat.auto_reply_to_close:
@@ -439,25 +449,57 @@ class Actor(Context):
         if handler is None:
             if self._listening and socket.has_listeners:
                 socket.dispatch(item)
-            done(None, None)
+            done(None)
             return
-        variables = self.fresh_variables()
         if link is not None:
             link.running.add(event)
+        self._handle(name, handler, args, done)
+
+    def opened(self, socket: WebSocket, event: SocketOpened, link: GatewayLink) -> None:
+        """A kept upstream is connected again."""
+        if self._waiting is not None:
+            self._not_now(socket, event, link)
+            return
+        self.host.handled += 1
+        self.last_active = self.host.now
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self.failed_in("webSocketOpen", error)
+            self._done_when_durable(event.event, link)
+
+        handler = self.kind.handler(self.instance, "webSocketOpen")
+        if handler is None or (event.event <= link.given_before and self._was_finished(event.event, link)):
+            done(None)
+            return
+        link.running.add(event.event)
+        self._handle("webSocketOpen", handler, (socket, JsDict(attempts=event.attempts)), done)
+
+    def _handle(
+        self, name: str, handler: Callable[..., Any], args: tuple[Any, ...], done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Run a handler of a socket's event other than a message; `done` when it has ended."""
+        pinned = 0
+
+        def ended(_: Any, error: BaseException | None) -> None:
+            self.unpin(pinned)
+            done(error)
+
+        variables = self.fresh_variables()
         try:
             result = variables.run(handler, *args)
             if hasattr(result, "send"):
                 if self.host.in_task():
-                    self._as_task(self._then(result, done), name)
+                    self._as_task(self._then(result, ended), name)
                     return
-                result = self.host.runner.start(variables, result, done)
+                result = self.host.runner.start(variables, result, ended)
                 if result is SUSPENDED:
                     pinned = self.pin(f"{name} running")
                     return
         except BaseException as error:  # noqa: BLE001 - the user's
-            done(None, error)
+            ended(None, error)
             return
-        done(None, None)
+        ended(None, None)
 
     async def _then(self, coroutine: Any, done: Any) -> None:
         error: BaseException | None = None
@@ -647,13 +689,26 @@ class Actor(Context):
     # api.state.ObjectHost
 
     def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None:
+        self._take_in(socket, tags, None)
+        self._fetches[socket] = _current_fetch.get()
+        socket.accept_with(self, Accept.HIBERNATABLE)
+
+    def keep_outbound(self, socket: WebSocket, tags: tuple[str, ...], redial: Redial | None) -> None:
+        link = next((link for link in self.host.links if link.sockets.get(socket._number) is socket), None)
+        if link is None or socket._failed or socket._context is not self:
+            raise JsException("The upstream's WebSocket has ended, or was dialled by another object.")
+        self._take_in(socket, tags, link)
+        self.port_for(link).send(KeepSocket(socket._number, self.ref, tags, socket._attachment, redial))
+        self.socket_ended(socket)  # it pins nothing any more
+        socket.accept_with(self, Accept.HIBERNATABLE)
+
+    def _take_in(self, socket: WebSocket, tags: tuple[str, ...], link: GatewayLink | None) -> None:
         limit = self.host.limits.max_sockets_per_object
         if len(self.sockets) >= limit:
             self.host.counters.sockets_refused += 1
             raise JsException(f"only {limit} websockets can be accepted on a single Durable Object instance")
         socket._tags = tags
-        self.sockets[socket] = None
-        self._fetches[socket] = _current_fetch.get()
+        self.sockets[socket] = link
         if socket.has_listeners:
             self.listener_on_hibernatable(socket)
         elif not self.kind.has("webSocketMessage") and self.kind.name not in self.host.warned_deaf:
@@ -663,7 +718,6 @@ class Actor(Context):
                 " `async def webSocketMessage(self, ws, message)`.",
                 self.kind.name,
             )
-        socket.accept_with(self, Accept.HIBERNATABLE)
 
     def hibernatable(self) -> Iterable[WebSocket]:
         return self.sockets

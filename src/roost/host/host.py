@@ -41,6 +41,7 @@ from roost.events import (
     SocketClose,
     SocketError,
     SocketMessage,
+    SocketOpened,
     Welcome,
 )
 from roost.host import memory
@@ -84,7 +85,8 @@ _ONE_MORE_POLL_S = 0.05
 _MAX_ENDED = 100_000
 _MAX_UNSAID = 16  # gateways
 
-_SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError})
+SocketEvent = SocketMessage | SocketClose | SocketError | SocketOpened
+_SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError, SocketOpened})
 
 
 class Host:
@@ -298,6 +300,9 @@ class Host:
                         self._ended.discard(event.socket)
                     else:
                         self.socket_event(link, event)
+                elif type(event) is SocketOpened:
+                    link.last_event = event.event
+                    self.socket_event(link, event)
                 else:
                     self._handlers[type(event)](link, event)
             except Exception:  # noqa: BLE001
@@ -309,7 +314,7 @@ class Host:
         if self._sweep is None and len(self.actors):
             self._arm_sweep()
 
-    def socket_event(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError) -> None:
+    def socket_event(self, link: GatewayLink, event: SocketEvent) -> None:
         """An event of a socket that may not be known here (yet)."""
         socket = link.sockets.get(event.socket)
         if socket is None or socket._context is None:
@@ -318,6 +323,8 @@ class Host:
             socket._context.message(socket, event, link)  # type: ignore[attr-defined]
         elif type(event) is SocketClose:
             socket._context.closed(socket, event, link)  # type: ignore[attr-defined]
+        elif type(event) is SocketOpened:
+            socket._context.opened(socket, event, link)  # type: ignore[attr-defined]
         else:
             socket._context.failed(socket, event, link)  # type: ignore[attr-defined]
 
@@ -465,7 +472,7 @@ class Host:
                 f"{len(self.actors)} objects are awake and none can sleep (limits.max_live_objects); try again in a moment."
             )
 
-    def shed(self, link: GatewayLink, event: SocketMessage | SocketClose | SocketError, reason: str) -> None:
+    def shed(self, link: GatewayLink, event: SocketEvent, reason: str) -> None:
         """There is no room for an event: its client is told to come back later."""
         self.counters.events_shed += 1
         if type(event) is SocketMessage:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from roost.api.runtime import Compat
 
 _HANDLER_ARITY = {
-    "fetch": 1, "webSocketMessage": 2, "webSocketClose": 4, "webSocketError": 2, "alarm": 1,
+    "fetch": 1, "webSocketMessage": 2, "webSocketClose": 4, "webSocketError": 2, "webSocketOpen": 2, "alarm": 1,
     "preShutdown": 1,
 }  # fmt: skip
 _LEGACY = ("fetch", "alarm", "webSocketMessage", "webSocketClose", "webSocketError")  # also as on_…, with global handlers

@@ -50,6 +50,8 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     30: events.Welcome,
     31: events.Leaving,
     32: events.Said,
+    33: events.KeepSocket,
+    34: events.SocketOpened,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}
