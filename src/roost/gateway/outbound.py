@@ -23,8 +23,8 @@ from roost.protocol.http import ResponseParser, accept_key, encode_request, get_
 from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
-    from roost.gateway.gateway import Gateway
     from roost.events import Redial
+    from roost.gateway.gateway import Gateway
     from roost.gateway.host_slot import HostSlot
     from roost.gateway.sockets import Owner
 
