@@ -1,4 +1,4 @@
-"""Outbound sockets that hibernate: the gateway keeps an upstream while its object sleeps, and dials it again if asked to."""
+"""Outbound sockets that hibernate: the gateway keeps an upstream while its object sleeps, and can dial it again."""
 
 import json
 import os

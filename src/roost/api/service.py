@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from roost.api.http import Request, Response
 from roost.api.rpc import MethodCaller, member
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from roost.api.rpc import RpcMember
+
+    AssetFinder = Callable[[str, str, str, str], tuple[int, list[tuple[str, str]], bytes] | None]
 
 
 class ServiceCaller(MethodCaller, Protocol):
     """What carries calls to an entrypoint."""
 
     async def fetch(self, request: Request) -> Response: ...
+
+
+class AssetsStub:
+    """`env.ASSETS`: the worker's static files, by `await env.ASSETS.fetch(request)`."""
+
+    def __init__(self, find: AssetFinder) -> None:
+        self._find = find
+
+    async def fetch(self, resource: Any, options: Any = None, **opts: Any) -> Response:
+        """The file of the URL's path; 404 if there is none, 405 for other methods than GET and HEAD."""
+        whole = isinstance(resource, Request) and not opts and options is None
+        request = resource if whole else Request(resource, options, **opts)
+        method = str(request.method)
+        if method not in ("GET", "HEAD"):
+            return Response("Method Not Allowed", 405, headers={"Allow": "GET, HEAD"})
+        url = urlsplit(request.url)
+        accept, tag = request.headers.get("accept"), request.headers.get("if-none-match")
+        found = self._find(method, url.path or "/", str(accept or ""), str(tag or ""))
+        if found is None:
+            return Response("Not Found", 404)
+        status, headers, body = found
+        return Response(None if status == 304 or method == "HEAD" else body, status, "", headers)
+
+    def __repr__(self) -> str:
+        return "<AssetsStub>"
 
 
 class ServiceStub:

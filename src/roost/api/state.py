@@ -104,9 +104,9 @@ class DurableObjectState:
         At most 10 distinct tags of at most 256 bytes of UTF-8. Call it before the other end is returned.
 
         Roost's own: an upstream's socket, `(await fetch(url, headers={"Upgrade": "websocket"})).web_socket`, can be
-        accepted, too; the gateway keeps it while the object sleeps. With `reconnect` (True, or `{"first_ms": 500, "max_ms": 60000,
-        "attempts": 0}`) it is dialled again when it ends, with back-off and jitter, and `webSocketOpen(ws, info)` is called
-        when it is open again; what is sent in between is lost. The close event comes when `attempts` in a row have failed
+        accepted, too; the gateway keeps it while the object sleeps. With `reconnect` (True, or `{"first_ms": 500, "max_ms":
+        60000, "attempts": 0}`) it is dialled again when it ends, with back-off and jitter, and `webSocketOpen(ws, info)` is
+        called when it is open again; what is sent in between is lost. The close event comes when `attempts` in a row have failed
         (0: never), or after a `close()` of the object's own.
         """
         if not isinstance(socket, WebSocket):

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from roost.clock import Clock
     from roost.events import Event
-    from roost.gateway.assets import Assets
     from roost.gateway.journal import Lost
     from roost.link.port import Link
+    from roost.storage.assets import Assets
 
 _log = logging.getLogger("roost.gateway")
 

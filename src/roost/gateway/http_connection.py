@@ -197,7 +197,7 @@ class HttpConnection(Channel):
             if any(name.lower() in ("content-length", "transfer-encoding") for name, _ in head.headers):
                 self._refuse(400, "A request with a body cannot offer another protocol here.")
                 return
-        if not upgrade and self.gateway.assets is not None and self.gateway.assets.serve(self, head):
+        if not upgrade and self._serve_asset(head):
             return
         if self._reading_body and has_token(head.headers, "expect", "100-continue"):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -216,6 +216,20 @@ class HttpConnection(Channel):
                 peer,
             )
         )
+
+    def _serve_asset(self, head: RequestHead) -> bool:
+        assets = self.gateway.assets
+        if assets is None or not assets.before_worker:
+            return False
+        accept, tag = get_header(head.headers, "accept"), get_header(head.headers, "if-none-match")
+        found = assets.find(head.method, head.target, accept or "", tag or "")
+        if found is None:
+            return False
+        fields = list(found.headers)
+        if found.status != 304:
+            fields.append(("Content-Length", str(len(found.body))))
+        self.answer(encode_head(found.status, "", fields) + (b"" if head.method == "HEAD" else found.body), found.status)
+        return True
 
     def _check_body(self, head: RequestHead) -> None:
         length = get_header(head.headers, "content-length")

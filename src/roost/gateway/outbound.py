@@ -180,7 +180,7 @@ class Outbound:
     # dialling
 
     async def _connect(self, dial: Dial) -> Upstream:
-        """Dial: the upstream's answer, with an open socket if it is 101. Raises OSError, ValueError, RemoteProtocolError."""
+        """The upstream's answer, with an open socket if it is 101. Raises OSError, ValueError, RemoteProtocolError."""
         loop = self._gateway.loop
         url = urlsplit(dial.url)
         if url.scheme not in _DEFAULT_PORTS:

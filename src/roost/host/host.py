@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from roost.api.entrypoint import Env, LazyEnv
 from roost.api.namespace import DurableObjectNamespace
 from roost.api.runtime import current_context
-from roost.api.service import ServiceStub
+from roost.api.service import AssetsStub, ServiceStub
 from roost.api.websocket import Accept
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
@@ -53,6 +53,7 @@ from roost.host.crons import Crons
 from roost.host.disk import Disk
 from roost.host.farewell import say_farewell
 from roost.host.gateway_link import GatewayLink
+from roost.host.kv import KvStores
 from roost.host.limits import HostCounters, HostLimits
 from roost.host.mark import Mark
 from roost.host.outbound import Outbound
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from roost.events import Event
     from roost.host.loader import Worker
     from roost.link.port import Link
+    from roost.storage.assets import Assets
 
 _log = logging.getLogger("roost.host")
 
@@ -110,6 +112,8 @@ class Host:
         limits: HostLimits | None = None,
         services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
         crons: Sequence[str] = (),
+        kv_namespaces: Mapping[str, str] | None = None,
+        assets: tuple[str, Assets | None] | None = None,
         clock: Clock | None = None,
         not_again: frozenset[tuple[int, int]] = frozenset(),
         quarantined: frozenset[tuple[str, str]] = frozenset(),
@@ -170,6 +174,10 @@ class Host:
                     f"services: {binding}: the worker has no entrypoint class {entrypoint} (it has: {known})."
                 )
             env[binding] = ServiceStub(EntrypointCaller(self, entrypoint, props))
+        self.kv = KvStores(self, self.disk.data, kv_namespaces or {})
+        env.update(self.kv.bindings)
+        if assets is not None and assets[1] is not None:
+            env[assets[0]] = AssetsStub(assets[1].find)
         for kind in worker.classes.values():
             for warning in kind.warnings:
                 _log.warning("worker: %s", warning)
@@ -664,6 +672,7 @@ class Host:
         await self.outbound.close()
         for link in self.links:
             link.link.close()
+        self.kv.close()
         self.disk.end()
 
 

@@ -24,6 +24,7 @@ class HostCounters(msgspec.Struct):
     wakes_refused: int = 0  # no room: every object in memory is busy
     sockets_refused: int = 0  # `max_sockets_per_object`
     events_shed: int = 0  # `max_queued_events`
+    kv_refused: int = 0  # more than 1,000 KV operations waited
     events_unknown: int = 0
     events_given_up: int = 0  # an earlier host hung in them
     events_quarantined: int = 0  # of objects that are not woken any more; requests, too

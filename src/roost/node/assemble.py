@@ -12,10 +12,10 @@ import msgspec
 from roost.clock import SystemClock
 from roost.errors import ConfigError, RoostError, WorkerError
 from roost.events import ObjectRef
-from roost.gateway.assets import Assets
 from roost.gateway.gateway import Gateway
 from roost.gateway.tls import ServerTls
 from roost.observe import logs
+from roost.storage.assets import Assets
 
 if TYPE_CHECKING:
     import asyncio
@@ -108,6 +108,8 @@ def make_host(
         max_open_files=settings.limits.max_open_databases,
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
+        kv_namespaces=app.kv_namespaces,
+        assets=None if app.assets is None or not app.assets.binding else (app.assets.binding, make_assets(app)),
         limits=HostLimits(
             max_live_objects=settings.limits.max_live_objects,
             max_sockets_per_object=settings.limits.max_sockets_per_object,

@@ -35,7 +35,6 @@ _KEYS = (
     "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
 )  # fmt: skip
 _UNSUPPORTED = {
-    "kv_namespaces": "KV namespaces",
     "r2_buckets": "R2 buckets",
     "d1_databases": "D1 databases",
     "queues": "queues",
@@ -50,13 +49,14 @@ _UNSUPPORTED = {
 _MIGRATION_KEYS = (
     "tag", "new_sqlite_classes", "new_classes", "renamed_classes", "deleted_classes", "transferred_classes",
 )  # fmt: skip
-_NOT_INHERITED = ("vars", "durable_objects", "services", *_UNSUPPORTED)
+_NOT_INHERITED = ("vars", "durable_objects", "services", "kv_namespaces", *_UNSUPPORTED)
 
 
 class AssetsConfig(msgspec.Struct, frozen=True):
     """`assets`: a folder of static files."""
 
     directory: str
+    binding: str = ""
     not_found_handling: str = "none"
     run_worker_first: bool = False
 
@@ -78,6 +78,7 @@ class App(msgspec.Struct, frozen=True):
     variables: dict[str, Any]
     bindings: dict[str, str]
     services: dict[str, Service]
+    kv_namespaces: dict[str, str]
     crons: list[str]
     assets: AssetsConfig | None
     ip: str | None
@@ -120,6 +121,7 @@ def read_app(
     dev = _table(raw.get("dev", {}), "dev", path)
     if dev.get("port") is not None and type(dev["port"]) is not int:
         raise ConfigError(f"{path}: dev.port must be a number.", key="dev.port")
+    _check_names(raw, path)
     day, flags = _date(raw.get("compatibility_date"), path, warnings), _flags(raw, path)
     compat_for(day, flags, warnings, path.name)
     return App(
@@ -131,6 +133,7 @@ def read_app(
         variables={**_table(raw.get("vars", {}), "vars", path), **_secrets(folder, env), **_given(variables or [])},
         bindings=_bindings(raw, path),
         services=_services(raw, path),
+        kv_namespaces=_kv_namespaces(raw, path),
         crons=_crons(raw, path),
         assets=_assets(raw.get("assets"), path),
         ip=dev.get("ip"),
@@ -249,6 +252,31 @@ def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
     return found
 
 
+def _check_names(raw: dict[str, Any], path: Path) -> None:
+    """Each name in `env` is one thing."""
+    assets = raw.get("assets")
+    names = [*_table(raw.get("vars", {}), "vars", path), *_bindings(raw, path), *_services(raw, path)]
+    names += [
+        *_kv_namespaces(raw, path),
+        *([assets["binding"]] if isinstance(assets, dict) and assets.get("binding") else []),
+    ]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: {name} is bound twice; each name in env can be one thing only.", key=name)
+
+
+def _kv_namespaces(raw: dict[str, Any], path: Path) -> dict[str, str]:
+    entries = raw.get("kv_namespaces", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: kv_namespaces must be a list.", key="kv_namespaces")
+    found: dict[str, str] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("binding"), str):
+            raise ConfigError(f"{path}: each of kv_namespaces needs a binding.", key="kv_namespaces")
+        found[entry["binding"]] = _text(entry.get("id") or entry["binding"], "kv_namespaces.id", path)
+    return found
+
+
 def _migrations(raw: dict[str, Any], path: Path, warnings: list[str]) -> list[Migration]:
     """Class migrations, in order; what they leave must be what is bound."""
     entries = raw.get("migrations", [])
@@ -338,15 +366,14 @@ def _assets(value: Any, path: Path) -> AssetsConfig | None:
     if value is None:
         return None
     table = _table(value, "assets", path)
-    if table.get("binding"):
-        raise ConfigError(
-            f"{path}: assets.binding is not supported by Roost yet; remove it (files are served anyway).", key="assets"
-        )
     directory = (path.parent / _text(table.get("directory", ""), "assets.directory", path)).resolve()
     if not directory.is_dir():
         raise ConfigError(f"{path}: assets.directory: {directory} is not a folder.", key="assets.directory")
     return AssetsConfig(
-        str(directory), str(table.get("not_found_handling", "none")), bool(table.get("run_worker_first", False))
+        str(directory),
+        _text(table.get("binding", ""), "assets.binding", path),
+        str(table.get("not_found_handling", "none")),
+        bool(table.get("run_worker_first", False)),
     )
 
 

@@ -1,4 +1,5 @@
-"""Static files beside the worker (`assets` in wrangler's configuration), answered by the gateway without a host.
+"""Static files beside the worker (`assets` in wrangler's configuration), answered by the gateway without a host, or by a
+host as `env.ASSETS`.
 
 The folder is indexed at start: a request is looked up in that index and never becomes part of a path, so no name from
 outside reaches the file system; links out of the folder are not indexed. Source: platform documentation, Static Assets
@@ -10,21 +11,18 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
-
-from roost.protocol.http import RequestHead, encode_head, get_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from roost.events import Headers
-    from roost.gateway.http_connection import HttpConnection
 
-_log = logging.getLogger("roost.gateway")
+_log = logging.getLogger("roost.assets")
 
 MAX_ASSET_BYTES: Final = 25 * 1024 * 1024  # the platform's limit
 MAX_ASSETS: Final = 20_000
@@ -37,6 +35,14 @@ class Asset(msgspec.Struct):
 
     path: str
     content_type: str
+
+
+class Found(NamedTuple):
+    """A file as the answer to a request."""
+
+    status: int
+    headers: Headers
+    body: bytes
 
 
 class Assets:
@@ -59,35 +65,35 @@ class Assets:
             elif relative.endswith(".html"):
                 self._index["/" + relative.removesuffix(".html")] = asset
 
-    def serve(self, connection: HttpConnection, head: RequestHead) -> bool:
-        """Answer if the path is a file here; False leaves the request to the worker."""
-        if head.method not in ("GET", "HEAD") or self._worker_first:
-            return False
-        asset = self._index.get(unquote(head.target.split("?", 1)[0]))
+    @property
+    def before_worker(self) -> bool:
+        """Whether files are looked up before the worker is asked."""
+        return not self._worker_first
+
+    def find(self, method: str, target: str, accept: str, if_none_match: str) -> Found | None:
+        """The answer to a request for a path; None if it is not a file here."""
+        if method not in ("GET", "HEAD"):
+            return None
+        asset = self._index.get(unquote(target.split("?", 1)[0]))
         status = 200
         if asset is None:
-            if self._not_found == "single-page-application" and "text/html" in (get_header(head.headers, "accept") or ""):
+            if self._not_found == "single-page-application" and "text/html" in accept:
                 asset = self._index.get("/")
             elif self._not_found == "404-page":
                 asset, status = self._index.get("/404.html"), 404
         if asset is None:
-            return False
+            return None
         try:
             tag, body = self._read(asset.path)
         except OSError as error:
             _log.warning("assets: %s cannot be read: %s", asset.path, error)
-            return False
+            return None
         fields: Headers = [
             ("Content-Type", asset.content_type),
             ("ETag", tag),
             ("Cache-Control", "public, max-age=0, must-revalidate"),
         ]
-        if get_header(head.headers, "if-none-match") == tag:
-            status, body = 304, b""
-        else:
-            fields.append(("Content-Length", str(len(body))))
-        connection.answer(encode_head(status, "", fields) + (b"" if head.method == "HEAD" else body), status)
-        return True
+        return Found(304, fields, b"") if if_none_match == tag else Found(status, fields, body)
 
     def _read(self, path: str) -> tuple[str, bytes]:
         status = os.stat(path)

@@ -1,0 +1,97 @@
+"""KV namespaces of one host: their files, and the thread that waits for the disk."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from roost.api.kv import KvNamespace
+from roost.api.runtime import current_context
+from roost.errors import OverloadError
+from roost.host.io_context import Context
+from roost.host.stubs import calling_actor
+from roost.storage.key_values import KeyValues, Pair, namespace_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from roost.host.host import Host
+
+MAX_WAITING: Final = 1_000
+
+
+class KvStores:
+    """All namespaces of one host. One thread: what one handler puts and then gets keeps its order."""
+
+    def __init__(self, host: Host, data: Path, namespaces: Mapping[str, str]) -> None:
+        self._host = host
+        self._executor: ThreadPoolExecutor | None = None
+        self._waiting = 0
+        self._open: dict[Path, KeyValues] = {}
+        self.bindings = {
+            binding: KvNamespace(_Namespace(self, namespace_path(data, namespace)))
+            for binding, namespace in namespaces.items()
+        }
+
+    def now_s(self) -> float:
+        return self._host.disk.clock.wall_ms() / 1000
+
+    async def run(self, path: Path, what: str, operation: Callable[[KeyValues], Any]) -> Any:
+        """An operation in the thread, behind the writes that the calling object has made. Raises OverloadError."""
+        caller = calling_actor()
+        if caller is not None and caller.store.gate.shut:
+            await caller.store.durable()
+        if self._waiting >= MAX_WAITING:
+            self._host.counters.kv_refused += 1
+            raise OverloadError(f"{self._waiting} KV operations are waiting for the disk; try again later.")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "roost kv")
+        context = current_context.get(None)
+        pinned = context.pin(what) if isinstance(context, Context) else 0
+        self._waiting += 1
+        try:
+            return await self._host.loop.run_in_executor(self._executor, self._in_thread, path, operation)
+        finally:
+            self._waiting -= 1
+            if isinstance(context, Context):
+                context.unpin(pinned)
+
+    def _in_thread(self, path: Path, operation: Callable[[KeyValues], Any]) -> Any:
+        if path not in self._open:
+            self._open[path] = KeyValues(path)
+        return operation(self._open[path])
+
+    def close(self) -> None:
+        """After the last operation. Blocks for as long as one takes."""
+        if self._executor is not None:
+            self._executor.shutdown()
+        for store in self._open.values():
+            store.close()
+        self._open.clear()
+
+
+class _Namespace:
+    """`api.kv.KvPort` of one namespace."""
+
+    def __init__(self, stores: KvStores, path: Path) -> None:
+        self._stores = stores
+        self._path = path
+
+    def now_s(self) -> float:
+        return self._stores.now_s()
+
+    async def get(self, keys: Sequence[str]) -> list[tuple[bytes, str | None, int | None] | None]:
+        found = await self._stores.run(self._path, "KV get", lambda store: store.get(keys, self.now_s()))
+        return [None if pair is None else (pair.value, pair.metadata, pair.expires_s) for pair in found]
+
+    async def put(self, key: str, value: bytes, metadata: str | None, expires_s: int | None) -> None:
+        pair = Pair(value, metadata, expires_s)
+        await self._stores.run(self._path, "KV put", lambda store: store.put(key, pair, self.now_s()))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._stores.run(self._path, "KV delete", lambda store: store.delete(keys))
+
+    async def list(self, prefix: str, after: str, limit: int) -> list[tuple[str, str | None, int | None]]:
+        listed = await self._stores.run(self._path, "KV list", lambda store: store.list(prefix, after, limit, self.now_s()))
+        return [(each.name, each.metadata, each.expires_s) for each in listed]

@@ -1,0 +1,143 @@
+"""`kv_namespaces`, `assets.binding`, secrets; and what is not there is said at start."""
+
+import json
+
+import pytest
+
+from roost.testing import running
+
+SOURCE = """
+import json, time
+from workers import DurableObject, Response, WorkerEntrypoint
+
+class Box(DurableObject):
+    async def fetch(self, request):
+        self.ctx.storage.kv.put("n", 1)
+        await self.env.KV.put("from an object", "yes")
+        return Response(await self.env.KV.get("from an object"))
+
+class Default(WorkerEntrypoint):
+    async def fetch(self, request):
+        kv = self.env.KV
+        path = "/" + request.url.split("/", 3)[3]
+        if path == "/object":
+            return await self.env.BOX.getByName("x").fetch(request)
+        if path == "/values":
+            await kv.put("text", "hello")
+            await kv.put("json", json.dumps({"a": [1, 2]}), metadata={"by": "me"}, expirationTtl=3600)
+            await kv.put("bytes", b"\\x00\\x01")
+            value = await kv.get("json", "json")
+            both = await kv.getWithMetadata("json", type="json")
+            stream = b"".join([piece async for piece in await kv.get("bytes", {"type": "stream"})])
+            several = await kv.get(["text", "missing"])
+            await kv.delete("text")
+            return Response.json([value.a, both.value["a"], both.metadata.by, list(stream), dict(several),
+                                  await kv.get("text"), (await kv.get("bytes", type="arrayBuffer")).byteLength])
+        if path == "/list":
+            for n in range(25):
+                await kv.put(f"k{n:02}", str(n), metadata=n)
+            await kv.put("é", "x")
+            first = await kv.list(prefix="k", limit=10)
+            second = await kv.list({"prefix": "k", "cursor": first.cursor, "limit": 1000})
+            return Response.json([[key.name for key in first["keys"]], first.list_complete, len(second["keys"]),
+                                  second.list_complete, second["keys"][0].metadata])
+        if path == "/wrong":
+            found = []
+            for attempt in (
+                lambda: kv.put("", "x"), lambda: kv.put("x" * 513, "x"), lambda: kv.put("x", {"a": 1}),
+                lambda: kv.put("x", "x", expirationTtl=5), lambda: kv.get("json", "yaml"), lambda: kv.list(limit=1001),
+                lambda: kv.put("x", "x", metadata="m" * 1100), lambda: kv.list(cursor="no"),
+                lambda: kv.get("bytes", "json"), lambda: kv.put("x", "x", expiration=int(time.time())),
+                lambda: kv.get(["k"] * 101), lambda: kv.put("x", "x", ttl=5),
+            ):
+                try:
+                    await attempt()
+                    found.append("nothing")
+                except Exception as error:
+                    found.append(f"{type(error).__name__}: {error}")
+            return Response.json(found)
+        if path == "/secret":
+            return Response(self.env.SECRET)
+        return await self.env.ASSETS.fetch(request)
+"""
+
+CONFIG = """
+[[kv_namespaces]]
+binding = "KV"
+id = "../../not/a/path"
+
+[assets]
+directory = "public"
+binding = "ASSETS"
+run_worker_first = true
+"""
+
+
+@pytest.fixture
+def app(make_app):
+    app = make_app(SOURCE, "Box", config=CONFIG)
+    (app / "public").mkdir()
+    (app / "public" / "index.html").write_text("<h1>hello</h1>")
+    (app / ".dev.vars").write_text('SECRET="from a file"\n')
+    return app
+
+
+def test_key_values(app, tmp_path):
+    data = str(tmp_path / "data")
+    with running(app, "--hosts", "2", data=data) as node:
+        values = json.loads(node.get("/values")[2])
+        assert values == [[1, 2], [1, 2], "me", [0, 1], {"text": "hello", "missing": None}, None, 2]
+        assert json.loads(node.get("/list")[2]) == [[f"k{n:02}" for n in range(10)], False, 15, True, 10]
+        assert node.get("/object")[2] == b"yes"
+        wrong = json.loads(node.get("/wrong")[2])
+        says = [
+            "must not be empty", "at most 512", "json.dumps", "at least 60", "'yaml' is unknown", "between 1 and 1000",
+            "1024 bytes", "the cursor is not one", "not JSON", "in the future", "at most 100", "no option 'ttl'",
+        ]  # fmt: skip
+        for text, said in zip(wrong, says, strict=True):
+            assert said in text, text
+    files = [path.name for path in (tmp_path / "data" / "kv").iterdir()]
+    assert len([name for name in files if name.endswith(".sqlite")]) == 1
+    with running(app, data=data) as node:  # another life, another number of hosts
+        assert json.loads(node.get("/list")[2])[2] == 15
+
+
+def test_expiry(tmp_path):
+    from roost.storage.key_values import KeyValues, Pair
+
+    store = KeyValues(tmp_path / "kv" / "x.sqlite")
+    store.put("a", Pair(b"1", None, 100), now_s=10)
+    store.put("b", Pair(b"2", None, None), now_s=10)
+    assert store.get(["a", "b"], 99) == [Pair(b"1", None, 100), Pair(b"2", None, None)]
+    assert store.get(["a", "b"], 100) == [None, Pair(b"2", None, None)]
+    assert [each.name for each in store.list("", "", 10, 100)] == ["b"]
+    store.put("c", Pair(b"3", None, None), now_s=101)
+    assert store._connection.execute("SELECT count(*) FROM pairs").fetchone() == (2,)
+    store.close()
+
+
+def test_assets_and_secrets(app):
+    with running(app) as node:
+        status, headers, body = node.get("/")
+        assert (status, body, headers["content-type"]) == (200, b"<h1>hello</h1>", "text/html; charset=utf-8")
+        assert node.get("/", headers={"If-None-Match": headers["etag"]})[0] == 304
+        assert node.get("/nothing")[0] == 404
+        assert node.get("/", method="POST")[0] == 405
+        assert node.get("/secret")[2] == b"from a file"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ('r2_buckets = [{ binding = "B", bucket_name = "b" }]', "R2 buckets are not supported by Roost yet"),
+        ('d1_databases = [{ binding = "D" }]', "D1 databases are not supported"),
+        ('queues = { producers = [{ queue = "q", binding = "Q" }] }', "queues are not supported"),
+        ('kv_namespaces = [{ id = "x" }]', "needs a binding"),
+        ("kv_namespaces = 5", "must be a list"),
+        ('vars = { KV = "x" }\nkv_namespaces = [{ binding = "KV" }]', "KV is bound twice"),
+    ],
+)
+def test_what_is_wrong_is_said_at_start(make_app, config, says):
+    app = make_app("from workers import WorkerEntrypoint\nclass Default(WorkerEntrypoint): ...\n", config=config)
+    with pytest.raises(RuntimeError, match=says), running(app):
+        pass
