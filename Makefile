@@ -35,7 +35,10 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(STAMP) browser proxies lint  ## the whole suite
+autobahn:
+	@PYTHON=$(PYTHON) tests/conformance/install_autobahn.sh || echo "Autobahn cannot be installed: its tests will be skipped"
+
+test: $(STAMP) browser proxies autobahn lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
 torture: $(STAMP)  ## random faults under load, judged by their invariants (SEED=1 MINUTES=5); a summary line at the end
@@ -46,6 +49,12 @@ acceptance: $(STAMP)  ## the long runs: 100 kills, 200 torn logs, 10,000 alarms,
 	ROOST_CRASH_S=60 ROOST_CRASH_SOCKETS=1000 ROOST_UPGRADE_SOCKETS=10000 ROOST_UPGRADE_BUSY=200 ROOST_NAMES=100000 \
 	ROOST_READERS=1000 ROOST_STORM=8000 $(BIN)/python -m pytest -q -s -o timeout=1800 tests/faults tests/integration/test_alarms_and_calls.py
 
+conformance: $(STAMP) autobahn  ## all 517 cases of Autobahn, which takes about 15 minutes
+	ROOST_CONFORMANCE=1 $(BIN)/python -m pytest -q -s tests/conformance/test_autobahn.py
+
+fuzz: $(STAMP)  ## codec, HTTP head, envelope, values, configuration: MINUTES (10) each without a crash, hang or growth
+	MINUTES=$(or $(MINUTES),10) $(BIN)/python tests/fuzz/run.py
+
 bench: $(STAMP)  ## Roost and its peers, side by side
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/storage.py
@@ -53,4 +62,4 @@ bench: $(STAMP)  ## Roost and its peers, side by side
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup browser proxies demo lint test torture acceptance bench clean
+.PHONY: help setup autobahn conformance fuzz browser proxies demo lint test torture acceptance bench clean

@@ -106,8 +106,8 @@ class DurableObjectState:
         Roost's own: an upstream's socket, `(await fetch(url, headers={"Upgrade": "websocket"})).web_socket`, can be
         accepted, too; the gateway keeps it while the object sleeps. With `reconnect` (True, or `{"first_ms": 500, "max_ms":
         60000, "attempts": 0}`) it is dialled again when it ends, with back-off and jitter, and `webSocketOpen(ws, info)` is
-        called when it is open again; what is sent in between is lost. The close event comes when `attempts` in a row have failed
-        (0: never), or after a `close()` of the object's own.
+        called when it is open again; what is sent in between is lost. The close event comes when `attempts` in a row have
+        failed (0: never), or after a `close()` of the object's own.
         """
         if not isinstance(socket, WebSocket):
             raise JsTypeError(f"acceptWebSocket() needs a WebSocket, not {type(socket).__name__}.")
