@@ -84,8 +84,8 @@ class WebSocket:
 
     __slots__ = (
         "__weakref__", "_accept", "_attachment", "_auto_at_ms", "_binary_type", "_close_in", "_close_out", "_connecting",
-        "_context", "_failed", "_half_open", "_listeners", "_number", "_peer", "_pending", "_port", "_ready", "_tags",
-        "_used", "extensions", "protocol", "url",
+        "_context", "_failed", "_half_open", "_listeners", "_number", "_outbound", "_peer", "_pending", "_port", "_ready",
+        "_tags", "_used", "extensions", "protocol", "url",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -94,6 +94,7 @@ class WebSocket:
         self._port: SocketPort | None = None
         self._number = 0
         self._peer: WebSocket | None = None
+        self._outbound = False  # dialled by the worker
         self._pending: list[Item] = []
         self._context: IoContext | None = None
         self._listeners: dict[str, list[tuple[Callable[..., Any], bool]]] | None = None

@@ -49,9 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="debug log lines, and tracebacks of Roost's own errors")
     objects = commands.add_parser("objects", help="list the objects that are awake, and why")
     objects.add_argument(
-        "verb", nargs="?", choices=("list", "release"), default="list", help="list them, or wake those in quarantine again"
+        "verb",
+        nargs="?",
+        choices=("list", "release", "evict"),
+        default="list",
+        help="list them; wake those in quarantine again; or put some to sleep now, once nothing pins them",
     )
-    objects.add_argument("object", nargs="?", help="release only this one, by id or label")
+    objects.add_argument("object", nargs="?", help="release or evict only this one, by id or label")
+    objects.add_argument("--cut", action="store_true", help="evict: end their sockets, too")
     objects.add_argument("--dir", default=".", metavar="DIR", help="the app's folder (default: here)")
     objects.add_argument("--data", metavar="DIR", help="the running node's data folder (default: DIR/.roost/data)")
     objects.add_argument("--json", action="store_true", help="everything, as JSON")
@@ -210,6 +215,12 @@ def _objects(parsed: Any) -> int:
         if "error" in answer:
             raise ConfigError(str(answer["error"]))
         print(f"released: {answer['released']}")
+        return 0
+    if parsed.verb == "evict":
+        answer = ask(os.path.abspath(data), {"command": "evict", "object": parsed.object, "cut": parsed.cut})
+        if "error" in answer:
+            raise ConfigError(str(answer["error"]))
+        print(f"evicted: {answer['evicted']}")
         return 0
     status = ask(os.path.abspath(data), {"command": "status"})
     if "error" in status:

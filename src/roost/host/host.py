@@ -30,6 +30,7 @@ from roost.events import (
     BodyData,
     Call,
     Dialled,
+    DropSockets,
     Hello,
     Leaving,
     ObjectRef,
@@ -607,6 +608,30 @@ class Host:
         return task
 
     # sleeping
+
+    async def evict(self, wanted: str | None, *, cut: bool, timeout_s: float) -> int:
+        """Put objects to sleep now (by label or id; without one, all): each once nothing pins it. How many. `cut` ends
+        their sockets, too, without a Close frame and without an event."""
+        deadline = self.loop.time() + timeout_s
+        left = {actor.ref for actor in self.actors if wanted in (None, actor.label, actor.ref.id)}
+        evicted = 0
+        while left and self.loop.time() < deadline:
+            for ref in list(left):
+                actor = self.actors.get(ref)
+                if actor is None:
+                    left.discard(ref)
+                elif actor.may_sleep(self.loop.time(), 0.0) and not say_farewell(actor, "inactive"):
+                    self.actors.forget(actor)
+                    actor.sleep()
+                    evicted += 1
+                    if cut:
+                        for link in self.links:
+                            link.link.send(DropSockets(ref))
+                            link.link.flush()
+            if left:
+                await asyncio.sleep(0.005)
+        self.counters.sleeps += evicted
+        return evicted
 
     def _arm_sweep(self) -> None:
         self._sweep = self.loop.call_later(max(self._idle_s / 4, 0.01), self._sweep_now)

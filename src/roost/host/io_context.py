@@ -199,7 +199,8 @@ class Context:
         def due() -> None:
             if repeat:
                 self._timers[number] = loop.call_later(max(delay, 0.001), due)
-                self.last_active = loop.time()
+                if number not in self._io_pins or self._io_pins[number] >= loop.time():
+                    self.last_active = loop.time()  # else it keeps nothing awake any more
             else:
                 self._timers.pop(number, None)
                 self.unpin(number)
@@ -268,7 +269,10 @@ class Context:
 
     def failed(self, socket: WebSocket, event: SocketError, link: GatewayLink) -> None:
         link.forget(socket)
-        self._take_or_keep(socket, Item("error", code=event.code, reason=event.message))
+        reason = f"{event.message} (protocolError.statusCode = {event.code})"
+        self._take_or_keep(socket, Item("error", code=event.code, reason=reason))
+        if socket._outbound:  # an upstream's end is always a close event, too
+            self._take_or_keep(socket, Item("close", code=event.code, reason=event.message, clean=False))
         self.socket_ended(socket)
 
     def _take_or_keep(self, socket: WebSocket, item: Item) -> None:

@@ -138,6 +138,7 @@ class Outbound:
 
 
 def _agreed(socket: WebSocket, outcome: Dialled) -> None:
+    socket._outbound = True
     headers = Headers.of(outcome.headers)
     socket.protocol = headers.get("sec-websocket-protocol")
     socket.extensions = headers.get("sec-websocket-extensions")

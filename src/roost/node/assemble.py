@@ -123,6 +123,14 @@ def make_host(
     return host
 
 
+_EVICT_WAITS_S = 4.0  # for what pins an object
+
+
+async def evict_objects(host: Host, arguments: dict[str, Any]) -> int:
+    """`roost objects evict`, on one host."""
+    return await host.evict(arguments.get("object"), cut=bool(arguments.get("cut")), timeout_s=_EVICT_WAITS_S)
+
+
 def watch(host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None]) -> Watchdog:
     """A watchdog for the host, not started."""
     from roost.host.watchdog import Watchdog

@@ -23,6 +23,7 @@ from roost.gateway import handover, journal
 from roost.link.unix import UnixLink
 from roost.node.assemble import (
     calm_collector,
+    evict_objects,
     fault_of,
     gateway_report,
     host_report,
@@ -110,6 +111,8 @@ class Child:
                 role.know(order)
             if order.command == "restore":
                 await self._report(order, await role.restore(order.arguments))
+            if order.command == "evict":
+                await self._report(order, await role.evict(order.arguments))
         await role.drain(0.5)
         return 1
 
@@ -338,6 +341,9 @@ class _HostRole:
         """What has brought other hosts down."""
         self._host.quarantined = frozenset(order.quarantined)
         self._host.not_again |= frozenset(order.not_again)
+
+    async def evict(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"evicted": await evict_objects(self._host, arguments)}
 
     async def restore(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return await restore_object(self._host, arguments)

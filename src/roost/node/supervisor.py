@@ -25,6 +25,7 @@ from roost.node import control
 from roost.node.admin import TOKEN_FILE, Admin, read_token
 from roost.node.assemble import (
     calm_collector,
+    evict_objects,
     gateway_report,
     host_report,
     load,
@@ -614,6 +615,12 @@ class Node:
             return await self._restore(request)
         if command == "release":
             return self._release(request)
+        if command == "evict":
+            arguments = {"object": request.get("object"), "cut": int(bool(request.get("cut")))}
+            if self._options.inline:
+                return {"evicted": await evict_objects(self._inline[1], arguments)}
+            answers = await asyncio.gather(*(child.ask("evict", arguments) for child in self._hosts if child))
+            return {"evicted": sum(answer["evicted"] for answer in answers if answer)}
         if command == "versions":
             return {"versions": msgspec.to_builtins(self._versions.all())}
         if command in ("deploy", "rollback", "upgrade"):

@@ -60,6 +60,10 @@ class RunningNode:
         """Of "node", "gateway 0", "host 0"…"""
         return int(self.status()["pids"][name])
 
+    def evict(self, label: str | None = None, *, cut: bool = False) -> int:
+        """Put an object (or all) to sleep now, once nothing pins it; `cut` ends its sockets, too. How many did."""
+        return int(ask(self.data, {"command": "evict", "object": label, "cut": cut})["evicted"])
+
     def logged(self, text: str) -> bool:
         return any(text in line for line in self.log)
 
