@@ -2,6 +2,7 @@
 
 import asyncio
 import textwrap
+import threading
 from pathlib import Path
 
 from roost import events as e
@@ -92,3 +93,30 @@ async def until(condition, timeout_s=5.0):
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+class HeldDisk:
+    """The object's fsync waits until `let_go`; with an error it fails."""
+
+    def __init__(self, actor):
+        self._go = threading.Event()
+        self._error = None
+        database = actor.store._database
+        sync = database.sync
+
+        def held():
+            self._go.wait(10)
+            if self._error is not None:
+                raise self._error
+            sync()
+
+        database.sync = held
+
+    def let_go(self, error=None):
+        self._error = error
+        self._go.set()
+
+
+def left(gateway):
+    """What the gateway was told, without what it acknowledges."""
+    return [event for event in gateway.got if not isinstance(event, e.Done | e.RosterRequest | e.Said)]

@@ -4,11 +4,10 @@ Numbers are those of the observed behaviour.
 """
 
 import asyncio
-import threading
 
 import pytest
 
-from hosted import REF, run_hosted, settle, until
+from hosted import REF, HeldDisk, left, run_hosted, settle, until
 from roost import events as e
 from roost.errors import JsException
 from roost.storage.database import StorageError
@@ -48,28 +47,6 @@ class Default(WorkerEntrypoint):
 """
 
 
-class HeldDisk:
-    """The object's fsync waits until `let_go`; with an error it fails."""
-
-    def __init__(self, actor):
-        self._go = threading.Event()
-        self._error = None
-        database = actor.store._database
-        sync = database.sync
-
-        def held():
-            self._go.wait(10)
-            if self._error is not None:
-                raise self._error
-            sync()
-
-        database.sync = held
-
-    def let_go(self, error=None):
-        self._error = error
-        self._go.set()
-
-
 def gated(tmp_path, test, **options):
     async def body(host, gateway, module):
         gateway.answers_rosters = True
@@ -89,11 +66,6 @@ def gated(tmp_path, test, **options):
 
 async def write(room, ws=None):
     room.ctx.storage.kv.put("n", (room.ctx.storage.kv.get("n") or 0) + 1)
-
-
-def left(gateway):
-    """What the gateway was told, without what it acknowledges."""
-    return [event for event in gateway.got if not isinstance(event, e.Done | e.RosterRequest | e.Said)]
 
 
 def test_w25_sends_and_closes_wait_for_the_write_then_leave_in_order(tmp_path):
