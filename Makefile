@@ -38,7 +38,10 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 autobahn:
 	@PYTHON=$(PYTHON) tests/conformance/install_autobahn.sh || echo "Autobahn cannot be installed: its tests will be skipped"
 
-test: $(STAMP) browser proxies autobahn lint  ## the whole suite
+npm:
+	@tests/conformance/install_npm.sh
+
+test: $(STAMP) browser proxies autobahn npm lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
 torture: $(STAMP)  ## random faults under load, judged by their invariants (SEED=1 MINUTES=5); a summary line at the end
@@ -62,4 +65,4 @@ bench: $(STAMP)  ## Roost and its peers, side by side
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup autobahn conformance fuzz browser proxies demo lint test torture acceptance bench clean
+.PHONY: help setup npm autobahn conformance fuzz browser proxies demo lint test torture acceptance bench clean

@@ -135,7 +135,7 @@ def test_short_way_stops_at_what_it_does_not_know():
         (b"\x89\xfe\x00\x7e", 1002),  # ping of 126 bytes
         (b"\x81\xfe\x00\x05", 1002),  # length not in its shortest form
         (b"\x81\xff" + (5).to_bytes(8, "big"), 1002),
-        (b"\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00", 1002),  # top bit of the length
+        (b"\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00", 1009),  # top bit of the length
         (b"\x81\xff" + (LIMIT + 1).to_bytes(8, "big"), 1009),  # before any of it arrives
         (frame(1, b"\xff\xfe"), 1007),
         (frame(1, b"\xce", fin=False) + frame(0, b"\xff", fin=False), 1007),  # as soon as it is wrong

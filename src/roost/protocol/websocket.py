@@ -310,7 +310,7 @@ class Decoder:
                 return -1
             size = int.from_bytes(buffer[body : body + 8], "big")
             body += 8
-            if size < 65536 or size >= 1 << 63:
+            if size < 65536:
                 return self._fail(events, CloseCode.PROTOCOL_ERROR, "The length is not in its shortest form.")
         if opcode < 8 and (total := self._total_with(size)) > self._max:
             return self._fail(events, CloseCode.TOO_BIG, f"Message is too large: {total} > {self._max}")
