@@ -329,7 +329,9 @@ class Load:
             found.append(f"I14: the gateways hold {self.node.counter('sockets')} sockets, the clients {open_now}")
         found += [f"I12: {name} had {size >> 20} MiB" for name, size in self.peak_bytes.items() if size > max_memory_bytes]
         if found:
-            raise Faults("\n".join(found[:20]) + f"\n({len(found)} in all)")
+            few = [entry for kind in sorted({entry[:3] for entry in found}) for entry in
+                   [each for each in found if each.startswith(kind)][:5]]  # fmt: skip
+            raise Faults("\n".join(few) + f"\n({len(found)} in all)")
 
     def _state(self, room):
         return json.loads(self.node.get(f"/{room}")[2])

@@ -134,7 +134,7 @@ def test_requests(node):
     assert node.get("/none")[0] == 404
     assert node.get("/", method="HEAD")[0] == 405
     assert node.get("/broken")[0] == 500
-    assert node.logged("on purpose")
+    wait_for(lambda: node.logged("on purpose"))
 
 
 def test_form_with_a_file(node):
@@ -339,7 +339,7 @@ def test_ends_of_an_endpoint(hibernating):
         ws.send(json.dumps("raise"))
         assert ws.recv_close()[0] == 1011
         ws.close(1011)
-    assert node.logged("on purpose")
+    wait_for(lambda: node.logged("on purpose"))
     with node.connect("/rooms/a?name=Eve") as ws:
         ws.recv()
         ws.send("not json")
