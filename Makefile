@@ -56,6 +56,7 @@ conformance: $(STAMP) autobahn  ## all 517 cases of Autobahn, which takes about 
 	ROOST_CONFORMANCE=1 $(BIN)/python -m pytest -q -s tests/conformance/test_autobahn.py
 
 fuzz: $(STAMP)  ## codec, HTTP head, envelope, values, configuration: MINUTES (10) each without a crash, hang or growth
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0
 	MINUTES=$(or $(MINUTES),10) $(BIN)/python tests/fuzz/run.py
 
 bench: $(STAMP)  ## Roost and its peers, side by side

@@ -133,6 +133,17 @@ async def _encoded(pieces: Any) -> AsyncIterator[bytes]:
 class Request(Body):
     """An HTTP request. `Request(url_or_request, method=, headers=, body=)`."""
 
+    # What a browser would tell of a request: there is none here, and these are the values that Fetch gives then.
+    cache = "default"
+    credentials = "same-origin"
+    destination = ""
+    integrity = ""
+    keepalive = False
+    mode = "cors"
+    referrer = "about:client"
+    referrer_policy = ""
+    is_history_navigation = False
+
     def __init__(self, input: Any, options: Any = None, **opts: Any) -> None:
         opts = {**(options if isinstance(options, dict) else {}), **opts}
         source = input if isinstance(input, Request) else None

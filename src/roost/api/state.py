@@ -47,6 +47,24 @@ class ObjectHost(Protocol):
     def get_auto_response(self) -> WebSocketRequestResponsePair | None: ...
 
 
+_NOT_HERE: Final = {
+    "container": "containers",
+    "facets": "facets",
+    "exports": "loopback bindings (use `services` in the configuration)",
+    "version": "version metadata",
+    "primaryStub": "read replication",
+    "configureReadReplication": "read replication",
+    "restore": "snapshots (use `roost storage dump` and `restore`)",
+    "onNextSessionRestore": "snapshots (use `roost storage dump` and `restore`)",
+}
+
+
+def _missing(name: str) -> AttributeError:
+    if name in _NOT_HERE:
+        return AttributeError(f"ctx.{name} is not supported by Roost: it has no {_NOT_HERE[name]}.")
+    return AttributeError(f"ctx has no {name!r}; see docs/reference/compatibility.md.")
+
+
 class ExecutionContext:
     """`ctx` of a stateless worker."""
 
@@ -64,6 +82,9 @@ class ExecutionContext:
         """Accepted for compatibility; there is no origin to pass through to."""
 
     pass_through_on_exception = passThroughOnException
+
+    def __getattr__(self, name: str) -> Any:
+        raise _missing(name)
 
 
 @with_snake_case
@@ -164,6 +185,9 @@ class DurableObjectState:
         if socket._auto_at_ms == 0:
             return None
         return datetime.fromtimestamp(socket._auto_at_ms / 1000, UTC)
+
+    def __getattr__(self, name: str) -> Any:
+        raise _missing(name)
 
     def setHibernatableWebSocketEventTimeout(self, timeout_ms: int | None = None) -> None:
         if timeout_ms is not None and timeout_ms > MAX_EVENT_TIMEOUT_MS:

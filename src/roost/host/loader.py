@@ -112,6 +112,7 @@ def install_compat() -> None:
         sys.modules[name] = importlib.import_module(f"roost.compat.{name}")
     sys.modules["workers.asgi"] = sys.modules["asgi"]
     workers.asgi = sys.modules["asgi"]  # type: ignore[attr-defined]
+    sys.modules["workers.workflows"] = importlib.import_module("roost.compat.workflows")
 
 
 def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worker:

@@ -118,16 +118,20 @@ class Splitter:
         while available - position >= HEADER_BYTES:
             length, kind, flags, _, actor, event, socket = _unpack(data, position)
             end = position + 4 + length
-            if end > available:
+            body = position + HEADER_BYTES
+            if not body <= end <= available:
                 if length > self._max:
                     raise RemoteProtocolError(1009, f"An envelope of {length} bytes exceeds the link's {self._max}.")
+                if end < body:
+                    raise RemoteProtocolError(1002, f"An envelope of {length} bytes is shorter than its own head.")
                 break
-            body = position + HEADER_BYTES
             if kind == _MESSAGE:
                 payload = data[body:end]
                 add(SocketMessage(event, actor, socket, payload.decode() if flags else payload))
             elif kind == _SEND:
                 if flags & MANY:
+                    if 8 * socket > end - body:
+                        raise RemoteProtocolError(1002, f"An envelope of {length} bytes cannot have {socket} targets.")
                     sockets = list(struct.unpack_from(f"<{socket}Q", data, body))
                     add(Send(sockets, data[body + 8 * socket : end], bool(flags & TEXT)))
                 else:
