@@ -25,7 +25,7 @@ Source: HTML structured clone (§2.7) as used by `serializeAttachment` and `ctx.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import ItemsView, KeysView, ValuesView
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +55,15 @@ class JsDict(dict[Any, Any]):
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         try:
-            value = self[name]
+            return self[name]
         except KeyError:
             raise AttributeError(f"the object has no {name!r}; it has {', '.join(map(str, self))}.") from None
-        if type(value) is dict:
-            value = self[name] = JsDict(value)
-        return value
+
+    def copy(self) -> JsDict:
+        return type(self)(self)
 
     def to_py(self, **_: Any) -> dict[Any, Any]:
         return dict(self)
@@ -70,7 +72,7 @@ class JsDict(dict[Any, Any]):
         return list(self)
 
     def object_values(self) -> list[Any]:
-        return list(self.values())
+        return list(dict.values(self))
 
     def object_entries(self) -> list[tuple[Any, Any]]:
         return list(self.items())
@@ -82,45 +84,40 @@ class JsMap(JsDict):
     __slots__ = ()
 
     def keys(self) -> Any:
-        return JsIterator(self)
+        return _Keys(self)
 
     def values(self) -> Any:
-        return JsIterator(super().values())
+        return _Values(self)
 
     def entries(self) -> Any:
-        return JsIterator(self.items())
+        return _Entries(self)
 
 
-class JsIterator:
-    """What `keys()`, `values()` and `entries()` of JavaScript give. Python may iterate it, measure it and look into it."""
+class _Next:
+    """What makes a view of a mapping a JavaScript iterator, too."""
 
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._items = list(items)
-        self._position = 0
+    _iterator: Iterator[Any] | None = None
 
     def next(self) -> JsDict:
         """The next one, as `{value, done}`."""
-        if self._position == len(self._items):
-            return JsDict(value=None, done=True)
-        self._position += 1
-        return JsDict(value=self._items[self._position - 1], done=False)
+        if self._iterator is None:
+            self._iterator = iter(self)  # type: ignore[call-overload]
+        for value in self._iterator:
+            return JsDict(value=value, done=False)
+        return JsDict(value=None, done=True)
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
 
-    def __len__(self) -> int:
-        return len(self._items)
+class _Keys(_Next, KeysView[Any]):
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(list(self)[::-1])
 
-    def __contains__(self, item: Any) -> bool:
-        return item in self._items
 
-    def __eq__(self, other: object) -> bool:
-        return list(other) == self._items if isinstance(other, Iterable) else NotImplemented
+class _Values(_Next, ValuesView[Any]):
+    pass
 
-    __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
-        return repr(self._items)
+class _Entries(_Next, ItemsView[Any, Any]):
+    pass
 
 
 class _Refused(Exception):
@@ -383,14 +380,20 @@ _PLAIN: dict[bytes, Any] = {b"n": None, b"t": True, b"f": False}
 
 
 def as_js(value: Any) -> Any:
-    """A decoded value as worker code gets it: objects may be read by attribute, at its top and in a list there."""
+    """A value of plain dicts and lists, without cycles, whose objects may then be read by attribute."""
     if type(value) is dict:
-        return JsDict(value)
+        return JsDict({key: as_js(item) if type(item) in (dict, list) else item for key, item in value.items()})
     if type(value) is list:
         for index, item in enumerate(value):
-            if type(item) is dict:
-                value[index] = JsDict(item)
+            if type(item) is dict or type(item) is list:
+                value[index] = as_js(item)
     return value
+
+
+def decode_js(data: bytes) -> Any:
+    """`decode` for worker code: objects may be read by attribute."""
+    value = decode(data)
+    return as_js(value) if data[:1] == b"\x91" else value  # of version 1 they are so already, and it may have cycles
 
 
 def decode(data: bytes) -> Any:

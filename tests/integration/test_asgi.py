@@ -366,3 +366,53 @@ def test_sockets_of_endpoints_outlive_their_host(hibernating):
         os.kill(node.pid("host 0"), signal.SIGKILL)
         ws.send(json.dumps("hi"))
         assert json.loads(ws.recv(20))[1] == 2
+
+
+BROKEN = """
+import asyncio
+import asgi
+from workers import Response, WorkerEntrypoint
+
+running = 0
+
+async def app(scope, receive, send):
+    global running
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    if scope["path"] == "/running":
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": str(running).encode()})
+        return
+    running += 1
+    try:
+        await send({"type": "http.response.start", "status": 204 if scope["path"] == "/null" else 200})
+        pieces = int(scope["query_string"] or b"0")
+        for _ in range(pieces):
+            await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
+        if scope["path"] == "/raise":
+            raise ValueError("in the middle")
+        await send({"type": "http.response.body", "body": b"end"})
+        if scope["path"] == "/waits":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+    finally:
+        running -= 1
+
+Default = asgi.entrypoint(app)
+"""
+
+
+def test_apps_that_break_or_are_not_read(make_app):
+    """No app hangs because nobody reads its answer, and no answer looks whole that is not."""
+    with running(make_app(BROKEN)) as node:
+        assert node.get("/raise")[0] == 500  # before its body has begun
+        for pieces in (1, 5, 16, 17, 40):
+            with pytest.raises((ValueError, AssertionError)):  # cut: the last chunk is missing
+                status, headers, body = node.get(f"/raise?{pieces}")
+                assert not (status == 200 and headers.get("transfer-encoding") == "chunked")
+                int(body, 16)
+        assert node.get("/good?100")[2] == b"x" * 10000 + b"end"
+        assert node.get("/good?100", method="HEAD")[0] == 200
+        assert node.get("/null?100")[0] == 204
+        assert node.get("/waits")[2] == b"end"
+        wait_for(lambda: node.get("/running")[2] == b"0", "an app's task is left behind")

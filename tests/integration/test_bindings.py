@@ -141,3 +141,24 @@ def test_what_is_wrong_is_said_at_start(make_app, config, says):
     app = make_app("from workers import WorkerEntrypoint\nclass Default(WorkerEntrypoint): ...\n", config=config)
     with pytest.raises(RuntimeError, match=says), running(app):
         pass
+
+
+def test_hosts_that_open_a_new_namespace_at_once(tmp_path):
+    """SQLite's locks are waited for, also where it does not do so by itself."""
+    import subprocess
+    import sys
+
+    source = (
+        "import sys; from pathlib import Path; from roost.storage.key_values import KeyValues, Pair\n"
+        "store = KeyValues(Path(sys.argv[1]))\n"
+        "for n in range(20): store.put(f'{sys.argv[2]}-{n}', Pair(b'x', None, None), 0)\n"
+    )
+    for attempt in range(4):
+        path = tmp_path / f"kv{attempt}" / "x.sqlite"
+        several = [
+            subprocess.Popen([sys.executable, "-c", source, path, str(n)], stderr=subprocess.PIPE, text=True)
+            for n in range(4)
+        ]
+        for process in several:
+            assert process.communicate(timeout=60)[1] == ""
+            assert process.returncode == 0

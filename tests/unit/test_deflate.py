@@ -218,3 +218,16 @@ def test_noise_never_raises_anything_else(data):
     except ValueError:
         return
     assert inflated is None or len(inflated) <= 10_000
+
+
+def test_a_cut_message_and_endless_streams_are_refused():
+    whole = deflate(b"some text that gets smaller " * 50, 15, 6)
+    for cut in (1, 8, len(whole) // 2):
+        with pytest.raises(ValueError, match=r"cut|damaged"):
+            inflate(whole[:-cut], 100_000)
+    import time
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="streams"):
+        inflate(b"\x03\x00" * 500_000, 100_000)  # each an empty stream: finding the next must not take the time
+    assert time.monotonic() - began < 1.0

@@ -1,26 +1,30 @@
 """`FormData`: form fields, URL-encoded or multipart. Source: reference 1.1; RFC 7578; Fetch standard §5.5.
 
-Parsing is the standard library's (`email`, `urllib.parse`); no I/O.
+No I/O. Multipart is split by its boundary and each part taken as its bytes: `email`'s parser decodes and reads them.
 """
 
 from __future__ import annotations
 
-import email.policy
+import re
 import secrets
 from collections.abc import MutableMapping
-from email.parser import BytesParser
+from email.message import Message
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from roost.api.buffers import Blob, File
 from roost.errors import JsTypeError
+from roost.values import to_unicode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 MAX_FIELDS: Final = 10_000
 URL_ENCODED: Final = "application/x-www-form-urlencoded"
 MULTIPART: Final = "multipart/form-data"
+_MAX_PART_HEAD_BYTES: Final = 8 * 1024
+_PARAMETER: Final = re.compile(r';\s*(name|filename)="((?:[^"\\]|\\.)*)"', re.IGNORECASE)
+_EXTENDED: Final = re.compile(r";\s*filename\*=utf-8''([^;\s]+)", re.IGNORECASE)
 
 FormDataValue = str | Blob
 
@@ -110,14 +114,14 @@ class FormData(MutableMapping[str, Any]):
         boundary = f"----RoostFormBoundary{secrets.token_hex(12)}"
         parts: list[bytes] = []
         for name, value in self._fields:
-            head = f'Content-Disposition: form-data; name="{_quoted(name)}"'
+            head = f'Content-Disposition: form-data; name="{_quoted(to_unicode(name))}"'
             body: bytes
             if isinstance(value, File):
                 kind = value.content_type or "application/octet-stream"
-                head += f'; filename="{_quoted(value.name)}"\r\nContent-Type: {_line(kind)}'
+                head += f'; filename="{_quoted(to_unicode(value.name))}"\r\nContent-Type: {_line(kind)}'
                 body = value.raw
             else:
-                body = str(value).encode()
+                body = to_unicode(str(value)).encode()
             parts.append(f"--{boundary}\r\n{head}\r\n\r\n".encode() + body + b"\r\n")
         return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{MULTIPART}; boundary={boundary}"
 
@@ -147,22 +151,54 @@ def parse_form(body: bytes, content_type: str) -> FormData:
             raise JsTypeError(f"The form has more than {MAX_FIELDS} fields.") from error
     if kind != MULTIPART:
         raise JsTypeError(f"form_data() reads {URL_ENCODED} and {MULTIPART}; the body is {content_type or 'untyped'}.")
-    head = f"Content-Type: {_line(content_type)}\r\n\r\n".encode("latin-1", "replace")
-    message = BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
-    if not message.is_multipart():
-        raise JsTypeError("The multipart body has no boundary, or does not end with it.")
-    parts: Iterable[Any] = message.iter_parts()
+    return _parse_multipart(body, content_type)
+
+
+def _parse_multipart(body: bytes, content_type: str) -> FormData:
+    """Parts between boundaries, their bytes as they are (RFC 7578, RFC 2046 §5.1.1)."""
+    header = Message()
+    header["Content-Type"] = _line(content_type)
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not boundary:
+        raise JsTypeError("The multipart body has no boundary.")
+    mark = b"--" + boundary.encode("latin-1", "replace")
+    position = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
+    if position == 1:
+        raise JsTypeError("The multipart body does not begin with its boundary.")
     form = FormData()
-    for number, part in enumerate(parts):
-        if number == MAX_FIELDS:
+    while True:
+        position += len(mark)
+        if body.startswith(b"--", position):
+            return form
+        start = body.find(b"\r\n", position)
+        head_end = body.find(b"\r\n\r\n", start)
+        end = -1 if start < 0 or head_end < 0 else body.find(b"\r\n" + mark, head_end + 4)
+        if end < 0 and head_end >= 0 and body.startswith(b"\r\n" + mark, head_end + 2):
+            end = head_end + 2  # an empty part whose blank line is the boundary's
+        if end < 0 or head_end - start > _MAX_PART_HEAD_BYTES:
+            raise JsTypeError("The multipart body is cut, or has a part with too long a head.")
+        if len(form) == MAX_FIELDS:
             raise JsTypeError(f"The form has more than {MAX_FIELDS} fields.")
-        name = part.get_param("name", header="content-disposition")
-        if not isinstance(name, str):
-            raise JsTypeError("A part of the multipart body has no name.")
-        raw = part.get_payload(decode=True) or b""
-        filename = part.get_filename()
-        if filename is None:
-            form.append(name, raw.decode("utf-8", "replace"))
-        else:
-            form.append(name, File([raw], filename, part.get_content_type()))
-    return form
+        _add_part(form, body[start + 2 : head_end].decode("utf-8", "replace"), body[head_end + 4 : end])
+        position = end + 2
+
+
+def _add_part(form: FormData, head: str, raw: bytes) -> None:
+    fields = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head.split("\r\n"))
+    }
+    disposition = fields.get("content-disposition", "")
+    found = {match[1].lower(): _unquoted(match[2]) for match in _PARAMETER.finditer(disposition)}
+    if "name" not in found:
+        raise JsTypeError("A part of the multipart body has no name.")
+    filename = found.get("filename")
+    if (extended := _EXTENDED.search(disposition)) is not None:
+        filename = unquote(extended[1], "utf-8", "replace")
+    if filename is None:
+        form.append(found["name"], raw.decode("utf-8", "replace"))
+    else:
+        form.append(found["name"], File([raw], filename, fields.get("content-type", "application/octet-stream")))
+
+
+def _unquoted(text: str) -> str:
+    return text.replace('\\"', '"').replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")

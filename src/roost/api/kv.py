@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.api.http import Body
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import JsDict, JsMap
+from roost.values import JsDict, JsMap, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -102,7 +102,7 @@ class KvNamespace:
         if not 1 <= limit <= MAX_LISTED:
             raise JsRangeError(f"KV list: limit is {limit}; it must be between 1 and {MAX_LISTED}.")
         after = bytes.fromhex(_cursor(chosen.get("cursor"))).decode()
-        found = await self._port.list(str(chosen.get("prefix") or ""), after, limit + 1)
+        found = await self._port.list(to_unicode(str(chosen.get("prefix") or "")), after, limit + 1)
         keys = []
         for name, metadata, expires_s in found[:limit]:
             entry = JsDict(name=name)
@@ -135,7 +135,7 @@ def _type(options: Any, more: dict[str, Any]) -> str:
 
 
 def _key(key: Any) -> str:
-    text = str(key)
+    text = to_unicode(str(key))
     if not text or text in (".", ".."):
         raise JsTypeError(f"KV keys must not be empty, '.' or '..': {key!r}.")
     if (size := len(text.encode("utf-8", "replace"))) > MAX_KEY_BYTES:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_TAGS: Final = 10
 MAX_TAG_BYTES: Final = 256
 MAX_AUTO_RESPONSE_BYTES: Final = 2_048
+MIN_RECONNECT_MS: Final = 50
 MAX_EVENT_TIMEOUT_MS: Final = 604_800_000
 
 
@@ -209,8 +210,10 @@ def check_reconnect(value: Any) -> Redial | None:
         raise JsTypeError(f"reconnect must be True or a dict with {', '.join(known)}; it is {value!r}.")
     chosen = {**known, **value}
     for name, number in chosen.items():
-        if type(number) not in (int, float) or number < 0 or (name != "attempts" and not 1 <= number <= 86_400_000):
-            raise JsRangeError(f"reconnect: {name} is {number!r}; it must be a number of at least 1 (attempts: 0).")
+        least, most = (0, 1_000_000) if name == "attempts" else (MIN_RECONNECT_MS, 86_400_000)
+        whole = type(number) is int or (type(number) is float and name != "attempts")
+        if not whole or not least <= number <= most:
+            raise JsRangeError(f"reconnect: {name} is {number!r}; it must be between {least} and {most}.")
     return Redial(chosen["first_ms"] / 1000, max(chosen["max_ms"], chosen["first_ms"]) / 1000, int(chosen["attempts"]))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import JsDict, JsMap, as_js, decode, decode_all, encode
+from roost.values import JsDict, JsMap, as_js, decode_all, decode_js, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -91,6 +91,11 @@ class StorePort(Protocol):
         ...
 
 
+def _as_js(raws: list[bytes]) -> list[Any]:
+    values = decode_all(raws)
+    return [as_js(value) if raw[:1] == b"\x91" else value for raw, value in zip(raws, values, strict=True)]
+
+
 def _options(given: Any, more: dict[str, Any], allowed: tuple[str, ...], what: str) -> dict[str, Any]:
     options = {**(dict(given) if given is not None else {}), **more}
     for name in options:
@@ -151,10 +156,10 @@ class _Operations:
             found = JsMap()
             for one in sorted(map(_key, _few(key, "get()")), key=str.encode):
                 if (raw := self._store.get(one)) is not None:
-                    found[one] = as_js(decode(raw))
+                    found[one] = decode_js(raw)
             return found
         raw = self._store.get(_key(key))
-        return None if raw is None else as_js(decode(raw))
+        return None if raw is None else decode_js(raw)
 
     async def put(self, key: Any, value: Any = None, options: Any = None, **more: Any) -> None:
         """Store one value, or up to 128 pairs from a dict. Writes without an await between them commit together."""
@@ -178,7 +183,7 @@ class _Operations:
         """Pairs in the order of their keys' UTF-8 bytes."""
         chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
         rows = list(self._store.list(**_list_bounds(chosen)))
-        return JsMap(zip([key for key, _ in rows], map(as_js, decode_all([raw for _, raw in rows])), strict=True))
+        return JsMap(zip([key for key, _ in rows], _as_js([raw for _, raw in rows]), strict=True))
 
     async def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:
         """Have `alarm(self, info)` called at a time (ms since 1970, or a datetime); it replaces the one set before.
@@ -299,7 +304,7 @@ class SyncKv:
 
     def get(self, key: Any) -> Any:
         raw = self._store.get(_key(key))
-        return None if raw is None else as_js(decode(raw))
+        return None if raw is None else decode_js(raw)
 
     def put(self, key: Any, value: Any) -> None:
         name, raw = _pair(key, value)
@@ -311,7 +316,7 @@ class SyncKv:
     def list(self, options: Any = None, **more: Any) -> Iterator[tuple[str, Any]]:
         """Pairs, read as they are asked for."""
         bounds = _list_bounds(_options(options, more, _LIST_OPTIONS, "kv.list()"))
-        return ((key, as_js(decode(raw))) for key, raw in self._store.list(**bounds))
+        return ((key, decode_js(raw)) for key, raw in self._store.list(**bounds))
 
 
 class SqlStorage:

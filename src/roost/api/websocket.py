@@ -18,7 +18,7 @@ from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.runtime import Compat, IoContext, SocketPort, current_context, require_context
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import as_js, decode, encode
+from roost.values import decode_js, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -334,7 +334,7 @@ class WebSocket:
 
     def deserializeAttachment(self) -> Any:
         """A fresh copy of the attachment, None if there is none."""
-        return None if self._attachment is None else as_js(decode(self._attachment))
+        return None if self._attachment is None else decode_js(self._attachment)
 
     def addEventListener(self, kind: str, listener: Any, options: Any = None, *, once: bool = False) -> None:
         """Call `listener(event)` for "open", "message", "close" or "error". Sync or async functions."""

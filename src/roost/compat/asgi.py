@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import logging
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote, urlsplit
 
@@ -34,6 +35,7 @@ _log = logging.getLogger("roost.worker")
 
 _AHEAD: Final = 16  # pieces of a response body that the app may be ahead of its reader
 _MAX_UNREAD: Final = 1_024  # messages of a client that the app has not asked for; then it is closed with 1013
+_MAX_APPS: Final = 100  # whose lifespans are kept
 _HOOK: Final = "roost.endpoint"
 _ABSENT: Final = object()
 
@@ -80,12 +82,13 @@ def _text_headers(headers: Any) -> list[tuple[str, str]]:
 
 
 class _Lifespan:
-    """An app's startup, once a process; its shutdown comes with the host's end. An app without lifespan is left alone."""
+    """An app's startup, once a process, and its shutdown with the host. An app without lifespan is left alone."""
 
     def __init__(self, app: App) -> None:
-        self._app = app  # kept, so that its id() is not another's
+        self.app = app  # kept, so that its id() is not another's
         self.state: dict[str, Any] = {}
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
         # Outside of whatever request is first: it belongs to none of them.
         self._task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run())
 
@@ -95,20 +98,23 @@ class _Lifespan:
         async def receive() -> Message:
             for event in events:
                 return event
-            await asyncio.Event().wait()  # until the process ends
-            raise AssertionError
+            await self._end.wait()
+            return {"type": "lifespan.shutdown"}
 
         async def send(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed":
                 self._settle(RuntimeError(f"the app's startup failed: {message.get('message', '')}"))
-            else:
+            else:  # complete; or it is an app that does not look at what it is asked
                 self._settle(None)
 
         scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         try:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - an app may not know of lifespans (ASGI, "Lifespan Protocol")
             _log.debug("asgi: no lifespan: %s", error)
+        except BaseException as error:
+            self._settle(RuntimeError(f"the app's startup ended: {error!r}"))
+            raise
         self._settle(None)
 
     def _settle(self, error: Exception | None) -> None:
@@ -117,11 +123,17 @@ class _Lifespan:
         if error is None:
             self._started.set_result(None)
         else:
+            _lifespans.pop(id(self.app), None)  # the next request tries again
             self._started.set_exception(error)
 
     async def started(self) -> dict[str, Any]:
         await asyncio.shield(self._started)
         return self.state
+
+    async def end(self, timeout_s: float) -> None:
+        self._end.set()
+        await asyncio.wait({self._task}, timeout=timeout_s)
+        self._task.cancel()
 
 
 _lifespans: dict[int, _Lifespan] = {}
@@ -130,109 +142,183 @@ _lifespans: dict[int, _Lifespan] = {}
 async def _started(app: App) -> dict[str, Any]:
     lifespan = _lifespans.get(id(app))
     if lifespan is None:
-        lifespan = _lifespans[id(app)] = _Lifespan(app)
+        lifespan = _Lifespan(app)
+        if len(_lifespans) < _MAX_APPS:  # else it makes an app for each request
+            _lifespans[id(app)] = lifespan
     return await lifespan.started()
+
+
+async def end_lifespans(timeout_s: float) -> None:
+    """Run the shutdown of every app that has started; for the host's end."""
+    await asyncio.gather(*(lifespan.end(timeout_s) for lifespan in list(_lifespans.values())))
+    _lifespans.clear()
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
 class _Exchange:
-    """One request and its response."""
+    """One request and its response: pieces wait for their reader, at most `_AHEAD` of them."""
 
     def __init__(self, request: Request) -> None:
         self.head: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self.pieces: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue(_AHEAD)
-        self.gone = asyncio.Event()
+        self.complete = False
+        self.gone = False  # nobody reads the rest
+        self._discards = False
+        self._error: BaseException | None = None
+        self._pieces: deque[bytes] = deque()
+        self._came = asyncio.Event()
+        self._room = asyncio.Event()
+        self._over = asyncio.Event()  # the response is complete, or its reader is gone
         self._request = request
         self._body: AsyncIterator[bytes] | None = None
         self._read = False
 
+    # the app's side
+
     async def receive(self) -> Message:
         if self._read:
-            await self.gone.wait()
+            await self._over.wait()
             return {"type": "http.disconnect"}
-        if self._body is None:
-            body = self._request.take_body()
-            if isinstance(body, bytes):
-                self._read = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            self._body = aiter(body)
-        piece = await anext(self._body, None)
+        try:
+            if self._body is None:
+                body = self._request.take_body()
+                if isinstance(body, bytes):
+                    self._read = True
+                    return {"type": "http.request", "body": body, "more_body": False}
+                self._body = aiter(body)
+            piece = await anext(self._body, None)
+        except ConnectionError:  # the client has stopped in the middle
+            self._read = True
+            self.drop()
+            return {"type": "http.disconnect"}
         self._read = piece is None
         return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
 
     async def send(self, message: Message) -> None:
-        if self.gone.is_set():
+        if self.gone:
             raise OSError("The client disconnected.")
         if message["type"] == "http.response.start":
             if not self.head.done():
                 self.head.set_result(message)
-        elif message["type"] == "http.response.body":
-            await self.pieces.put((bytes(message.get("body", b"")), bool(message.get("more_body"))))
+        elif message["type"] == "http.response.body" and not self.complete:
+            if (piece := bytes(message.get("body", b""))) and not self._discards:
+                self._pieces.append(piece)
+            if not message.get("more_body"):
+                self.complete = True
+                self._over.set()
+            self._came.set()
+            while len(self._pieces) > _AHEAD and not self.gone:
+                self._room.clear()
+                await self._room.wait()
 
-    async def body(self) -> AsyncIterator[bytes]:
-        try:
-            more = True
-            while more:
-                piece, more = await self.pieces.get()
-                if piece:
-                    yield piece
-        finally:
-            self.gone.set()
-            while not self.pieces.empty():  # whoever waits to put something in is told by the next `send`
-                self.pieces.get_nowait()
+    def ended(self, error: BaseException | None) -> bool:
+        """The app has returned, or raised; whether its error has been passed on."""
+        if not self.head.done():
+            self.head.set_exception(_as_exception(error or RuntimeError("The ASGI app ended without a response.")))
+            return True
+        if self.complete or self.gone:
+            return self.gone and (isinstance(error, OSError) or type(error).__name__ == "ClientDisconnect")
+        self._error = error or RuntimeError("The ASGI app ended in the middle of its response.")
+        self._came.set()
+        return True
+
+    # the reader's side
+
+    async def next(self) -> bytes | None:
+        """The next piece of the body, None at its end. Raises what the app has raised in the middle of it."""
+        while not self._pieces:
+            if self._error is not None:
+                raise _as_exception(self._error)
+            if self.complete:
+                return None
+            self._came.clear()
+            await self._came.wait()
+        self._room.set()
+        return self._pieces.popleft()
+
+    @property
+    def whole(self) -> bool:
+        """Nothing more comes than what was taken."""
+        return self.complete and not self._pieces
+
+    def discard(self) -> None:
+        """The response has no body for its client; the app may go on."""
+        self._discards = True
+        self._pieces.clear()
+        self._room.set()
+        self._over.set()
+
+    def drop(self) -> None:
+        """Nobody reads on: the app is told by its next `send`."""
+        self.gone = True
+        self._pieces.clear()
+        self._room.set()
+        self._over.set()
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+class _Body:
+    """A response's body as it comes. Whoever lets go of it drops the rest."""
+
+    def __init__(self, first: bytes, exchange: _Exchange) -> None:
+        self._first = first
+        self._exchange = exchange
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, b""
+        if first:
+            return first
+        piece = await self._exchange.next()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        self._exchange.drop()
+
+    def __del__(self) -> None:
+        self._exchange.drop()
 
 
 async def fetch(app: App, req: Any, env: Any, ctx: Any = None, *, options: Any = None, scope: Any = None) -> Response:
     """The app's response to a request. Its body streams; what the app does after it goes on (background tasks).
 
-    `scope` adds keys to the ASGI scope. What the app raises before it answers is raised here.
+    `scope` adds keys to the ASGI scope. What the app raises before its body has begun is raised here.
     """
     request = req if isinstance(req, Request) else Request(req)
-    exchange = _Exchange(request)
     whole = {**_scope("http", request, env, await _started(app)), **(scope or {})}
+    exchange = _Exchange(request)
 
     async def run() -> None:
         try:
             await app(whole, exchange.receive, exchange.send)
-            if not exchange.head.done():
-                exchange.head.set_exception(RuntimeError("The ASGI app ended without a response."))
         except BaseException as error:
-            if exchange.gone.is_set() and (isinstance(error, OSError) or type(error).__name__ == "ClientDisconnect"):
-                return  # it was told so by `send`
-            if exchange.head.done():
-                exchange.gone.set()
+            if not exchange.ended(error) or not isinstance(error, Exception):
                 raise
-            exchange.head.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-        finally:
-            if exchange.pieces.empty() or exchange.gone.is_set():
-                _put_end(exchange.pieces)
-            else:
-                await exchange.pieces.put((b"", False))
+        else:
+            exchange.ended(None)
 
     require_context("asgi.fetch()").wait_until(asyncio.ensure_future(run()))
-    head = await exchange.head
-    first, more = await exchange.pieces.get()
-    status = int(head["status"])
-    null_body = status in (204, 205, 304) or str(request.method) == "HEAD"
-    body: Any = _after(first, exchange.body()) if more else first
-    return Response(None if null_body else body, status, "", _text_headers(head.get("headers")))
-
-
-def _put_end(pieces: asyncio.Queue[tuple[bytes, bool]]) -> None:
-    if not pieces.full():
-        pieces.put_nowait((b"", False))
-
-
-async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
-        if first:
-            yield first
-        async for piece in rest:
-            yield piece
-    finally:
-        await rest.aclose()  # type: ignore[attr-defined]
+        head = await exchange.head
+        status = int(head["status"])
+        body: Any = None
+        if status in (204, 205, 304) or str(request.method) == "HEAD":
+            exchange.discard()
+        else:
+            first = await exchange.next() or b""
+            body = first if exchange.whole else _Body(first, exchange)
+        return Response(body, status, "", _text_headers(head.get("headers")))
+    except BaseException:
+        exchange.drop()
+        raise
 
 
 # --- WebSockets ------------------------------------------------------------------------------------------------------
@@ -373,6 +459,7 @@ class DurableApp(DurableObject):
         super().__init__(ctx, env)
         _hook_endpoints()
         self._endpoints: weakref.WeakKeyDictionary[WebSocket, _Endpoint] = weakref.WeakKeyDictionary()
+        self._turns: weakref.WeakKeyDictionary[WebSocket, asyncio.Lock] = weakref.WeakKeyDictionary()
 
     async def fetch(self, request: Request) -> Response:
         app = self._app()
@@ -385,6 +472,8 @@ class DurableApp(DurableObject):
 
         def accept(server: WebSocket) -> None:
             if handshake.hibernates:
+                self._turns[server] = turn  # no event of it before on_connect has ended
+                server.serializeAttachment({**kept, "state": {}})
                 self.ctx.acceptWebSocket(server)
             else:
                 _listen(server, incoming)
@@ -392,10 +481,13 @@ class DurableApp(DurableObject):
         async def connect(found: Any) -> None:
             handshake.hibernates = True
             endpoint = _Endpoint(type(found), found.scope)
-            await found.on_connect(_asgi_websocket()(found.scope, found.receive, found.send))
-            if handshake.server is not None:
-                self._endpoints[handshake.server] = endpoint
-                endpoint.keep(handshake.server, kept, found.scope["state"])
+            async with turn:
+                await found.on_connect(_asgi_websocket()(found.scope, found.receive, found.send))
+                if handshake.server is not None:
+                    self._endpoints[handshake.server] = endpoint
+                    endpoint.keep(handshake.server, kept, found.scope["state"])
+
+        turn = asyncio.Lock()
 
         handshake = _Handshake(accept)
         scope[_HOOK] = connect
@@ -438,17 +530,27 @@ class DurableApp(DurableObject):
         kept = {"url": attachment["url"], "headers": attachment["headers"]}
         return _Event(await self._endpoint(socket, kept), socket, kept, attachment["state"])
 
+    def _turn(self, socket: WebSocket) -> asyncio.Lock:
+        """One event of a socket after the other, as in a WebSocketEndpoint that does not hibernate."""
+        turn = self._turns.get(socket)
+        if turn is None:
+            turn = self._turns[socket] = asyncio.Lock()
+        return turn
+
     async def webSocketMessage(self, socket: WebSocket, message: Any) -> None:
-        event = await self._event(socket)
         text = message if isinstance(message, str) else None
         received = {"type": "websocket.receive", "text": text, "bytes": None if text is not None else bytes(message)}
-        try:
-            await event.endpoint.on_receive(event.websocket, await event.endpoint.decode(event.websocket, received))
-        except Exception:
-            socket.close(1011)
-            raise
-        finally:
-            event.keep()
+        async with self._turn(socket):
+            try:
+                event = await self._event(socket)
+                try:
+                    data = await event.endpoint.decode(event.websocket, received)
+                    await event.endpoint.on_receive(event.websocket, data)
+                finally:
+                    event.keep()
+            except Exception:
+                socket.close(1011)
+                raise
 
     async def webSocketClose(self, socket: WebSocket, code: int, reason: str, clean: bool) -> None:
         await self._disconnected(socket, code)
@@ -459,9 +561,10 @@ class DurableApp(DurableObject):
     async def _disconnected(self, socket: WebSocket, code: int) -> None:
         from starlette.websockets import WebSocketState
 
-        event = await self._event(socket)
-        event.websocket.client_state = WebSocketState.DISCONNECTED
-        await event.endpoint.on_disconnect(event.websocket, code)
+        async with self._turn(socket):
+            event = await self._event(socket)
+            event.websocket.client_state = WebSocketState.DISCONNECTED
+            await event.endpoint.on_disconnect(event.websocket, code)
 
 
 class _Endpoint:

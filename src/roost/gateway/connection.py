@@ -470,6 +470,10 @@ class ClientConnection(Connection):
         waiting.cancel()
         self.gateway.router.closed(self, CloseCode.ABNORMAL, "WebSocket closed while it was reconnecting.", clean=False)
 
+    def cut(self) -> None:
+        """Close the descriptor now; its end has been told."""
+        self._gone()
+
     def new_decoder(self) -> Decoder:
         return Decoder(self.gateway.limits.max_message_bytes, masked=False, deflate=self.deflate != 0)
 

@@ -118,6 +118,7 @@ class Gateway:
             slot = self.router.exchanges.slot_for(socket_lost.object)
             connection = Connection(self, -1, socket_lost.number, slot.plain)
             connection.state = State.GONE
+            self.reactor.reserve(socket_lost.number & 0xFFFFF)
             record = self.sockets.bind(connection, socket_lost.object, slot)
             record.awake = False
             connection.tags = record.shared_tags(socket_lost.tags)
@@ -148,6 +149,7 @@ class Gateway:
             await asyncio.sleep(0.02)
         for channel in self._open(HttpConnection):
             channel.lost()
+        self.outbound.goodbye()
         await self._say_going_away(deadline)
         while self._open(Connection) and self.loop.time() < deadline:
             await asyncio.sleep(0.02)

@@ -199,8 +199,8 @@ def freeze(gateway: Gateway) -> None:
     for link in list(gateway.unknown_links):  # it comes again
         link.close()
     gateway.unknown_links.clear()
-    gateway.outbound.pause()
     gateway.end_turn()
+    gateway.outbound.pause()  # behind the last flush, which may find that one has ended
     gateway.reactor.pause()
     for slot in gateway.router.slots:
         if isinstance(slot.link, UnixLink):
@@ -447,6 +447,7 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
         connection.attempts = told.upstream.attempts
         if told.upstream.waiting:
             gateway.outbound.to_dial_again.append(connection)
+    gateway.reactor.reserve(told.number & 0xFFFFF)
     if told.decoder is not None:
         connection.decoder = connection.new_decoder()
         connection.decoder.restore(told.decoder)
@@ -475,9 +476,7 @@ def begin(gateway: Gateway) -> None:
         slot.update_full()
         router.exchanges.wait_for_host(slot)
     gateway.start()
-    for connection in gateway.outbound.to_dial_again:
-        gateway.outbound.again(connection)
-    gateway.outbound.to_dial_again.clear()
+    gateway.outbound.go_on()
     gateway.end_turn()
 
 

@@ -12,6 +12,8 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from roost.errors import RemoteProtocolError
 from roost.events import (
     BEGUN_END,
@@ -100,8 +102,20 @@ class HostSlot:
         elif not event.actor and self.leaving is not None:
             self.leaving.send(event)  # a plain socket's program is there
 
-    def count_large(self, message: SocketMessage, sign: int) -> None:
+    def count_large(self, message: SocketMessage, sign: int) -> bool:
+        """Whether there are too many bytes now."""
         self._large_bytes += sign * len(message.data)
+        return self._large_bytes > self.router.gateway.limits.max_unfinished_bytes
+
+    def give_to(self, actor: int, socket: int) -> None:
+        """What is unfinished of a plain socket is an object's from now on: a host that dies does not take it along."""
+
+        def theirs(event: SocketEvent) -> SocketEvent:
+            return msgspec.structs.replace(event, actor=actor) if event.socket == socket and not event.actor else event
+
+        if any(event.socket == socket for event in (*self.late.values(), *self.unfinished)):
+            self.unfinished = deque(map(theirs, self.unfinished))
+            self.late = {number: theirs(event) for number, event in self.late.items()}
 
     def update_full(self) -> None:
         """Decide, once a turn, whether clients of this host are held back."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.gateway")
 
 _REPLACED = "The gateway is being replaced or ends; try again."
+_REDIALS_AT_ONCE = 100
 _WAS_STABLE_S = 10.0  # an upstream that was open for so long begins its back-off anew
 _DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _OURS = frozenset({
@@ -58,6 +59,7 @@ class Outbound:
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: ssl.SSLContext | None = None
         self.to_dial_again: list[ClientConnection] = []  # another gateway was about to
+        self._redials = asyncio.Semaphore(_REDIALS_AT_ONCE)
 
     def dial(self, slot: HostSlot, dial: Dial) -> None:
         """Open a WebSocket for the host of `slot`; `Dialled` tells it how that ended."""
@@ -121,17 +123,23 @@ class Outbound:
 
     def again(self, connection: ClientConnection) -> bool:
         """A kept upstream has ended, and not by our will: dial it again, if its object wants that."""
-        if connection.redial is None or connection.dial is None or connection.waiting is not None:
+        gateway = self._gateway
+        if connection.redial is None or connection.dial is None or connection.waiting is not None or gateway.draining:
             return False
-        loop = self._gateway.loop
-        if loop.time() - connection.opened_at > _WAS_STABLE_S:
+        if gateway.loop.time() - connection.opened_at > _WAS_STABLE_S:
             connection.attempts = 0
-        self._gateway.router.aliases[connection.number] = connection
-        self._gateway.counters.upstreams_lost += 1
-        connection.waiting = loop.create_task(self._redial(connection, connection.redial, connection.dial))
+        gateway.router.aliases[connection.number] = connection
+        gateway.counters.upstreams_lost += 1
+        self._dial_again(connection)
         if connection.state == State.PEER_CLOSED:
             Connection.close(connection, CloseCode.NO_STATUS, "")
         return True
+
+    def _dial_again(self, connection: ClientConnection) -> None:
+        assert connection.redial is not None
+        assert connection.dial is not None
+        redialling = self._redial(connection, connection.redial, connection.dial)
+        connection.waiting = self._gateway.loop.create_task(redialling)
 
     async def _redial(self, before: ClientConnection, redial: Redial, dial: Dial) -> None:
         reason = "The upstream ended."
@@ -141,27 +149,42 @@ class Outbound:
             jitter = int.from_bytes(self._gateway.random_bytes(2), "big") / 65536
             await asyncio.sleep(pause * (1 - jitter / 2))
             try:
-                async with asyncio.timeout(self._gateway.limits.dial_timeout_s):
+                async with self._redials, asyncio.timeout(self._gateway.limits.dial_timeout_s):
                     upstream = await self._connect(dial)
+                if upstream.status != 101:
+                    reason = f"The upstream answered {upstream.status}."
+                    continue
+                self._reopen(before, upstream, redial, dial)
+                return
             except TimeoutError:
                 reason = f"The upstream did not answer within {self._gateway.limits.dial_timeout_s:g} s."
-                continue
             except (OSError, ValueError, RemoteProtocolError) as error:
                 reason = str(error) or type(error).__name__
-                continue
-            if upstream.status != 101:
-                reason = f"The upstream answered {upstream.status}."
-                continue
-            before.waiting = None
-            connection = self._connection(upstream, upstream.sock.detach(), before.number, before.owner, dial)
-            connection.tags, connection.attachment = before.tags, before.attachment
-            connection.redial, connection.attempts = redial, before.attempts
-            self._gateway.router.opened_again(connection)
-            self._begin(connection, upstream)
-            return
+            except Exception as error:  # noqa: BLE001 - a bug of ours must not leave the object waiting for ever
+                _log.exception("gateway: internal error while dialling %s again; please report it", dial.url)
+                reason = f"internal error: {error}"
         before.redial = before.waiting = None
         self._gateway.router.closed(before, CloseCode.ABNORMAL, reason, clean=False)
         self._gateway.end_turn()
+
+    def _reopen(self, before: ClientConnection, upstream: Upstream, redial: Redial, dial: Dial) -> None:
+        if before.fd >= 0:
+            before.cut()  # it lingers still, and its descriptor would be found by their number
+        fd = upstream.sock.detach()
+        try:
+            connection = self._connection(upstream, fd, before.number, before.owner, dial)
+            connection.tags, connection.attachment, connection.auto_at_ms = (
+                before.tags,
+                before.attachment,
+                before.auto_at_ms,
+            )
+            connection.redial, connection.attempts = redial, before.attempts
+            self._gateway.router.opened_again(connection)
+        except BaseException:
+            os.close(fd)
+            raise
+        before.waiting = None
+        self._begin(connection, upstream)
 
     def pause(self) -> None:
         """Dial nothing again for now: the gateway is being handed over."""
@@ -169,13 +192,23 @@ class Outbound:
             if isinstance(connection, ClientConnection) and connection.waiting is not None:
                 connection.waiting.cancel()
 
+    def go_on(self) -> None:
+        """Dial again what another gateway was about to."""
+        for connection in self.to_dial_again:
+            self._dial_again(connection)
+        self.to_dial_again.clear()
+
     def resume(self) -> None:
         """Go on with what `pause` has stopped."""
         for connection in list(self._gateway.router.aliases.values()):
             if isinstance(connection, ClientConnection) and connection.waiting is not None:
-                connection.waiting = None
-                connection.opened_at = self._gateway.loop.time()  # keeps its count of attempts
-                self.again(connection)
+                self._dial_again(connection)
+
+    def goodbye(self) -> None:
+        """The node ends: what is away is not dialled again, and its objects hear so."""
+        for connection in list(self._gateway.router.aliases.values()):
+            if isinstance(connection, ClientConnection) and connection.waiting is not None:
+                connection.close(CloseCode.GOING_AWAY, "The server is shutting down.")
 
     # dialling
 

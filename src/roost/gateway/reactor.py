@@ -99,11 +99,15 @@ class Reactor:
 
     def register(self, fd: int, pollable: Pollable, mask: int = READ) -> None:
         """Watch `fd` for `pollable`."""
+        self.reserve(fd)
+        self.table[fd] = pollable
+        self._epoll.register(fd, mask)
+
+    def reserve(self, fd: int) -> None:
+        """Let `table` have a place of that number, whoever may look there."""
         table = self.table
         if fd >= len(table):
             table.extend([None] * (fd + 1 - len(table) + len(table) // 2))
-        table[fd] = pollable
-        self._epoll.register(fd, mask)
 
     def replace(self, fd: int, pollable: Pollable) -> None:
         """From now on `fd` belongs to `pollable` (an HTTP connection that became a WebSocket)."""

@@ -92,8 +92,8 @@ class Router:
             slot.link.send(message)
         elif not owner.actor and slot.leaving is not None:
             slot.leaving.send(message)  # a plain socket's program is there
-        if len(data) >= COUNT_FROM_BYTES:
-            slot.count_large(message, 1)
+        if len(data) >= COUNT_FROM_BYTES and slot.count_large(message, 1):
+            slot.update_full()  # a small read may inflate to many large messages
         if not number & 0x3FF:
             slot.update_full()  # besides once a turn: one turn may bring a million tiny messages
         if slot.full:
@@ -272,6 +272,7 @@ class Router:
         connection = self.find(event.socket)
         if isinstance(connection, ClientConnection) and connection.owner is slot.plain:
             record = self.gateway.sockets.bind(connection, event.object, slot)
+            slot.give_to(record.actor, event.socket)
             self.gateway.counters.hibernatable += 1
             connection.tags = record.shared_tags(event.tags)
             connection.attachment = event.attachment

@@ -125,7 +125,8 @@ class SocketTable:
                 connection.auto_at_ms if connection.state < State.FLUSHING else 0,
                 connection.dial.url if isinstance(connection, ClientConnection) and connection.dial is not None else "",
                 connection.protocol,
-                connection.state in (State.CLOSING, State.FLUSHING),
+                connection.state in (State.CLOSING, State.FLUSHING)
+                and not (isinstance(connection, ClientConnection) and connection.waiting is not None),
             )
             for number, connection in record.sockets.items()
         ]

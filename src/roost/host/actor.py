@@ -40,7 +40,7 @@ from roost.events import (
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
-from roost.host.io_context import Context, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.io_context import MAX_PENDING, Context, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
 from roost.protocol.websocket import CloseCode
@@ -294,8 +294,10 @@ class Actor(Context):
             self._shed(link, event)
             return
         handler = self._on_message
-        if handler is None or socket._accept is not Accept.HIBERNATABLE:
-            if socket._accept is not Accept.HIBERNATABLE or self._listening:
+        if handler is None or socket._accept is not Accept.HIBERNATABLE or socket._pending:
+            if socket._pending and len(socket._pending) <= MAX_PENDING:
+                socket._pending.append(Item("message", event.data))  # behind what came before it was accepted
+            elif socket._accept is not Accept.HIBERNATABLE or self._listening:
                 self._take_or_keep(socket, Item("message", event.data))
             return
         data = event.data
@@ -311,7 +313,7 @@ class Actor(Context):
         try:
             # Calling an async handler only makes its coroutine: nothing of the user's runs yet.
             result = handler(socket, data) if self.kind.message_is_async else variables.run(handler, socket, data)
-            if hasattr(result, "send"):
+            if hasattr(result, "send") and not isinstance(result, dict):
                 number = event.event
                 done = partial(self._done, number, link)
                 if self.host.runner.start(variables, result, done) is SUSPENDED:
@@ -488,7 +490,7 @@ class Actor(Context):
         variables = self.fresh_variables()
         try:
             result = variables.run(handler, *args)
-            if hasattr(result, "send"):
+            if hasattr(result, "send") and not isinstance(result, dict):
                 if self.host.in_task():
                     self._as_task(self._then(result, ended), name)
                     return
@@ -531,10 +533,15 @@ class Actor(Context):
     async def serve(self, request: Request, chain: Chain) -> Response:
         """Run the object's `fetch`. Raises WorkerError if it cannot be woken, or what the handler raised."""
         pinned = self.pin(f"fetch {request.method} running")
+        body: Any = None
         try:
-            return await self._serve(request, chain)
+            response = await self._serve(request, chain)
+            if response.web_socket is None and not isinstance(response._body, bytes | None):
+                body = response._body = _PinnedBody(self, response._body, pinned)
+            return response
         finally:
-            self.unpin(pinned)
+            if body is None:
+                self.unpin(pinned)
 
     async def _serve(self, request: Request, chain: Chain) -> Response:
         waited = False
@@ -699,6 +706,8 @@ class Actor(Context):
             raise JsException("The upstream's WebSocket has ended, or was dialled by another object.")
         self._take_in(socket, tags, link)
         self.port_for(link).send(KeepSocket(socket._number, self.ref, tags, socket._attachment, redial))
+        if self._auto is not None:
+            self.port_for(link).send(SetAutoResponse(self.ref, self._auto))
         self.socket_ended(socket)  # it pins nothing any more
         socket.accept_with(self, Accept.HIBERNATABLE)
 
@@ -803,6 +812,7 @@ class Actor(Context):
 
     def _leave(self) -> None:
         self.phase = Phase.GONE
+        self.is_over = True
         self.shut()
         self.store.close()
         for socket, link in self.sockets.items():
@@ -810,6 +820,35 @@ class Actor(Context):
                 link.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None
+
+
+class _PinnedBody:
+    """A response's stream, which its object's code makes: it keeps the object awake until it ends or is let go."""
+
+    def __init__(self, actor: Actor, pieces: Any, pinned: int) -> None:
+        self._actor = actor
+        self._pieces = pieces
+        self._pinned = pinned
+
+    def __aiter__(self) -> _PinnedBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece: bytes = await anext(self._pieces)
+        except BaseException:
+            self._actor.unpin(self._pinned)
+            raise
+        return piece
+
+    async def aclose(self) -> None:
+        self._actor.unpin(self._pinned)
+        close = getattr(self._pieces, "aclose", None)
+        if close is not None:
+            await close()
+
+    def __del__(self) -> None:
+        self._actor.unpin(self._pinned)
 
 
 class _Opening:

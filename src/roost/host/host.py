@@ -11,6 +11,7 @@ import gc
 import itertools
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import Env, LazyEnv
@@ -83,6 +84,7 @@ _log = logging.getLogger("roost.host")
 
 
 _ROOM_RETRY_S = 0.5
+_LIFESPAN_S = 2.0  # for the shutdown of an ASGI app
 _GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
 _ONE_MORE_POLL_S = 0.05
 _MAX_ENDED = 100_000
@@ -616,22 +618,30 @@ class Host:
         left = {actor.ref for actor in self.actors if wanted in (None, actor.label, actor.ref.id)}
         evicted = 0
         while left and self.loop.time() < deadline:
-            for ref in list(left):
-                actor = self.actors.get(ref)
-                if actor is None:
-                    left.discard(ref)
-                elif actor.may_sleep(self.loop.time(), 0.0) and not say_farewell(actor, "inactive"):
-                    self.actors.forget(actor)
-                    actor.sleep()
-                    evicted += 1
-                    if cut:
-                        for link in self.links:
-                            link.link.send(DropSockets(ref))
-                            link.link.flush()
+            tried: asyncio.Future[int] = self.loop.create_future()
+            # In a turn of its own, like the sweep: a farewell is driven in place, which a task must not be.
+            self.loop.call_soon(self._evict_some, left, cut, tried, context=NO_CONTEXT)
+            evicted += await tried
             if left:
                 await asyncio.sleep(0.005)
         self.counters.sleeps += evicted
         return evicted
+
+    def _evict_some(self, left: set[ObjectRef], cut: bool, tried: asyncio.Future[int]) -> None:
+        evicted = 0
+        for ref in list(left):
+            actor = self.actors.get(ref)
+            now = self.loop.time()
+            if actor is None:
+                left.discard(ref)
+            elif actor.may_sleep(now, 0.0) and not say_farewell(actor, "inactive") and actor.may_sleep(now, 0.0):
+                self.actors.forget(actor)
+                actor.sleep()
+                evicted += 1
+                for link in self.links if cut else []:
+                    link.link.send(DropSockets(ref))
+                    link.link.flush()
+        tried.set_result(evicted)
 
     def _arm_sweep(self) -> None:
         self._sweep = self.loop.call_later(max(self._idle_s / 4, 0.01), self._sweep_now)
@@ -695,6 +705,8 @@ class Host:
             task.cancel()
         await asyncio.sleep(0)
         await self.outbound.close()
+        if (asgi := sys.modules.get("asgi")) is not None:
+            await asgi.end_lifespans(min(timeout_s, _LIFESPAN_S))
         for link in self.links:
             link.link.close()
         self.kv.close()

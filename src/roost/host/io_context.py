@@ -288,12 +288,17 @@ class Context:
         else:
             socket.dispatch(item)
 
+    is_over = False
+
     def socket_ended(self, socket: WebSocket) -> None:
         """A socket that pinned this context no longer does."""
         self.unpin(self._socket_pins.pop(socket, 0))
 
     def started(self, task: asyncio.Task[Any], what: str) -> None:
         """A task that worker code has started by itself."""
+        if self.is_over:
+            task.cancel()  # a task that was cancelled with its object has made another
+            return
         pinned = self.pin_io(what)
         self._waited_for.add(task)
 

@@ -65,7 +65,7 @@ class KvStores:
     def close(self) -> None:
         """After the last operation. Blocks for as long as one takes."""
         if self._executor is not None:
-            self._executor.shutdown()
+            self._executor.shutdown(cancel_futures=True)
         for store in self._open.values():
             store.close()
         self._open.clear()

@@ -13,7 +13,7 @@ from roost.host.io_context import RequestContext, drop_unused, not_a_response, r
 from roost.host.running import in_context
 from roost.host.stubs import calling_actor, in_callee
 from roost.link.port import NO_CONTEXT
-from roost.values import as_js, decode, encode
+from roost.values import decode_js, encode
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,7 +44,7 @@ class EntrypointCaller:
         if cls is None:
             raise WorkerError(f"the worker has no class {self._name} that extends WorkerEntrypoint.")
         ctx = ExecutionContext(context)
-        ctx.props = as_js(decode(encode(self._props)))
+        ctx.props = decode_js(encode(self._props))
         return cls(ctx, self._host.worker.env)
 
     async def fetch(self, request: Request) -> Response:
@@ -87,7 +87,7 @@ class EntrypointCaller:
             try:
                 if error is not None:
                     raise error
-                answered.set_result(as_js(decode(encode_result(result, method))))
+                answered.set_result(decode_js(encode_result(result, method)))
             except WorkerError as failure:
                 answered.set_exception(failure)
             except BaseException as failure:  # noqa: BLE001 - the user's

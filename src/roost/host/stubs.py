@@ -19,7 +19,7 @@ from roost.host.blocking import chain_of_call, current_section
 from roost.host.io_context import received_sockets, request_link
 from roost.ids import slot_of
 from roost.link.port import NO_CONTEXT
-from roost.values import as_js, decode
+from roost.values import decode_js
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -258,7 +258,7 @@ class Answer:
             self._answered.set_exception(raised(fault, "", cause))
         else:
             try:
-                self._answered.set_result(as_js(decode(value)))
+                self._answered.set_result(decode_js(value))
             except ValueError as damaged:
                 self._answered.set_exception(damaged)
 

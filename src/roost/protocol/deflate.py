@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EXTENSION: Final = "permessage-deflate"
 OFFER: Final = f"{EXTENSION}; server_no_context_takeover; client_no_context_takeover"
 _TAIL: Final = b"\x00\x00\xff\xff"
+_LAST_BLOCK: Final = b"\x01\x00\x00\xff\xff"
+_MAX_STREAMS: Final = 16
 _PIECE: Final = re.compile(r'\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)\s*(?:=\s*(?:"([^"\\]*)"|([^\s;,"]+)))?\s*([;,]|\Z)')
 _BITS: Final = re.compile(r"8|9|1[0-5]")
 _FLAGS: Final = ("server_no_context_takeover", "client_no_context_takeover")
@@ -121,25 +123,29 @@ def deflate(payload: bytes, bits: int, level: int) -> bytes | None:
 
 
 def inflate(data: bytes, max_bytes: int) -> bytes | None:
-    """A compressed message's payload; None if it is larger than `max_bytes`. Raises ValueError if it is damaged.
+    """A compressed message's payload; None if it is larger than `max_bytes`. Raises ValueError if it is damaged or cut.
 
-    Never takes more memory than `max_bytes` and a little, whatever it would become.
+    Never takes more memory than `max_bytes` and a little, whatever it would become. A sender may end its stream and begin
+    another (RFC 7692 §7.2.3.4), but not so often that finding the next one would take the time.
     """
     left = data + _TAIL
     pieces: list[bytes] = []
     size = 0
     try:
-        while left:
+        for _ in range(_MAX_STREAMS):
             decompressor = zlib.decompressobj(-15)
             piece = decompressor.decompress(left, max_bytes - size + 1)
             size += len(piece)
             pieces.append(piece)
-            if size > max_bytes:
+            if size > max_bytes or decompressor.unconsumed_tail:
                 return None
-            # A sender may end its stream (RFC 7692 §7.2.3.4); what follows is another one.
-            left = decompressor.unused_data if decompressor.eof else b""
-            if decompressor.unconsumed_tail:
-                return None
+            left = decompressor.unused_data
+            if decompressor.eof and left != _TAIL:
+                continue
+            # It must end between two blocks: then one more, which is empty and the last, ends the stream.
+            if not decompressor.eof and (decompressor.decompress(_LAST_BLOCK, 1) or not decompressor.eof):
+                raise ValueError("A compressed message is cut.")
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     except zlib.error as error:
         raise ValueError(f"A compressed message is damaged: {error}") from error
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    raise ValueError(f"A compressed message has more than {_MAX_STREAMS} streams.")

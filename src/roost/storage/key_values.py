@@ -6,8 +6,10 @@ Everything here blocks on the disk; `host/kv.py` has the threads. Source: platfo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import time
 from typing import TYPE_CHECKING, Final
 
 import apsw
@@ -16,7 +18,7 @@ import msgspec
 from roost.errors import RoostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 FORMAT: Final = 1
@@ -47,19 +49,47 @@ class KeyValues:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         self._connection = connection = apsw.Connection(str(path))
         connection.set_busy_timeout(_BUSY_MS)
-        connection.pragma("journal_mode", "wal")
-        connection.pragma("synchronous", "full")
-        found = connection.pragma("user_version")
-        if found not in (0, FORMAT):
+        try:
+            self._set_up(path)
+        except BaseException:
             connection.close()
-            raise RoostError(f"{path} has format {found}; this Roost knows {FORMAT}.")
-        with connection:
+            raise
+
+    def _set_up(self, path: Path) -> None:
+        connection = self._connection
+        deadline = time.monotonic() + _BUSY_MS / 1000
+        while True:  # SQLite does not wait for another's lock when the journal's mode changes
+            try:
+                connection.pragma("journal_mode", "wal")
+                break
+            except apsw.BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        connection.pragma("synchronous", "full")
+        if connection.pragma("user_version") == FORMAT:
+            return
+        with self._writing():  # the one that comes second finds it done
+            found = connection.pragma("user_version")
+            if found not in (0, FORMAT):
+                raise RoostError(f"{path} has format {found}; this Roost knows {FORMAT}.")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS pairs"
                 " (key TEXT PRIMARY KEY, value BLOB NOT NULL, metadata TEXT, expires INTEGER) WITHOUT ROWID"
             )
             connection.execute("CREATE INDEX IF NOT EXISTS by_expiry ON pairs (expires) WHERE expires IS NOT NULL")
             connection.pragma("user_version", FORMAT)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction that takes the write lock at once: one that took it later could not wait for another's."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
 
     def get(self, keys: Sequence[str], now_s: float) -> list[Pair | None]:
         found: list[Pair | None] = []
@@ -72,7 +102,7 @@ class KeyValues:
         return found
 
     def put(self, key: str, pair: Pair, now_s: float) -> None:
-        with self._connection:
+        with self._writing():
             self._connection.execute(
                 "INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", (key, pair.value, pair.metadata, pair.expires_s)
             )
@@ -82,7 +112,7 @@ class KeyValues:
             )
 
     def delete(self, keys: Sequence[str]) -> None:
-        with self._connection:
+        with self._writing():
             self._connection.executemany("DELETE FROM pairs WHERE key = ?", [(key,) for key in keys])
 
     def list(self, prefix: str, after: str, limit: int, now_s: float) -> list[Listed]:
