@@ -150,7 +150,9 @@ def _read(path: Path) -> dict[str, Any]:
         raw = tomllib.loads(text) if path.suffix == ".toml" else pyjson5.decode(text)
     except pyjson5.Json5DecoderException as error:
         raise ConfigError(f"{path}: cannot be parsed: {error.args[0]}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: cannot be parsed: it is nested too deeply.") from error
+    except ValueError as error:  # TOML's own, text that is not UTF-8, an escape of no character
         raise ConfigError(f"{path}: cannot be parsed: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
