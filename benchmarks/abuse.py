@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 
-from run import SERVERS, Server
+from servers import SERVERS, Server
 
 from roost.protocol.websocket import mask_frame
 from roost.testing import HandshakeRefused, RawWebSocket, open_socket

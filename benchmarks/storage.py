@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from run import CACHE, HERE, Server, load, native, npm
+from servers import CACHE, HERE, Server, load, native, npm
 
 OBJECTS_TO_WAKE = 200
 

@@ -319,9 +319,11 @@ class RosterRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Asleep(msgspec.Struct, frozen=True, array_like=True):
-    """The object of that `actor` sleeps: no `AutoAnswered` is wanted until its next roster or binding."""
+    """The object of that `actor`, or `object` if given, sleeps: until its next roster or binding no `AutoAnswered` is sent,
+    and that roster goes before the event that wakes it."""
 
     actor: int
+    object: ObjectRef | None = None
 
 
 class Dial(msgspec.Struct, frozen=True, array_like=True):

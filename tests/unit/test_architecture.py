@@ -113,7 +113,6 @@ def test_a_message_takes_six_files(tmp_path):
         ("roost/host/actor.py", "message"),
         ("roost/api/websocket.py", "send"),
         ("roost/gateway/router.py", "from_host"),
-        ("roost/gateway/connection.py", "send_frame"),
         ("roost/gateway/connection.py", "flush"),
     ]
     position = 0

@@ -183,7 +183,7 @@ def test_close_while_asleep_finds_its_socket(tmp_path):
     hosted(tmp_path, body)
 
 
-def test_sleep_forgets_and_costs_no_message(tmp_path):
+def test_sleep_forgets_and_is_told_to_the_gateway(tmp_path):
     async def body(host, gateway, module):
         gateway.message(101, "a")
         gateway.roster()
@@ -191,7 +191,7 @@ def test_sleep_forgets_and_costs_no_message(tmp_path):
         gateway.got.clear()
         assert host.actors.put_to_sleep(host.loop.time() + 60, 10) == 1
         await settle()
-        assert gateway.got == []
+        assert gateway.got == [e.Asleep(0, REF)]
         assert host.links[0].sockets == {}
         gateway.message(101, "b")
         await settle()

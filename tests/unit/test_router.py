@@ -60,6 +60,7 @@ def gateway():
         end_turn=lambda: None,
         rewatch=lambda channel: None,
         epoch=7,
+        dirty=[],
     )
     made.router = Router(made, 1)
     return made

@@ -10,7 +10,6 @@ Source: reference 2.1-2.3 (which cites workerd's `web-socket.{h,c++}`); the WebS
 from __future__ import annotations
 
 import re
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -29,12 +28,12 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Accept(IntEnum):
-    """Who gets this end's events."""
+class Accept:
+    """Who gets this end's events. Plain numbers, as each message compares with one: an enum's members are slow to reach."""
 
-    NONE = 0  # nobody yet: they are kept
-    STANDARD = 1  # listeners
-    HIBERNATABLE = 2  # the object's webSocket* handlers
+    NONE: Final = 0  # nobody yet: they are kept
+    STANDARD: Final = 1  # listeners
+    HIBERNATABLE: Final = 2  # the object's webSocket* handlers
 
 
 class Event:
@@ -89,7 +88,7 @@ class WebSocket:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._accept = Accept.NONE
+        self._accept: int = Accept.NONE
         self._ready = False  # send() may go straight to the port: accepted, open, on the network
         self._port: SocketPort | None = None
         self._number = 0
@@ -167,12 +166,12 @@ class WebSocket:
         self._half_open = not context.compat.auto_reply_to_close if allowHalfOpen is None else bool(allowHalfOpen)
         self.accept_with(context, Accept.STANDARD)
 
-    def accept_with(self, context: IoContext, how: Accept) -> None:
+    def accept_with(self, context: IoContext, how: int) -> None:
         """Bind this end's events to a context. For the host; user code calls `accept` or `ctx.acceptWebSocket`."""
         self._accept = how
         self._context = context
         self._update_ready()
-        if how is Accept.STANDARD and self._port is not None:
+        if how == Accept.STANDARD and self._port is not None:
             context.socket_opened(self)
         if self._pending:
             context.deliver_pending(self)

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from roost.gateway.access import Access
-from roost.gateway.connection import Channel, Connection, State
+from roost.gateway.connection import Backlog, Channel, Connection, State
 from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.journal import Journal
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
+_LOOPBACK = ("127.", "::1", "::ffff:127.")
 _PROBES = 4  # of TCP keep-alive, until a client that answers none is gone
 _SPREAD_FROM = 100  # sockets: fewer are closed at once when the gateway ends
 
@@ -270,7 +271,7 @@ class Gateway:
             self.count_address(sock.fileno(), peer)
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
-            self.watch_over(sock)
+            self.watch_over(sock, peer)
         fd = sock.detach()
         if self.tls is None:
             http = HttpConnection(self, fd, self.new_number(fd), peer)
@@ -279,10 +280,16 @@ class Gateway:
         self.adopt(http)
         self._deadlines.add(self.loop.time() + limits.head_timeout_s, http.number)
 
-    def watch_over(self, sock: socket.socket) -> None:
-        """Send at once, and have the kernel notice a peer that has vanished."""
+    def watch_over(self, sock: socket.socket, peer: str = "") -> None:
+        """Send at once, and have the kernel notice a peer that has vanished.
+
+        One on this machine, such as a proxy, cannot vanish unnoticed. It is not probed: Linux drops probes of more than
+        about a thousand loopback sockets that are due at the same tick, and would end the sockets for it.
+        """
         limits = self.limits
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if peer.startswith(_LOOPBACK):
+            return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, limits.tcp_keepalive_s))
@@ -351,7 +358,7 @@ class Gateway:
     def rewatch(self, channel: Channel) -> None:
         """Watch a channel for what it wants now."""
         if channel.fd >= 0:
-            blocked = channel.out is not None and type(channel.out) is not list
+            blocked = type(channel.out) is Backlog
             self.reactor.watch(channel.fd, channel.wanted() | (WRITE if blocked else 0))
 
     # deadlines and rates

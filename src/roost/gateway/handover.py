@@ -34,7 +34,7 @@ from roost.events import (
     SocketMessage,
     SocketOpened,
 )
-from roost.gateway.connection import Backlog, ClientConnection, Connection, State
+from roost.gateway.connection import Backlog, ClientConnection, Connection, State, pieces
 from roost.gateway.exchanges import Origin
 from roost.gateway.host_slot import Heard
 from roost.gateway.http_connection import HttpConnection
@@ -231,7 +231,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> t
     descriptors: dict[int, int] = {}  # by the number that a state names: the descriptor that is sent
     for connection in (*connections, *ended):
         out = connection.out
-        backlog = list(out.chunks) if isinstance(out, Backlog) else out or []
+        backlog = list(out.chunks) if isinstance(out, Backlog) else [] if out is None else pieces(out)
         pong = out.pong if isinstance(out, Backlog) else None
         if connection.fd >= 0:
             descriptors[connection.fd] = _plain_end(gateway, connection, pumps, plain_ends)

@@ -7,7 +7,7 @@ decides synchronously. The invariant: a socket's number finds its connection unt
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from roost.errors import RemoteProtocolError
 from roost.events import (
@@ -38,7 +38,7 @@ from roost.events import (
     SocketMessage,
     SocketOpened,
 )
-from roost.gateway.connection import ClientConnection, Connection
+from roost.gateway.connection import ClientConnection, Connection, State
 from roost.gateway.exchanges import Exchanges
 from roost.gateway.host_slot import COUNT_FROM_BYTES, HostSlot
 from roost.gateway.sockets import ActorRecord, Owner, Relay
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
 
 _log = logging.getLogger("roost.gateway")
+
+_PEER_CLOSED: Final = State.PEER_CLOSED
 
 
 class Router:
@@ -75,7 +77,7 @@ class Router:
             gateway.counters.auto_responses += 1
             connection.auto_at_ms = gateway.clock.wall_ms()
             connection.send_frame(encode_message(owner.auto.response.encode(), True))
-            if owner.awake and owner.slot.link is not None:  # type: ignore[attr-defined,union-attr]
+            if owner.awake and owner.slot.link is not None:  # type: ignore[union-attr]
                 owner.slot.link.send(AutoAnswered(owner.actor, connection.number, connection.auto_at_ms))  # type: ignore[union-attr]
             return
         slot = owner.slot
@@ -85,6 +87,8 @@ class Router:
             payload = data.encode() if type(data) is str else data
             owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[arg-type]
             return
+        if not owner.awake and slot.link is not None:
+            slot.link.send(self.gateway.sockets.roster(owner.actor, None))  # so that its host need not ask for it
         slot.last_event = number = slot.last_event + 1
         message = SocketMessage(number, owner.actor, connection.number, data)
         slot.unfinished.append(message)
@@ -188,9 +192,20 @@ class Router:
                 kind = type(event)
                 if kind is Send:
                     frame = encode_message(event.payload, event.text)  # type: ignore[union-attr]
+                    dirty = self.gateway.dirty
                     number: int
                     for number in event.sockets:  # type: ignore[union-attr,assignment]
                         connection = table[number & 0xFFFFF]
+                        if (
+                            type(connection) is Connection
+                            and connection.out is None
+                            and connection.number == number
+                            and connection.state <= _PEER_CLOSED
+                            and not connection.deflate
+                        ):  # `send_frame` in place of two calls: nearly every target of a room
+                            connection.out = frame
+                            dirty.append(connection)
+                            continue
                         if connection is None or connection.number != number:
                             connection = aliases.get(number)
                             if connection is None:
@@ -295,7 +310,8 @@ class Router:
             slot.current.send(self.gateway.sockets.roster(event.actor, event.object))
 
     def _asleep(self, slot: HostSlot, event: Asleep) -> None:
-        record = self.gateway.sockets.by_actor(event.actor)
+        table = self.gateway.sockets
+        record = table.by_actor(event.actor) if event.object is None else table.get(event.object)
         if record is not None:
             record.awake = False
 

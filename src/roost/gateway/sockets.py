@@ -7,7 +7,7 @@ finished the event that tells of its end, so that a handler of that event still 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
 from roost.gateway.connection import ClientConnection, State
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from roost.gateway.host_slot import HostSlot
 
 
+_NONE: Final[dict[str, ActorRecord]] = {}
+
+
 class Owner:
     """Whose a socket is. `slot` is the host that gets its events; `actor` is its number there, 0 for a plain socket."""
 
-    __slots__ = ("actor", "auto", "slot")
+    __slots__ = ("actor", "auto", "awake", "slot")
 
     def __init__(self, slot: HostSlot | None, actor: int) -> None:
         self.slot = slot
         self.actor = actor
         self.auto: AutoResponse | None = None
+        self.awake = True  # as far as we know: the host says `Asleep`
 
 
 class Relay(Owner):
@@ -43,12 +47,11 @@ class Relay(Owner):
 class ActorRecord(Owner):
     """One object's sockets at this gateway, oldest first, and its auto-response."""
 
-    __slots__ = ("_last_tags", "awake", "object", "sockets")
+    __slots__ = ("_last_tags", "object", "sockets")
 
     def __init__(self, slot: HostSlot, actor: int, ref: ObjectRef) -> None:
         super().__init__(slot, actor)
         self.object = ref
-        self.awake = True  # as far as we know; the host says `Asleep` when it is told what nobody is awake for
         self.sockets: dict[int, Connection] = {}
         self._last_tags: tuple[str, ...] = ()
 
@@ -64,7 +67,7 @@ class SocketTable:
 
     def __init__(self) -> None:
         self._by_actor: dict[int, ActorRecord] = {}
-        self._by_object: dict[tuple[str, str], ActorRecord] = {}
+        self._by_object: dict[str, dict[str, ActorRecord]] = {}  # by class, then by id
         self.last_actor = 0
 
     def __len__(self) -> int:
@@ -77,17 +80,17 @@ class SocketTable:
         """A record of another gateway's table."""
         record.awake, record.auto = awake, auto
         self._by_actor[record.actor] = record
-        self._by_object[(record.object.class_name, record.object.id)] = record
+        self._by_object.setdefault(record.object.class_name, {})[record.object.id] = record
 
     def get(self, ref: ObjectRef) -> ActorRecord | None:
-        return self._by_object.get((ref.class_name, ref.id))
+        return self._by_object.get(ref.class_name, _NONE).get(ref.id)
 
     def rename(self, record: ActorRecord, class_name: str) -> None:
         """The object's class has another name now."""
         before = record.object
-        del self._by_object[(before.class_name, before.id)]
+        del self._by_object[before.class_name][before.id]
         record.object = ObjectRef(class_name, before.id, before.name)
-        self._by_object[(class_name, before.id)] = record
+        self._by_object.setdefault(class_name, {})[before.id] = record
 
     def by_actor(self, actor: int) -> ActorRecord | None:
         return self._by_actor.get(actor)
@@ -97,9 +100,10 @@ class SocketTable:
         record = self.get(ref)
         if record is None:
             self.last_actor += 1
+            ref = ObjectRef(sys.intern(ref.class_name), ref.id, ref.name)  # each brought a copy of that name
             record = ActorRecord(slot, self.last_actor, ref)
             self._by_actor[record.actor] = record
-            self._by_object[(ref.class_name, ref.id)] = record
+            self._by_object.setdefault(ref.class_name, {})[ref.id] = record
         record.awake = True
         record.sockets[connection.number] = connection
         connection.owner = record
@@ -109,7 +113,7 @@ class SocketTable:
         """The socket is over and its host knows. An object without sockets needs no record."""
         if record.sockets.pop(number, None) is not None and not record.sockets:
             self._by_actor.pop(record.actor, None)
-            self._by_object.pop((record.object.class_name, record.object.id), None)
+            self._by_object.get(record.object.class_name, {}).pop(record.object.id, None)
 
     def roster(self, actor: int, ref: ObjectRef | None) -> Roster:
         """What a waking object needs to know of its sockets here."""

@@ -14,7 +14,7 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from roost.errors import ConfigError
-from roost.gateway.connection import Backlog, Channel, ClientConnection, Connection
+from roost.gateway.connection import Backlog, Channel, ClientConnection, Connection, pieces
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.reactor import WRITE
 
@@ -158,9 +158,9 @@ class Sealed(Channel):
 
     def flush(self) -> None:
         out = self.out
-        if type(out) is not list or self.fd < 0:
+        if out is None or type(out) is Backlog or self.fd < 0:
             return
-        self.out = Backlog(*out)
+        self.out = Backlog(*pieces(out))  # type: ignore[arg-type]
         if not self._pump(self.out):
             if self.fd >= 0:
                 self.gateway.reactor.watch(self.fd, self.wanted() | WRITE)
@@ -172,7 +172,7 @@ class Sealed(Channel):
         out = self.out
         if type(out) is not Backlog or not self._pump(out):
             return
-        self.out = [out.pong] if out.pong is not None else None
+        self.out = out.pong
         self.gateway.reactor.watch(self.fd, self.wanted())
         if self.out is not None:
             self.flush()

@@ -7,7 +7,6 @@ first. The group's number tells the successor whether the gateway has it already
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from roost.events import Attach, CloseSocket, Said
@@ -41,7 +40,7 @@ class ActorPort:
     def __init__(self, gate: OutputGate, link: GatewayLink) -> None:
         self.link = link
         self._gate = gate
-        self._waiting: deque[_Group] = deque()  # in order; the last one may still grow
+        self._waiting: list[_Group] = []  # a few, in order; the last one may still grow
 
     def send_message(self, number: int, payload: bytes, text: bool) -> None:
         if self._gate.shut:
@@ -72,7 +71,7 @@ class ActorPort:
         return group.batch
 
     def _release(self, error: BaseException | None) -> None:
-        group = self._waiting.popleft()
+        group = self._waiting.pop(0)
         if error is None:
             for event in group.batch.take():
                 self.link.link.send(event)

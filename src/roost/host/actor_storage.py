@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,7 +81,7 @@ class ActorStorage:
         self._depth = 0
         self._transactions = asyncio.Lock()
         self._commits = 0
-        self._to_sync: deque[int] = deque()  # batches committed and not yet on the disk
+        self._to_sync: list[int] = []  # batches committed and not yet on the disk
         self._unconfirmed_to_sync = False
         self._unconfirmed_syncing = False
         self._sync_wanted = False

@@ -45,8 +45,8 @@ class Delivered:
     def __init__(self) -> None:
         self.too_much_said = 0
         self._earlier: list[Turn] | None = None  # what an earlier life has left; None until it is looked up
-        self._known: set[tuple[int, int]] = set()  # of those: their `Done`s are on their way
-        self._known_before: set[tuple[int, int]] = set()
+        self._known: dict[tuple[int, int], None] = {}  # of those: their `Done`s are on their way
+        self._known_before: dict[tuple[int, int], None] = {}
         self._ended: dict[tuple[int, int], None] = {}  # since the last commit, and their `Done`s wait for the disk
         self._held: dict[int, Turn] = {}  # committed, and not yet on the disk, by the batch of writes
         self._released: list[Turn] = []  # its `Done`s are on their way
@@ -87,7 +87,7 @@ class Delivered:
         entry = (epoch, event)
         if entry in self._known or not any(entry in turn.events for turn in self._earlier or ()):
             return False
-        self._known.add(entry)
+        self._known[entry] = None
         return True
 
     def finished(self, epoch: int, event: int) -> None:
@@ -119,7 +119,7 @@ class Delivered:
             for turn in self._earlier:
                 turn.events = [entry for entry in turn.events if entry not in self._known_before]
             self._earlier = [turn for turn in self._earlier if turn.events]
-            self._known_before, self._known = self._known, set()
+            self._known_before, self._known = self._known, {}
         kept = [*(self._earlier or ()), *(self._released_before if keep_released else ()), *self._released]
         kept += self._held.values()
         if not keep_released:

@@ -31,8 +31,8 @@ class OutputGate:
         self.broken: RoostError | None = None
         self.last = 0  # the latest batch that holds output
         self._open_up_to = 0  # every batch up to this is confirmed
-        self._done: set[int] = set()  # confirmed ahead of an earlier one
-        self._held: deque[tuple[int, Callable[[RoostError | None], None]]] = deque()
+        self._done: dict[int, None] = {}  # confirmed ahead of an earlier one
+        self._held: deque[tuple[int, Callable[[RoostError | None], None]]] | None = None  # an empty one takes 0.8 KB
 
     def begin(self) -> int:
         """A batch of writes begins; its number for `confirm`."""
@@ -47,16 +47,18 @@ class OutputGate:
         elif not self.shut:
             release(None)
         else:
+            if self._held is None:
+                self._held = deque()
             self._held.append((self.last, release))
 
     def confirm(self, batch: int) -> None:
         """A batch is durable. What waited only for it leaves, in order."""
         if self.broken is not None:
             return
-        self._done.add(batch)
+        self._done[batch] = None
         while self._open_up_to + 1 in self._done:
             self._open_up_to += 1
-            self._done.discard(self._open_up_to)
+            del self._done[self._open_up_to]
         # Shut until the last held thing has left: what is sent meanwhile must stay behind it.
         while self._held and self._held[0][0] <= self._open_up_to:
             _release(self._held.popleft()[1], None)
@@ -68,8 +70,8 @@ class OutputGate:
             return
         self.broken = error
         self.shut = True
-        held, self._held = self._held, deque()
-        for _, release in held:
+        held, self._held = self._held, None
+        for _, release in held or ():
             _release(release, error)
 
 

@@ -156,6 +156,7 @@ class Host:
         self.io_pin_s = io_pin_s  # 0: what may never end keeps an object awake until it does
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
+        self._offered: tuple[GatewayLink, Roster] | None = None  # that came unasked, for the next event of the same batch
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
         self._link_numbers = itertools.count()
         self._gateways = gateways
@@ -246,7 +247,7 @@ class Host:
         text = "WebSocket disconnected without sending Close frame."
         for number, socket in list(link.sockets.items()):
             context = socket._context
-            if isinstance(context, Actor) and socket._accept is Accept.HIBERNATABLE and self._gateways_outlive:
+            if isinstance(context, Actor) and socket._accept == Accept.HIBERNATABLE and self._gateways_outlive:
                 context.disconnected(socket)  # its end is told by that gateway's successor
             elif context is not None:
                 context.closed(socket, SocketClose(0, 0, number, 1006, text, False), link)  # type: ignore[attr-defined]
@@ -263,8 +264,8 @@ class Host:
             self._ended = set(link.ended)
         self.requests.gateway_lost(link)
         for actor in self.actors:
-            actor.asked.discard(link)
-            actor.late.discard(link)
+            actor.asked.pop(link, None)
+            actor.late.pop(link, None)
             self._wake_if_ready(actor)
 
     def unique_numbers(self) -> int:
@@ -319,6 +320,7 @@ class Host:
             except Exception:  # noqa: BLE001
                 # Ours, not the user's (that is caught where it runs): the rest of the batch must not be lost with it.
                 _log.exception("host: internal error in %s; please report it", type(event).__name__)
+        self._offered = None
         if link.last_event != before:
             self.counters.events += link.last_event - before
             link.say_done()
@@ -355,7 +357,11 @@ class Host:
         else:
             link.running.add(event.event)
             link.waking[event.actor] = [event]
-            link.link.send(RosterRequest(event.actor, None))
+            offered, self._offered = self._offered, None
+            if offered is not None and offered[0] is link and offered[1].actor == event.actor:
+                self._roster(*offered)
+            else:
+                link.link.send(RosterRequest(event.actor, None))
 
     def _roster(self, link: GatewayLink, roster: Roster) -> None:
         held = link.waking.pop(roster.actor, None) if roster.actor else None
@@ -368,7 +374,8 @@ class Host:
             return
         actor = self.actors.get(roster.object)
         if actor is None and not events:
-            return  # answered too late: nobody waits for it
+            self._offered = (link, roster)  # for the event behind it; or answered too late
+            return
         if actor is not None and actor.phase is Phase.GONE:
             actor = None
         if actor is None or actor.phase is Phase.WAKING:
@@ -404,7 +411,7 @@ class Host:
             self._wake_if_ready(actor)
             return
         late = link in actor.late
-        actor.late.discard(link)
+        actor.late.pop(link, None)
         actor.adopt(link, roster, None if late else {event.socket for event in events})
         for event in events:  # it was awake after all: what it does not know of is over
             link.running.discard(event.event)
@@ -447,9 +454,9 @@ class Host:
         """Ask a gateway for an object's sockets; the object waits, unless that gateway is known not to answer."""
         link.link.send(RosterRequest(0, actor.ref))
         if link.slow or actor.phase is not Phase.WAKING:
-            actor.late.add(link)
+            actor.late[link] = None
             return
-        actor.asked.add(link)
+        actor.asked[link] = None
         if self._slow is None:
             self._slow = self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait_soon)
 
@@ -468,7 +475,7 @@ class Host:
                     if not link.slow:
                         _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
                     link.slow = True
-                    actor.late.add(link)
+                    actor.late[link] = None
                 actor.asked.clear()
                 self._wake_if_ready(actor)
 
@@ -658,6 +665,7 @@ class Host:
     def _give_back_memory(self) -> None:
         """All objects sleep: let the tables shrink, and give what they held back to the system."""
         for link in self.links:
+            link.link.flush()
             link.shrink()
         gc.collect()
         memory.trim()

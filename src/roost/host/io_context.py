@@ -58,7 +58,7 @@ def drop_unused(received: list[WebSocket], but: WebSocket | None = None) -> None
     """Tell objects whose `fetch` was answered with a socket that nobody uses it: it never gets a client."""
     for client in received:
         server = client._peer
-        used = client._used or client._accept is not Accept.NONE or client is but
+        used = client._used or client._accept != Accept.NONE or client is but
         if not used and server is not None and isinstance(server._context, Context):
             server._context.drop_unbound(server)
 
@@ -66,8 +66,14 @@ def drop_unused(received: list[WebSocket], but: WebSocket | None = None) -> None
 class Context:
     """The surroundings of running worker code. `label` names it in logs: `Room(lobby)`, `GET /`."""
 
+    __slots__ = (
+        "__weakref__", "_io_pins", "_pin_numbers", "_socket_pins", "_timers", "_waited_for", "compat", "host",
+        "is_over", "label", "last_active", "pins",
+    )  # fmt: skip
+
     def __init__(self, host: Host, label: str, compat: Compat) -> None:
         self.host = host
+        self.is_over = False
         self.label = label
         self.compat = compat
         self.pins: dict[int, str] = {}
@@ -76,7 +82,7 @@ class Context:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._socket_pins: dict[WebSocket, int] = {}
         self._io_pins: dict[int, float] = {}  # until when a pin counts, for those that do not for ever
-        self._waited_for: set[asyncio.Task[None]] = set()
+        self._waited_for: dict[asyncio.Task[None], None] = {}
 
     def fresh_variables(self) -> contextvars.Context:
         """Context variables for one run of worker code: only who it belongs to is set.
@@ -181,8 +187,11 @@ class Context:
         if not inspect.isawaitable(awaitable):
             raise TypeError(f"waitUntil() needs an awaitable, not {type(awaitable).__name__}.")
         task = self._as_task(awaitable, "waitUntil", self.pin_io("waitUntil", dated=True))
-        self._waited_for.add(task)
-        task.add_done_callback(self._waited_for.discard)
+        self._waited_for[task] = None
+        task.add_done_callback(self._wait_over)
+
+    def _wait_over(self, task: asyncio.Task[None]) -> None:
+        self._waited_for.pop(task, None)
 
     # timers
 
@@ -288,8 +297,6 @@ class Context:
         else:
             socket.dispatch(item)
 
-    is_over = False
-
     def socket_ended(self, socket: WebSocket) -> None:
         """A socket that pinned this context no longer does."""
         self.unpin(self._socket_pins.pop(socket, 0))
@@ -300,11 +307,11 @@ class Context:
             task.cancel()  # a task that was cancelled with its object has made another
             return
         pinned = self.pin_io(what)
-        self._waited_for.add(task)
+        self._waited_for[task] = None
 
         def over(_: Any) -> None:
             self.unpin(pinned)
-            self._waited_for.discard(task)
+            self._waited_for.pop(task, None)
 
         task.add_done_callback(over)
 
@@ -333,6 +340,8 @@ class Context:
 
 class RequestContext(Context):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
+
+    __slots__ = ("_link", "received")
 
     def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
         super().__init__(host, label, compat)

@@ -12,6 +12,8 @@ import mmap
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from roost.events import BEGUN_END, BEGUN_OFFSET
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _LINKS: Final = (BEGUN_END - BEGUN_OFFSET) // 8
+_encode: Final = msgspec.json.Encoder().encode
 _HEAD: Final = struct.Struct("<QQI")
 
 
@@ -42,7 +45,7 @@ class Mark:
         """It is this object's event."""
         if self._object is not actor:
             self._object = actor
-            text = json.dumps([actor.ref.class_name, actor.ref.id, actor.label[:500]]).encode()[: BEGUN_OFFSET - _HEAD.size]
+            text = _encode([actor.ref.class_name, actor.ref.id, actor.label[:500]])[: BEGUN_OFFSET - _HEAD.size]
             struct.pack_into(f"<I{len(text)}s", self._memory, 16, len(text), text)
 
     def begun(self, link: int) -> None:

@@ -167,7 +167,7 @@ class Requests:
         if server is None:
             raise JsTypeError("Can't return a WebSocket made by its constructor or already connected.")
         owner = server._context
-        if server._accept is Accept.HIBERNATABLE and isinstance(owner, Actor):
+        if server._accept == Accept.HIBERNATABLE and isinstance(owner, Actor):
             return owner.bind(server, link, event.socket)
         if server._context is None:
             server._context = context  # accepted later: until then its events wait

@@ -183,7 +183,7 @@ def object_path(data: Path, ref: ObjectRef) -> Path:
     """Where an object's database is. Raises ValueError for what must not name a file."""
     if not is_object_id(ref.id) or not ref.class_name.isidentifier():
         raise ValueError(f"{ref!r} cannot name a file")
-    return data / "objects" / ref.class_name / ref.id[:2] / f"{ref.id}.sqlite"
+    return data / f"objects/{ref.class_name}/{ref.id[:2]}/{ref.id}.sqlite"  # one step: each wake makes one
 
 
 def object_files(data: Path) -> Iterator[tuple[str, str, Path]]:

@@ -1,0 +1,241 @@
+"""How each server of the comparison is started, stopped and looked at.
+
+Peers are installed on first use under `.cache`: from npm, from PyPI, or compiled here. A server that cannot be had is left
+out and said to be missing.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE / ".cache"
+NPM_PEERS = {"workerd": "1.20261117.1", "bun": "1.4.5", "ws": "8.23.0"}
+SERVER_CORE, LOAD_CORE = "0", "1"
+PICOWS = "2.3.1"
+
+
+def tool(name):
+    """A load generator in C, compiled once."""
+    binary = CACHE / name
+    source = HERE / f"{name}.c"
+    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
+        CACHE.mkdir(exist_ok=True)
+        subprocess.run(["cc", "-O2", "-o", binary, source], check=True)
+    return str(binary)
+
+
+def npm(package):
+    """Install a peer from npm under .cache; None if it cannot be had."""
+    folder = CACHE / "npm"
+    if not (folder / "node_modules" / package).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder)]
+        wanted = f"{package}@{NPM_PEERS[package]}"
+        if shutil.which("npm") is None or subprocess.run([*command, wanted], check=False).returncode:
+            return None
+    return folder / "node_modules"
+
+
+def native(modules, pattern):
+    """The binary that an npm package's platform package ships."""
+    found = sorted(modules.glob(pattern)) if modules else []
+    return str(found[0]) if found else None
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def roost(*arguments, app="room", hosts=1):
+    """`roost serve` of one of the apps, with default settings."""
+
+    def command(port):
+        data = CACHE / f"data-{port}"
+        folder = HERE / "apps" / app
+        return [
+            sys.executable,
+            "-m",
+            "roost",
+            "serve",
+            folder,
+            "--port",
+            port,
+            "--data",
+            data,
+            "--hosts",
+            hosts,
+            *arguments,
+        ]
+
+    return command
+
+
+def workerd():
+    binary = native(npm("workerd"), "@cloudflare/workerd-*/bin/workerd")
+    config = HERE / "peers" / "workerd" / "config.capnp"
+    return binary and (lambda port: [binary, "serve", config, "--socket-addr", f"http=127.0.0.1:{port}"])
+
+
+def bun():
+    binary = native(npm("bun"), "bun/bin/bun.exe")
+    return binary and (lambda port: [binary, HERE / "peers" / "bun" / "server.js", port])
+
+
+def node_ws():
+    modules = npm("ws")
+    if modules is None or shutil.which("node") is None:
+        return None
+    return lambda port: ["env", f"NODE_PATH={modules}", "node", HERE / "peers" / "ws" / "server.js", port]
+
+
+def python_peer(name):
+    return lambda port: [sys.executable, HERE / "peers" / name / "server.py", port]
+
+
+def picows():
+    folder = CACHE / "picows"
+    if not (folder / "picows").exists():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+        if subprocess.run([*command, "--target", folder, f"picows=={PICOWS}"], check=False).returncode:
+            return None
+    return lambda port: ["env", f"PYTHONPATH={folder}", sys.executable, HERE / "peers" / "picows" / "server.py", port]
+
+
+SERVERS = {
+    "roost split": lambda: roost(),
+    "roost inline": lambda: roost("--inline"),
+    "workerd": workerd,
+    "bun": bun,
+    "ws": node_ws,
+    "websockets": lambda: python_peer("websockets"),
+    "aiohttp": lambda: python_peer("aiohttp"),
+    "picows": picows,
+}
+
+
+def available(names):
+    """The commands of those servers that can be had, by name; says which cannot."""
+    commands = {name: SERVERS[name]() for name in names}
+    for name in [name for name, command in commands.items() if not command]:
+        print(f"{name}: missing (npm, node or pip is not here, or the package cannot be installed)", flush=True)
+        del commands[name]
+    return commands
+
+
+@contextlib.contextmanager
+def started(commands):
+    """All of them running, by name; those that do not start are left out."""
+    servers = {}
+    try:
+        for name, command in commands.items():
+            servers[name] = Server(command, wait=False)
+        for name in list(servers):
+            try:
+                servers[name].wait_ready()
+            except RuntimeError as error:
+                print(f"  {name}: {error}", flush=True)
+                servers.pop(name).stop()
+        time.sleep(0.5)
+        yield servers
+    finally:
+        for server in servers.values():
+            server.stop()
+        for leftover in CACHE.glob("data-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+class Server:
+    """A running server and its children."""
+
+    def __init__(self, command, *, wait=True):
+        self.port = free_port()
+        self._command = ["taskset", "-c", SERVER_CORE, *map(str, command(self.port))]
+        self._start()
+        if wait:
+            self.wait_ready()
+            time.sleep(0.5)
+
+    def _start(self):
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def wait_ready(self):
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    self.stop()
+                    raise RuntimeError("did not start") from None
+                time.sleep(0.05)
+
+    def restart(self):
+        self.stop()
+        self._start()
+        self.wait_ready()
+        time.sleep(0.5)
+
+    def pids(self):
+        found, queue = [], [self.process.pid]
+        while queue:
+            pid = queue.pop()
+            found.append(pid)
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                queue += map(int, task.read_text().split())
+        return found
+
+    def pss_bytes(self):
+        total = 0
+        for pid in self.pids():
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+        return total
+
+    def cpu_s(self):
+        total = 0
+        for pid in self.pids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / os.sysconf("SC_CLK_TCK")
+
+    def stop(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def load(server, *arguments, generator="wsload"):
+    """What the generator reports, as a dict. `arguments`: its mode, then what follows the port."""
+    command = ["taskset", "-c", LOAD_CORE, tool(generator), arguments[0], server.port, *arguments[1:]]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180)
+    if result.returncode:
+        raise RuntimeError(result.stderr.strip().splitlines()[-1] if result.stderr else "wsload failed")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def kernel_bytes():
+    """What the kernel holds for everybody: its slabs, which are mostly sockets here, and their buffers."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total = int(fields["Slab"].split()[0]) * 1024
+    for line in Path("/proc/net/sockstat").read_text().splitlines():
+        words = line.split()
+        if words[0] == "TCP:":
+            total += int(words[words.index("mem") + 1]) * os.sysconf("SC_PAGE_SIZE")
+    return total
