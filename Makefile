@@ -14,6 +14,10 @@ $(STAMP): pyproject.toml requirements.lock
 
 setup: $(STAMP)  ## make .venv with everything that is needed
 
+tracer:
+	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get install -y -qq strace >/dev/null; } || echo "no strace: the tests that count system calls will be skipped"
+
 proxies:
 	@command -v nginx >/dev/null && command -v caddy >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
@@ -41,7 +45,7 @@ autobahn:
 npm:
 	@tests/conformance/install_npm.sh
 
-test: $(STAMP) browser proxies autobahn npm lint  ## the whole suite
+test: $(STAMP) browser proxies tracer autobahn npm lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
 torture: $(STAMP)  ## random faults under load, judged by their invariants (SEED=1 MINUTES=5); a summary line at the end
@@ -66,4 +70,4 @@ bench: $(STAMP)  ## Roost and its peers, side by side
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup npm autobahn conformance fuzz browser proxies demo lint test torture acceptance bench clean
+.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench clean
