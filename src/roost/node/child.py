@@ -35,6 +35,7 @@ from roost.node.assemble import (
     restore_object,
     watch,
 )
+from roost.node.host_process import forget_allocator
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
@@ -384,6 +385,7 @@ async def _main(fd: int) -> int:
 
 
 if __name__ == "__main__":
+    forget_allocator(os.environ)
     code = uvloop.run(_main(int(sys.argv[1])))
     logging.shutdown()
     os._exit(code)  # a worker's threads must not keep a drained host alive

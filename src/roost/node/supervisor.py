@@ -35,6 +35,7 @@ from roost.node.assemble import (
 )
 from roost.node.child_process import ChildProcess, Health
 from roost.node.config import read_app
+from roost.node.host_process import has_glibc, host_environment, host_interpreter
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.node.versions import Version, Versions
 from roost.observe import logs
@@ -318,9 +319,11 @@ class Node:
     ) -> ChildProcess:
         app = app or self._app
         ours, theirs = socket.socketpair()
-        interpreter = host_interpreter(app.folder) if role == "host" else sys.executable
+        interpreter, environment = sys.executable, dict(os.environ)
+        if role == "host":
+            interpreter, environment = host_interpreter(app.folder), host_environment(environment, glibc=has_glibc())
         process = await asyncio.create_subprocess_exec(
-            interpreter, "-m", "roost.node.child", str(theirs.fileno()),
+            interpreter, "-m", "roost.node.child", str(theirs.fileno()), env=environment,
             pass_fds=(theirs.fileno(), *listen_fds), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
@@ -678,15 +681,3 @@ def _as_error(failure: FromChild) -> Exception:
     if failure.traceback:
         error.add_note(failure.traceback)
     return error
-
-
-def host_interpreter(folder: str) -> str:
-    """The Python that runs the worker: the app's own `.venv` if Roost is installed in it, else this one."""
-    own = os.path.join(folder, ".venv", "bin", "python")
-    if not os.path.exists(own) or os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(folder, ".venv")):
-        return sys.executable
-    probe = subprocess.run([own, "-c", "import roost.node.child"], capture_output=True, timeout=30, check=False)
-    if probe.returncode == 0:
-        return own
-    _log.warning("node: %s has no Roost in it; the worker runs on %s instead", own, sys.executable)
-    return sys.executable
