@@ -10,8 +10,10 @@ others, which have no objects, a plain handler. What is measured is in `works.py
 import argparse
 import json
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def main():
         if unknown := set(given) - set(known):
             parser.error(f"no such {what}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     CACHE.mkdir(exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped then, too
     figures = []
     began = time.monotonic()
     for work in dict.fromkeys(WORKS[name] for name in wanted):  # P4 and P10 are one

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache"
 NPM_PEERS = {"workerd": "1.20261117.1", "bun": "1.4.5", "ws": "8.23.0"}
 SERVER_CORE, LOAD_CORE = "0", "1"
-PICOWS = "2.3.1"
+PICOWS = ("picows==2.3.1", "python-socks==3.2.1")
 
 
 def tool(name):
@@ -103,9 +103,10 @@ def python_peer(name):
 
 def picows():
     folder = CACHE / "picows"
-    if not (folder / "picows").exists():
+    if not all((folder / name.split("==")[0].replace("-", "_")).exists() for name in PICOWS):
+        shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-        if subprocess.run([*command, "--target", folder, f"picows=={PICOWS}"], check=False).returncode:
+        if subprocess.run([*command, "--target", folder, *PICOWS], check=False).returncode:
             return None
     return lambda port: ["env", f"PYTHONPATH={folder}", sys.executable, HERE / "peers" / "picows" / "server.py", port]
 

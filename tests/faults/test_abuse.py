@@ -243,7 +243,7 @@ def test_upgrade_with_a_wrong_version_is_closed(node):
 
 
 def test_memory_of_idle_sockets(node, memory):
-    """500 of them; the 15,000 of the acceptance are `benchmarks/run.py --only idle`."""
+    """500 of them; the 15,000 of the acceptance are `benchmarks/run.py --only P4`."""
     sockets = [node.connect() for _ in range(500)]
     assert memory.grown() / 500 < 4096
     for ws in sockets:
