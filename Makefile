@@ -63,11 +63,16 @@ fuzz: $(STAMP)  ## codec, HTTP head, envelope, values, configuration: MINUTES (1
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0
 	MINUTES=$(or $(MINUTES),10) $(BIN)/python tests/fuzz/run.py
 
-bench: $(STAMP)  ## Roost and its peers, side by side
+bench: $(STAMP)  ## P1-P13: Roost and its peers, side by side, in under 10 minutes
 	$(BIN)/python benchmarks/run.py
+
+bench-storage: $(STAMP)  ## durable counters, reads and lists, beside workerd
 	$(BIN)/python benchmarks/storage.py
+
+growth: $(STAMP)  ## how the cost of a message grows with sockets, objects, sizes, hosts
+	$(BIN)/python benchmarks/growth.py
 
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench clean
+.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage growth clean

@@ -141,8 +141,9 @@ def p9(options):
 class Held:
     """Connections that somebody else keeps open."""
 
-    def __init__(self, port, path, count, *, distinct=0):
-        environment = {"WSLOAD_MOD": str(distinct)} if distinct else None
+    def __init__(self, port, path, count, *, distinct=0, source=0):
+        """The first `distinct` numbers of a path with %d, if not `count` of them; from the address 127.0.0.2 + `source`."""
+        environment = {"WSLOAD_FROM": str(source)} | ({"WSLOAD_MOD": str(distinct)} if distinct else {})
         command = ["taskset", "-c", LOAD_CORE, tool("wsload"), "idle", str(port), path, str(count), "600"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -156,8 +157,8 @@ class Held:
         self._process.stdout.close()
 
 
-def idle(options, path, names):
-    """Bytes a connection and the share of a core, of each server, all at the same time: nothing here is fast or slow."""
+def idle(options, path, names, seconds):
+    """Bytes a connection, and for how much of a core those `seconds`, of all servers at once: nothing here is fast or slow."""
     sizes, shares = {}, {}
     with started(options.commands(*names)) as servers, contextlib.ExitStack() as held:
         before = {}
@@ -177,15 +178,15 @@ def idle(options, path, names):
         began = {name: server.cpu_s() for name, server in servers.items()}
         for name, server in servers.items():
             sizes[name] = [(server.pss_bytes() - before[name]) / FEWER_IDLE.get(name, IDLE_SOCKETS)]
-        time.sleep(IDLE_S)
+        time.sleep(seconds)
         for name, server in servers.items():
-            shares[name] = [100 * (server.cpu_s() - began[name]) / IDLE_S]
+            shares[name] = [100 * (server.cpu_s() - began[name]) / (seconds or 1)]
     return sizes, shares
 
 
 def p4(options):
     """Also P10: the same sockets are looked at."""
-    sizes, shares = idle(options, "/echo/idle", ())
+    sizes, shares = idle(options, "/echo/idle", (), IDLE_S)
     title = f"{IDLE_SOCKETS:,} hibernated sockets in one object, a tag and 64 bytes each"
     yield Figure("P4", title, "bytes each", sizes, more_is_better=False, bars=[Bar(SPLIT, 700)])
     title = f"{IDLE_SOCKETS:,} idle sockets for {IDLE_S} s"
@@ -193,7 +194,7 @@ def p4(options):
 
 
 def p5(options):
-    sizes, _ = idle(options, "/echo/o%d", (SPLIT, INLINE, "workerd"))
+    sizes, _ = idle(options, "/echo/o%d", (SPLIT, INLINE, "workerd"), 0)
     title = f"{IDLE_SOCKETS:,} hibernated objects with one socket each"
     yield Figure("P5", title, "bytes each", sizes, more_is_better=False, bars=[Bar(SPLIT, 1500)])
 
@@ -339,7 +340,7 @@ def p13(options):
         each = -(-MANY_SOCKETS // MANY_GATEWAYS)
         holders = []
         for number in range(MANY_GATEWAYS):
-            holders.append(Held(server.port, f"/echo/m{number}-%d", each, distinct=each // ROOM_SOCKETS))
+            holders.append(Held(server.port, f"/echo/m{number}-%d", each, distinct=each // ROOM_SOCKETS, source=number))
             stack.callback(holders[-1].close)
         for holder in holders:
             holder.wait_open()

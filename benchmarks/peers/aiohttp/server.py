@@ -1,4 +1,4 @@
-"""aiohttp on uvloop: /echo echoes, /fan sends to everybody by the plain loop."""
+"""aiohttp on uvloop: /echo echoes, /fan sends to everybody by the plain loop, /hello is plain HTTP."""
 
 import asyncio
 import os
@@ -31,8 +31,13 @@ async def handle(request):
     return ws
 
 
+async def hello(request):
+    return web.Response(text="hello")
+
+
 async def main():
     app = web.Application()
+    app.router.add_get("/hello", hello)
     app.router.add_get("/{tail:.*}", handle)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
