@@ -194,7 +194,8 @@ class Server:
             pid = queue.pop()
             found.append(pid)
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                queue += map(int, task.read_text().split())
+                with contextlib.suppress(FileNotFoundError):  # a thread that has ended since
+                    queue += map(int, task.read_text().split())
         return found
 
     def pss_bytes(self):

@@ -158,7 +158,7 @@ class Held:
 
 
 def idle(options, path, names, seconds):
-    """Bytes a connection, and for how much of a core those `seconds`, of all servers at once: nothing here is fast or slow."""
+    """Bytes a connection, and percent of a core over those `seconds`; of all servers at once, as nothing here is timed."""
     sizes, shares = {}, {}
     with started(options.commands(*names)) as servers, contextlib.ExitStack() as held:
         before = {}
