@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--only", default=",".join(work for work in WORKS if work != "P10"), help="works, such as P1,P3")
     parser.add_argument("--peers", default=",".join(SERVERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.8, help="of measurement, each server and round")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of measurement, each server and round")
     parser.add_argument("--json", default=str(CACHE / "bench.json"))
     parser.add_argument("--svg", default=str(CACHE / "bench.svg"))
     options = parser.parse_args()
@@ -40,12 +40,14 @@ def main():
     figures = []
     began = time.monotonic()
     for work in dict.fromkeys(WORKS[name] for name in wanted):  # P4 and P10 are one
+        started = time.monotonic()
         try:
             for figure in work(Options(options.rounds, options.seconds, peers)):
                 figures.append(figure)
                 show(figure)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             print(f"{work.__name__.upper()}: failed: {error}", flush=True)
+        print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
     print(f"\n{time.monotonic() - began:.0f} s\n")
     print(table(figures))
     report = {

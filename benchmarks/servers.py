@@ -233,7 +233,13 @@ def load(server, *arguments, generator="wsload"):
 
 
 def kernel_bytes():
-    """What the kernel holds for everybody: its slabs, which are mostly sockets here, and their buffers."""
+    """What the kernel holds for everybody: its slabs, which are mostly sockets here, and their buffers.
+
+    Without what it would give back to whoever asks: who lists the open files of a process, as monitors of machines do,
+    leaves an inode of /proc for each of them.
+    """
+    with contextlib.suppress(PermissionError):
+        Path("/proc/sys/vm/drop_caches").write_text("2")  # inodes and directory entries that nobody has open
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     total = int(fields["Slab"].split()[0]) * 1024
     for line in Path("/proc/net/sockstat").read_text().splitlines():
