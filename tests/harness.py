@@ -381,7 +381,7 @@ class Load:
     def p99_s(self, since=0):
         """Of the answers after the first `since`: 99 % of the time that clients waited was in waits no longer than this.
 
-        Weighed by time, because a client that waits asks nothing more: by number, the many quick answers beside a stall hide it.
+        Weighed by time, as a client that waits asks nothing more: by number, the quick answers beside a stall hide it.
         """
         ordered = sorted(self.pauses_s[since:])
         left_s = 0.99 * sum(ordered)
