@@ -5,6 +5,7 @@ A stub holds no connection; calling it asks the host, which knows whether the ob
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from roost import ids
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from roost.api.rpc import RpcMember
 
+_KNOWN_NAMES = 1024  # whose ids are kept: two digests cost as much as the rest of a call
+_MAX_NAME_BYTES = 1024  # of a name that its object is told of
 _HINTS = ("wnam", "enam", "sam", "weur", "eeur", "apac", "apac-ne", "apac-se", "oc", "afr", "me")
 
 
@@ -125,12 +128,16 @@ class DurableObjectNamespace:
         self._key = key
         self._caller = caller
         self._random_bytes = random_bytes
+        self._named = lru_cache(_KNOWN_NAMES)(self._from_name)
 
     def idFromName(self, name: str) -> DurableObjectId:
         """The same id for the same name, always."""
         text = str(name)
-        named = text if len(text.encode("utf-8", "surrogatepass")) <= 1024 and is_unicode(text) else None
-        return DurableObjectId(ObjectRef(self._class_name, ids.id_from_name(self._key, text), named))
+        return DurableObjectId(self._named(text) if len(text) <= _MAX_NAME_BYTES else self._from_name(text))
+
+    def _from_name(self, name: str) -> ObjectRef:
+        named = name if len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES and is_unicode(name) else None
+        return ObjectRef(self._class_name, ids.id_from_name(self._key, name), named)
 
     def newUniqueId(self, options: Any = None, *, jurisdiction: str | None = None) -> DurableObjectId:
         """A random id."""

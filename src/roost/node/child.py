@@ -68,6 +68,8 @@ class Child:
         logs.set_up(spec.log_format, debug=spec.debug)
         if spec.role == "host":
             _die_with_parent()
+        else:
+            logs.lean_records()
         try:
             role: Any = await (_Gateway if spec.role == "gateway" else _HostRole).start(spec)
         except (ConfigError, WorkerError) as error:
