@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from roost.api.rpc import RpcMember
 
-_KNOWN_NAMES = 1024  # whose ids are kept: two digests cost as much as the rest of a call
+_KNOWN_NAMES = 16  # whose ids are kept: two digests cost as much as the rest of a call; each keeps a page of heap
 _MAX_NAME_BYTES = 1024  # of a name that its object is told of
 _HINTS = ("wnam", "enam", "sam", "weur", "eeur", "apac", "apac-ne", "apac-se", "oc", "afr", "me")
 

@@ -151,10 +151,13 @@ async def probe(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, setti
 
 
 def calm_collector() -> None:
-    """What is there for good need not be looked at again by the collector, and a burst of values is no reason to run it."""
+    """What is there for good need not be looked at again by the collector, and a burst of values is no reason to run it.
+
+    An object that wakes makes about 55 things that stay: at 2,000 one wake in 36 waited 0.3 ms for it, which was the p99.
+    """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(2_000, 10, 10)
+    gc.set_threshold(10_000, 10, 10)
 
 
 def gateway_report(gateway: Gateway) -> dict[str, Any]:
