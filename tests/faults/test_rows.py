@@ -160,13 +160,14 @@ def twice(self, socket, item, link, event):
 Actor._end = twice
 """,
     "I8": """
-from roost.host.actor import Actor
-restore = Actor._restore
-def forgetful(self, link, entry):
-    restore(self, link, entry)
-    from roost.values import encode
-    next(reversed(self.sockets))._attachment = encode({"id": "somebody else"})
-Actor._restore = forgetful
+from roost.api.websocket import WebSocket
+from roost.values import encode
+restored = WebSocket.restored.__func__
+def forgetful(cls, entry, context, port):
+    socket = restored(cls, entry, context, port)
+    socket._attachment = encode({"id": "somebody else"})
+    return socket
+WebSocket.restored = classmethod(forgetful)
 """,
     "I9": """
 from roost.host.alarms import Alarms

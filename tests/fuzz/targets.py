@@ -46,7 +46,7 @@ def deflated(data):
     except ValueError:
         payload = None
     assert payload is None or len(payload) <= MAX_MESSAGE_BYTES
-    bits, header = agree([data[:2000].decode("latin-1")])
+    bits, header = agree(data[:2000].decode("latin-1"))
     assert (bits == 0) == (header == "")
 
 

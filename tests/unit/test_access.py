@@ -6,8 +6,7 @@ from roost.gateway.access import Access
 
 
 def allowed(access, origin, host="rooms.example.com"):
-    headers = [("Host", host)] + ([("Origin", origin)] if origin is not None else [])
-    return access.origin_allowed(headers)
+    return access.origin_allowed({"host": host} | ({"origin": origin} if origin is not None else {}))
 
 
 @pytest.mark.parametrize(
@@ -57,8 +56,8 @@ def test_proxies():
     access = Access(trusted_proxies=["127.0.0.1", "10.0.0.0/8"])
 
     def client(peer, forwarded, proto=None):
-        headers = [("X-Forwarded-For", value) for value in forwarded]
-        return access.client(peer, "http", headers + ([("X-Forwarded-Proto", proto)] if proto else []))
+        fields = {"x-forwarded-for": ", ".join(forwarded)} if forwarded else {}
+        return access.client(peer, "http", fields | ({"x-forwarded-proto": proto} if proto else {}))
 
     assert client("192.0.2.1", ["198.51.100.7"], "https") == ("192.0.2.1", "http"), "anybody can write that"
     assert client("127.0.0.1", ["198.51.100.7"], "https") == ("198.51.100.7", "https")

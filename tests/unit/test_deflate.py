@@ -52,18 +52,18 @@ def compressed(payload, text=True, bits=15):
     ],
 )
 def test_what_a_server_agrees_to(offer, bits, answer):
-    assert agree([offer]) == (bits, answer)
+    assert agree(offer) == (bits, answer)
 
 
 def test_the_worker_decides():
-    assert agree(["permessage-deflate"], "") == (0, "")
-    assert agree(["permessage-deflate"], "something") == (0, "")
-    assert agree(["permessage-deflate"], "permessage-deflate") == (15, OFFER)
-    assert agree([], "permessage-deflate") == (0, "")  # what was not offered cannot be chosen
+    assert agree("permessage-deflate", "") == (0, "")
+    assert agree("permessage-deflate", "something") == (0, "")
+    assert agree("permessage-deflate", "permessage-deflate") == (15, OFFER)
+    assert agree("", "permessage-deflate") == (0, "")  # what was not offered cannot be chosen
 
 
 def test_offers_in_several_headers():
-    assert agree(["bbf-usp-protocol", "permessage-deflate; server_max_window_bits=9"])[0] == 9
+    assert agree("bbf-usp-protocol, permessage-deflate; server_max_window_bits=9")[0] == 9
 
 
 def test_parsing():

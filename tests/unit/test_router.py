@@ -27,6 +27,8 @@ class Link:
     def send(self, event):
         self.sent.append(event)
 
+    queue = send
+
     def close(self):
         pass
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from http import HTTPMethod
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.forms import FormData, parse_form
@@ -194,11 +194,11 @@ class Request(Body):
         return f"<Request {self.method} {self.url}>"
 
 
+_METHODS: Final[dict[str, str]] = {method.value: method for method in HTTPMethod}
+
+
 def _method(name: str) -> str:
-    try:
-        return HTTPMethod(name.upper())
-    except ValueError:
-        return name
+    return _METHODS.get(name) or _METHODS.get(name.upper(), name)
 
 
 class _JsonBoth:

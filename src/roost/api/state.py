@@ -6,6 +6,7 @@ Values only: each call goes to the host through `ObjectHost` or the current `IoC
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from roost.api.aliases import with_snake_case
@@ -46,6 +47,10 @@ class ObjectHost(Protocol):
     def abort(self, reason: str | None, *, retry_alarm: bool) -> NoReturn: ...
 
     def get_auto_response(self) -> WebSocketRequestResponsePair | None: ...
+
+    def make_storage(self) -> DurableObjectStorage:
+        """The object's storage, asked for once and only if it is used."""
+        ...
 
 
 _NOT_HERE: Final = {
@@ -92,15 +97,20 @@ class ExecutionContext:
 class DurableObjectState:
     """`ctx` of a Durable Object."""
 
-    def __init__(
-        self, object_id: DurableObjectId, context: IoContext, host: ObjectHost, storage: DurableObjectStorage
-    ) -> None:
+    def __init__(self, object_id: DurableObjectId, context: IoContext, host: ObjectHost) -> None:
         self.id = object_id
-        self.props: dict[str, Any] = {}
-        self.storage = storage
         self._context = context
         self._host = host
         self._event_timeout_ms: int | None = None
+
+    @cached_property
+    def storage(self) -> DurableObjectStorage:
+        """The object's own database."""
+        return self._host.make_storage()
+
+    @cached_property
+    def props(self) -> dict[str, Any]:
+        return {}
 
     def waitUntil(self, awaitable: Awaitable[Any]) -> None:
         """Keep the object awake until `awaitable` ends; its failure is logged."""

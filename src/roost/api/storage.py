@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 
 from roost.api.aliases import with_snake_case
@@ -235,8 +236,15 @@ class DurableObjectStorage(_Operations):
     def __init__(self, store: StorePort, *, delete_all_alarm: bool = True) -> None:
         super().__init__(store)
         self._delete_all_alarm = delete_all_alarm
-        self.kv = SyncKv(store)
-        self.sql = SqlStorage(store)
+
+    @cached_property
+    def kv(self) -> SyncKv:
+        """The same keys, without await."""
+        return SyncKv(self._store)
+
+    @cached_property
+    def sql(self) -> SqlStorage:
+        return SqlStorage(self._store)
 
     async def deleteAll(self, options: Any = None, **more: Any) -> None:
         """Delete everything, from compatibility date 2026-02-24 the alarm too. The file goes when the object sleeps."""

@@ -22,6 +22,8 @@ from roost.values import decode_js, encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from roost.events import RosterEntry
+
 MAX_ATTACHMENT_BYTES: Final = 16_384
 MAX_SEND_BYTES: Final = 32 * 1024 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
@@ -94,7 +96,7 @@ class WebSocket:
         self._number = 0
         self._peer: WebSocket | None = None
         self._outbound = False  # dialled by the worker
-        self._pending: list[Item] = []
+        self._pending: list[Item] | tuple[()] = ()
         self._context: IoContext | None = None
         self._listeners: dict[str, list[tuple[Callable[..., Any], bool]]] | None = None
         self._close_in = self._close_out = self._failed = self._half_open = self._used = self._connecting = False
@@ -254,9 +256,16 @@ class WebSocket:
         if self._used:
             return
         if self._accept == Accept.NONE or self._pending:
-            self._pending.append(item)
+            self.keep(item)
         elif self._context is not None:
             self._context.deliver(self, item)
+
+    def keep(self, item: Item) -> None:
+        """Somebody will want it: it waits behind what waits already."""
+        if self._pending:
+            self._pending.append(item)
+        else:
+            self._pending = [item]  # most sockets never need one
 
     def dispatch(self, item: Item) -> None:
         """Give an item to the listeners (of an accepted, not hibernating socket). Each runs in the socket's context."""
@@ -310,6 +319,23 @@ class WebSocket:
         self._peer = None
         self._connecting = False
         self._update_ready()
+
+    @classmethod
+    def restored(cls, entry: RosterEntry, context: IoContext, port: SocketPort) -> Self:
+        """A hibernatable socket as its gateway has kept it. A wake makes one of each."""
+        socket = cls()
+        socket._accept = Accept.HIBERNATABLE
+        socket._context = context
+        socket._port = port
+        socket._number = entry.socket
+        socket._tags = entry.tags
+        socket._attachment = entry.attachment
+        socket._auto_at_ms = entry.auto_at_ms
+        socket._close_out = entry.close_sent
+        socket._ready = not entry.close_sent
+        socket.url = entry.url or None
+        socket.protocol = entry.protocol
+        return socket
 
     def dial_failed(self, reason: str) -> None:
         """The dial of `WebSocket.new(url)` came to nothing: an error event, then close 1006."""

@@ -12,12 +12,8 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from roost.protocol.http import get_header
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from roost.events import Headers
+    from collections.abc import Iterable, Mapping
 
 SAME_HOST: Final = "same-host"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -45,9 +41,9 @@ class Access:
                     self._origins.add(f"{scheme}://{host}")
         self._proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
 
-    def origin_allowed(self, headers: Headers) -> bool:
-        """Whether a handshake with these headers may go on."""
-        origin = get_header(headers, "origin")
+    def origin_allowed(self, fields: Mapping[str, str]) -> bool:
+        """Whether a handshake with these header fields, by their lower-case names, may go on."""
+        origin = fields.get("origin")
         if origin is None or self._any:
             return True
         if origin == "null":
@@ -56,7 +52,7 @@ class Access:
             scheme, host = _split(origin)
         except ValueError:
             return False
-        if self._same_host and host == _without_default_port(get_header(headers, "host") or "", scheme):
+        if self._same_host and host == _without_default_port(fields.get("host", ""), scheme):
             return True
         return f"{scheme}://{host}" in self._origins or any(
             scheme == wanted and host.endswith(suffix) for wanted, suffix in self._suffixes
@@ -72,7 +68,7 @@ class Access:
             return False
         return any(address in network for network in self._proxies)
 
-    def client(self, peer: str, scheme: str, headers: Headers) -> tuple[str, str]:
+    def client(self, peer: str, scheme: str, fields: Mapping[str, str]) -> tuple[str, str]:
         """The client's address and scheme: a trusted proxy's word for it, else what was seen.
 
         `X-Forwarded-For` is read from its end: what stands before the first address that is no proxy of ours, anybody may
@@ -80,7 +76,7 @@ class Access:
         """
         if not self.is_proxy(peer):
             return peer, scheme
-        forwarded = ",".join(value for name, value in headers if name.lower() == "x-forwarded-for")
+        forwarded = fields.get("x-forwarded-for", "")
         client = peer
         for entry in reversed(forwarded.split(",")):
             try:
@@ -89,7 +85,7 @@ class Access:
                 break
             if not self.is_proxy(client):
                 break
-        said = (get_header(headers, "x-forwarded-proto") or "").strip().lower()
+        said = fields.get("x-forwarded-proto", "").strip().lower()
         return client, said if said in _DEFAULT_PORTS else scheme
 
 

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from roost.gateway.access import Access
+from roost.gateway.busy_poll import BusyPoll
 from roost.gateway.connection import Backlog, Channel, Connection, State
 from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
-_LOOPBACK = ("127.", "::1", "::ffff:127.")
 _PROBES = 4  # of TCP keep-alive, until a client that answers none is gone
 _SPREAD_FROM = 100  # sockets: fewer are closed at once when the gateway ends
 
@@ -49,7 +49,11 @@ _SPREAD_FROM = 100  # sockets: fewer are closed at once when the gateway ends
 class RequestLog(Protocol):
     """Where the line of each request goes."""
 
-    def __call__(self, method: str, target: str, status: int) -> None: ...
+    def line(self, method: str, target: str, status: int) -> None: ...
+
+    def flush(self) -> None:
+        """The turn is over: write its lines."""
+        ...
 
 
 class Gateway:
@@ -83,7 +87,9 @@ class Gateway:
         self._deflated: tuple[bytes, dict[int, bytes]] = (b"", {})  # the last frame, by window
         self.again: list[HttpConnection] = []  # connections with a pipelined request to begin
         self.later: list[tuple[Connection, bytes]] = []  # what a client sent before its 101
-        self.reactor = Reactor(loop, self.end_turn)
+        polling_s = self.limits.busy_poll_us / 1e6
+        self.busy_poll = BusyPoll(polling_s, self.counters) if polling_s else None
+        self.reactor = Reactor(loop, self.end_turn, self.busy_poll, clock.monotonic)
         self.sockets = SocketTable()
         self.journal = Journal(journal)
         self.router = Router(self, slots)
@@ -93,6 +99,7 @@ class Gateway:
         self.listeners: list[Listener] = []
         self.generation = 0
         self._request_log = request_log
+        self._lines_wait = False
         self._per_address: dict[str, int] = {}
         self.addresses: dict[int, str] = {}  # by descriptor, only while there is a bound per address
         self._pings: dict[int, int] = {}
@@ -206,9 +213,10 @@ class Gateway:
         if self.reactor.in_turn or self._in_end:
             return
         self._in_end = True
+        slots = self.router.slots
         try:
             while True:
-                for slot in self.router.slots:
+                for slot in slots:
                     if slot.link is not None:
                         slot.link.flush()
                     if slot.leaving is not None:
@@ -236,9 +244,16 @@ class Gateway:
                     for http in again:
                         http.again()
                 else:
-                    return
+                    break
         finally:
             self._in_end = False
+        if self._lines_wait and self._request_log is not None:
+            self._lines_wait = False
+            self._request_log.flush()
+        for slot in slots:
+            if slot.unfinished or slot.late:
+                return  # its host will have something to say
+        self.reactor.wait()
 
     # connections
 
@@ -270,8 +285,6 @@ class Gateway:
                 return
             self.count_address(sock.fileno(), peer)
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            self.watch_over(sock, peer)
         fd = sock.detach()
         if self.tls is None:
             http = HttpConnection(self, fd, self.new_number(fd), peer)
@@ -280,23 +293,21 @@ class Gateway:
         self.adopt(http)
         self._deadlines.add(self.loop.time() + limits.head_timeout_s, http.number)
 
-    def watch_over(self, sock: socket.socket, peer: str = "") -> None:
+    def watch_over(self, sock: socket.socket, *, local: bool = False) -> None:
         """Send at once, and have the kernel notice a peer that has vanished.
 
-        One on this machine, such as a proxy, cannot vanish unnoticed. It is not probed: Linux drops probes of more than
-        about a thousand loopback sockets that are due at the same tick, and would end the sockets for it.
+        One on this machine (`local`), such as a proxy, cannot vanish unnoticed. It is not probed: Linux drops probes of
+        more than about a thousand loopback sockets that are due at the same tick, and would end the sockets for it.
         """
         limits = self.limits
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if peer.startswith(_LOOPBACK):
-            return
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, not local)
+        if not local and hasattr(socket, "TCP_KEEPIDLE"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, limits.tcp_keepalive_s))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, limits.tcp_timeout_s // _PROBES))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # the same for one who vanishes while he is owed something
-            timeout_ms = 1000 * (limits.tcp_keepalive_s + limits.tcp_timeout_s)
+            timeout_ms = 0 if local else 1000 * (limits.tcp_keepalive_s + limits.tcp_timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def look_again(self, http: HttpConnection) -> None:
@@ -418,7 +429,8 @@ class Gateway:
 
     def log_request(self, method: str, target: str, status: int) -> None:
         if self._request_log is not None:
-            self._request_log(method, target, status)
+            self._request_log.line(method, target, status)
+            self._lines_wait = True
 
     def log_worker_fault(self, target: str, text: str) -> None:
         _log.error("worker: the response to %s cannot be sent: %s", target, text)

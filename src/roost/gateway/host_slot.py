@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -43,6 +43,8 @@ _log = logging.getLogger("roost.gateway")
 _MAX_ATTEMPTS = 5  # hosts that may die with one event unfinished before it is dropped
 _MAX_BESIDES = 10_000  # groups that arrive before an earlier one: as many as wait for the disk at a time
 COUNT_FROM_BYTES = 4096  # smaller messages are bounded by their number
+
+_NONE: Final[frozenset[int]] = frozenset()
 
 SocketEvent = SocketMessage | SocketClose | SocketError | SocketOpened
 
@@ -119,11 +121,14 @@ class HostSlot:
 
     def update_full(self) -> None:
         """Decide, once a turn, whether clients of this host are held back."""
+        link = self.link
+        if not self.full and not self.unfinished and (link is None or not link.congested):
+            return  # as nearly always; what is late only was not too much when it came
         limits = self.router.gateway.limits
         full = (
             len(self.unfinished) + len(self.late) > limits.max_unfinished_events
             or self._large_bytes > limits.max_unfinished_bytes
-            or (self.link is not None and self.link.congested)
+            or (link is not None and link.congested)
         )
         if self.full and not full:
             self.router.release_held(self)
@@ -132,12 +137,12 @@ class HostSlot:
     def done(self, upto: int, stragglers: tuple[int, ...]) -> None:
         """The host has finished every event up to `upto`, but for the stragglers."""
         unfinished = self.unfinished
-        running = set(stragglers)
+        running = set(stragglers) if stragglers else _NONE
         while unfinished and unfinished[0].event <= upto:
             event = unfinished.popleft()
             if running and event.event in running:
                 self.late[event.event] = event
-            else:
+            elif type(event) is not SocketMessage or len(event.data) >= COUNT_FROM_BYTES:
                 self._finished(event)
         if self.late:
             for number in [n for n in self.late if n <= upto and n not in running]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from roost.gateway.sockets import Owner
 
 _NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
-_NOT_IN_101: Final = frozenset({"content-length", "sec-websocket-extensions"})
+_NOT_IN_101: Final = _NOT_FROM_WORKERS | {"content-length", "sec-websocket-extensions"}
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?\Z")
 _EARLY_BYTES: Final = 64 * 1024  # what a client may send before its 101
 _LINGER_BYTES: Final = 4 * 1024 * 1024  # read and dropped after an early answer, so that it is not lost to a reset
@@ -180,7 +180,7 @@ class HttpConnection(Channel):
         self._body_bytes = len(body)
         self.gateway.counters.requests += 1
         upgrade = wants_websocket(head)
-        peer, scheme = self.gateway.access.client(self.peer, self.scheme, head.headers)
+        peer, scheme = self.gateway.access.client(self.peer, self.scheme, head.fields)
         try:
             if upgrade:
                 self._key = check_handshake(head)
@@ -194,12 +194,12 @@ class HttpConnection(Channel):
             return
         if head.upgrade and not upgrade:
             self._close_after = True  # another protocol was offered; what follows the head is not ours to read
-            if any(name.lower() in ("content-length", "transfer-encoding") for name, _ in head.headers):
+            if "content-length" in head.fields or "transfer-encoding" in head.fields:
                 self._refuse(400, "A request with a body cannot offer another protocol here.")
                 return
         if not upgrade and self._serve_asset(head):
             return
-        if self._reading_body and has_token(head.headers, "expect", "100-continue"):
+        if self._reading_body and has_token(head.fields.get("expect"), "100-continue"):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._uncredited = len(body) if self._reading_body else 0
         self._request = self.gateway.router.exchanges.new_request(self)
@@ -221,27 +221,27 @@ class HttpConnection(Channel):
         assets = self.gateway.assets
         if assets is None or not assets.before_worker:
             return False
-        accept, tag = get_header(head.headers, "accept"), get_header(head.headers, "if-none-match")
-        found = assets.find(head.method, head.target, accept or "", tag or "")
+        fields = head.fields
+        found = assets.find(head.method, head.target, fields.get("accept", ""), fields.get("if-none-match", ""))
         if found is None:
             return False
-        fields = list(found.headers)
+        answer = list(found.headers)
         if found.status != 304:
-            fields.append(("Content-Length", str(len(found.body))))
-        self.answer(encode_head(found.status, "", fields) + (b"" if head.method == "HEAD" else found.body), found.status)
+            answer.append(("Content-Length", str(len(found.body))))
+        self.answer(encode_head(found.status, "", answer) + (b"" if head.method == "HEAD" else found.body), found.status)
         return True
 
     def _check_body(self, head: RequestHead) -> None:
-        length = get_header(head.headers, "content-length")
+        length = head.fields.get("content-length")
         if length is not None and int(length) > self.gateway.limits.max_body_bytes:
             self.gateway.counters.refused_body += 1
             raise RemoteProtocolError(413, f"The body exceeds {self.gateway.limits.max_body_bytes} bytes.")
 
     def _check_origin(self, head: RequestHead) -> None:
-        if not self.gateway.access.origin_allowed(head.headers):
+        if not self.gateway.access.origin_allowed(head.fields):
             self.gateway.counters.refused_origin += 1
             raise RemoteProtocolError(
-                403, f"The origin {get_header(head.headers, 'origin')!r} may not connect (network.allowed_origins)."
+                403, f"The origin {head.fields.get('origin')!r} may not connect (network.allowed_origins)."
             )
 
     def _url(self, head: RequestHead, scheme: str) -> str:
@@ -249,7 +249,7 @@ class HttpConnection(Channel):
             return head.target
         if not head.target.startswith("/") and head.target != "*":
             raise RemoteProtocolError(400, "The request target must be a path or an absolute URL.")
-        host = get_header(head.headers, "host") or "localhost"
+        host = head.fields.get("host") or "localhost"
         if not _HOST.match(host):
             raise RemoteProtocolError(400, "The Host header is not a host and port.")
         return f"{scheme}://{host}{head.target if head.target != '*' else '/*'}"
@@ -400,13 +400,9 @@ class HttpConnection(Channel):
             ("Sec-WebSocket-Accept", accept_key(self._key)),
         ]
         assert self._head is not None
-        fields += [
-            (name, value)
-            for name, value in response.headers
-            if name.lower() not in _NOT_FROM_WORKERS and name.lower() not in _NOT_IN_101
-        ]
-        if self.gateway.limits.compression:
-            offered = [value for name, value in self._head.headers if name.lower() == "sec-websocket-extensions"]
+        fields += [(name, value) for name, value in response.headers if name.lower() not in _NOT_IN_101]
+        offered = self._head.fields.get("sec-websocket-extensions")
+        if offered is not None and self.gateway.limits.compression:
             self._deflate, agreed = agree(offered, get_header(response.headers, "sec-websocket-extensions"))
             if self._deflate:
                 fields.append(("Sec-WebSocket-Extensions", agreed))

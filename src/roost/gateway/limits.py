@@ -37,6 +37,7 @@ class GatewayLimits(msgspec.Struct, frozen=True):
     drain_spread_s: float = 2.0
     allowed_origins: tuple[str, ...] = (SAME_HOST,)
     trusted_proxies: tuple[str, ...] = ()
+    busy_poll_us: int = 0  # 0: sleep at once
 
 
 class Counters(msgspec.Struct):
@@ -77,3 +78,5 @@ class Counters(msgspec.Struct):
     events_dropped: int = 0
     clients_held_back: int = 0
     sends_to_closed: int = 0
+    busy_polls_found: int = 0  # waits that ended while the gateway stayed awake for them
+    busy_polls_missed: int = 0  # those that went on asleep

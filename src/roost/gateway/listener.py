@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
+import sys
 from typing import TYPE_CHECKING, Final
 
 from roost.gateway.reactor import READ
 
 if TYPE_CHECKING:
-    import socket
-
     from roost.gateway.gateway import Gateway
 
 _log = logging.getLogger("roost.gateway")
 
 ACCEPTS_PER_TURN: Final = 128
 _RESERVE: Final = 64  # descriptors kept for links, dials, files
+_INHERIT: Final = sys.platform == "linux"  # what is accepted has the options of what accepts (tcp(7))
+_LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -29,6 +31,11 @@ class Listener:
         self._sock = sock
         self.paused = False
         self._open = True
+        self._local = True
+        if sock.family != socket.AF_UNIX:
+            address = sock.getsockname()[0]
+            self._local = address.startswith(_LOOPBACK)
+            gateway.watch_over(sock, local=self._local)
 
     def start(self) -> None:
         self._gateway.reactor.register(self._sock.fileno(), self)
@@ -45,7 +52,11 @@ class Listener:
                     self._pause()
                     return
                 continue  # that client was gone before it was accepted
-            gateway.accepted(connected, address[0] if address else "")
+            peer = address[0] if address else ""
+            local = not peer or peer.startswith(_LOOPBACK)
+            if peer and (local is not self._local or not _INHERIT):
+                gateway.watch_over(connected, local=local)
+            gateway.accepted(connected, peer)
             if gateway.open_files >= gateway.file_limit - _RESERVE:
                 self._pause()
                 return

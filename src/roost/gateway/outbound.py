@@ -311,7 +311,8 @@ async def _connect(loop: asyncio.AbstractEventLoop, host: str, port: int) -> soc
 
 def _check_response(headers: Headers, key: str, protocols: list[str]) -> None:
     """RFC 6455 §4.1: the server must prove that it understood."""
-    if not has_token(headers, "upgrade", "websocket") or not has_token(headers, "connection", "upgrade"):
+    upgrades = has_token(get_header(headers, "upgrade"), "websocket")
+    if not upgrades or not has_token(get_header(headers, "connection"), "upgrade"):
         raise RemoteProtocolError(502, "The upstream's 101 does not say that it upgrades to WebSocket.")
     if get_header(headers, "sec-websocket-accept") != accept_key(key):
         raise RemoteProtocolError(502, "The upstream's Sec-WebSocket-Accept is wrong.")

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import heapq
 import logging
+import os
 import select
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+    from roost.gateway.busy_poll import BusyPoll
 
 _log = logging.getLogger("roost.gateway")
 
@@ -77,11 +81,20 @@ class _Kqueue:
 class Reactor:
     """The descriptors of one gateway. `end_of_turn` is called once after each batch."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, end_of_turn: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        end_of_turn: Callable[[], None],
+        busy_poll: BusyPoll | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.table: list[Any] = [None] * 1024
         self.in_turn = False
         self._loop = loop
         self._end_of_turn = end_of_turn
+        self._busy_poll = busy_poll
+        self._monotonic = monotonic
+        self._looking = False
         self._epoll: Any = select.epoll() if sys.platform == "linux" else _Kqueue()
 
     def start(self) -> None:
@@ -122,11 +135,39 @@ class Reactor:
         self.table[fd] = None
         self._epoll.unregister(fd)
 
+    def wait(self) -> None:
+        """Nothing is to be done until a client sends something: stay awake for it, if that is likely to be worth it."""
+        poll = self._busy_poll
+        if poll is not None and poll.begin(self._monotonic()) and not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """A turn of the loop that does not sleep: nothing else is held up by it."""
+        poll = self._busy_poll
+        assert poll is not None
+        ready = [] if self._epoll.closed else self._epoll.poll(0, BATCH)
+        before = now = self._monotonic()
+        if ready:
+            self._handle(ready)
+            now = before
+        else:
+            os.sched_yield()
+            now = self._monotonic()
+        self._looking = poll.goes_on(now, now - before)
+        if self._looking:
+            self._loop.call_soon(self._look)
+
     def _turn(self) -> None:
+        self._handle(self._epoll.poll(0, BATCH))
+
+    def _handle(self, ready: list[tuple[int, int]]) -> None:
         table = self.table
         self.in_turn = True
+        if self._busy_poll is not None:
+            self._busy_poll.end(self._monotonic())
         try:
-            for fd, mask in self._epoll.poll(0, BATCH):
+            for fd, mask in ready:
                 pollable = table[fd]
                 if pollable is None:
                     continue  # closed earlier in this batch

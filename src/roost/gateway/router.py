@@ -88,12 +88,12 @@ class Router:
             owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[arg-type]
             return
         if not owner.awake and slot.link is not None:
-            slot.link.send(self.gateway.sockets.roster(owner.actor, None))  # so that its host need not ask for it
+            slot.link.queue(gateway.sockets.roster(owner.actor, None))  # so that its host need not ask for it
         slot.last_event = number = slot.last_event + 1
         message = SocketMessage(number, owner.actor, connection.number, data)
         slot.unfinished.append(message)
         if slot.link is not None:
-            slot.link.send(message)
+            slot.link.queue(message)  # messages come in turns, which end in a flush: no timer for each
         elif not owner.actor and slot.leaving is not None:
             slot.leaving.send(message)  # a plain socket's program is there
         if len(data) >= COUNT_FROM_BYTES and slot.count_large(message, 1):

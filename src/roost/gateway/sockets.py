@@ -121,17 +121,16 @@ class SocketTable:
         if record is None:
             return Roster(actor, ref, [], None)
         record.awake = True
-        entries = [
-            RosterEntry(
-                number,
-                connection.tags,
-                connection.attachment,
-                connection.auto_at_ms if connection.state < State.FLUSHING else 0,
-                connection.dial.url if isinstance(connection, ClientConnection) and connection.dial is not None else "",
-                connection.protocol,
-                connection.state in (State.CLOSING, State.FLUSHING)
-                and not (isinstance(connection, ClientConnection) and connection.waiting is not None),
-            )
-            for number, connection in record.sockets.items()
-        ]
-        return Roster(record.actor, record.object, entries, record.auto)
+        return Roster(record.actor, record.object, list(map(_entry, record.sockets.values())), record.auto)
+
+
+def _entry(connection: Connection) -> RosterEntry:
+    state, url = connection.state, ""
+    closing = state == State.CLOSING or state == State.FLUSHING
+    if isinstance(connection, ClientConnection):
+        url = "" if connection.dial is None else connection.dial.url
+        closing = closing and connection.waiting is None
+    auto_at_ms = connection.auto_at_ms if state < State.FLUSHING else 0
+    return RosterEntry(
+        connection.number, connection.tags, connection.attachment, auto_at_ms, url, connection.protocol, closing
+    )

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from roost.api.buffers import ArrayBuffer
 from roost.api.http import Response
 from roost.api.namespace import DurableObjectId
+from roost.api.runtime import current_context
 from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
@@ -41,7 +42,7 @@ from roost.events import (
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
-from roost.host.io_context import MAX_PENDING, Context, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.io_context import MAX_PENDING, NOTHING, Context, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
 from roost.protocol.websocket import CloseCode
@@ -65,6 +66,8 @@ Done = Callable[[Any, BaseException | None], None]
 _current_fetch: ContextVar[object | None] = ContextVar("roost_current_fetch", default=None)
 
 PIN_LISTENER = "listener on a hibernatable socket"
+
+_NOBODY: Final = ()  # waits at a shut gate
 
 
 class Phase(Enum):
@@ -94,77 +97,93 @@ class Actor(Context):
         self.built = False  # the constructor has succeeded; stays so
         self.woke_for = ""
         self.sockets: dict[WebSocket, GatewayLink | None] = {}  # oldest first; None until the 101 has left
-        self._waiting: deque[Any] | None = deque()  # None: the gate is open
-        self.asked: dict[
-            GatewayLink, None
-        ] = {}  # gateways whose roster is awaited (an empty set would take four times as much)
+        self._waiting: deque[Any] | tuple[()] | None = _NOBODY  # None: the gate is open
+        self.asked: dict[GatewayLink, None] = NOTHING  # gateways whose roster is awaited
         self.asked_at = host.loop.time()
-        self.late: dict[GatewayLink, None] = {}  # those that were asked and are not waited for
-        self._rosters: dict[int, Roster] = {}
+        self.late: dict[GatewayLink, None] = NOTHING  # those that were asked and are not waited for
+        self._rosters: dict[int, Roster] = NOTHING
         self._auto: AutoResponse | None = None
-        self._fetches: dict[WebSocket, object | None] = {}
+        self._fetches: dict[WebSocket, object | None] = NOTHING
         self._on_message: Any = None
         self._listening = 0
         self._blocks = 0
         self.store = ActorStorage(ref, host.disk, self)
-        self.calls_in_block: dict[int, ObjectRef] = {}  # that a blockConcurrencyWhile of this object waits for
-        self._unfinished: dict[int, Done] = {}  # calls and alarms that run, by their pin
-        self._serving: dict[asyncio.Task[Any], None] = {}  # tasks that run its fetch
+        self.calls_in_block: dict[int, ObjectRef] = NOTHING  # that a blockConcurrencyWhile of this object waits for
+        self._unfinished: dict[int, Done] = NOTHING  # calls and alarms that run, by their pin
+        self._serving: dict[asyncio.Task[Any], None] = NOTHING  # tasks that run its fetch
         self.alarm_running = False
         self.looked_at = 0.0  # its last activity, when room was last made
         self.farewell_at = -1.0  # when preShutdown last ended
         self.failure: BaseException | None = None  # what it ended with, if not in sleep
         self._ports: dict[int, ActorPort] = {}
-        self._running: dict[tuple[int, int], int] = {}  # pins of suspended message handlers, by link and event
-        self._variables = super().fresh_variables()
+        self._running: dict[tuple[int, int], int] = NOTHING  # pins of suspended message handlers, by link and event
+        self._variables = contextvars.Context()  # every run has a copy
+        self._variables.run(current_context.set, self)
 
     def fresh_variables(self) -> contextvars.Context:
         return self._variables.copy()
 
     # waking
 
+    def ask(self, link: GatewayLink) -> None:
+        """That gateway's roster is awaited."""
+        if self.asked is NOTHING:
+            self.asked = {}
+        self.asked[link] = None
+
+    def do_not_await(self, link: GatewayLink) -> None:
+        """That gateway's roster is taken when it comes."""
+        if self.late is NOTHING:
+            self.late = {}
+        self.late[link] = None
+
     def roster(self, link: GatewayLink, roster: Roster) -> None:
         """One gateway has told of its sockets."""
         self.asked.pop(link, None)
+        if self._rosters is NOTHING:
+            self._rosters = {}
         self._rosters[link.index] = roster
 
     def adopt(self, link: GatewayLink, roster: Roster, only: set[int] | None) -> None:
         """Sockets at a gateway that answered when the object was awake already (`only` these, if given)."""
         self._auto = roster.auto_response or self._auto
+        port = self.port_for(link)
         for entry in roster.sockets:
             if entry.socket not in link.sockets and (only is None or entry.socket in only):
-                self._restore(link, entry)
+                link.sockets[entry.socket] = socket = WebSocket.restored(entry, self, port)
+                self.sockets[socket] = link
 
-    def wake(self, links: Iterable[GatewayLink]) -> None:
-        """All rosters are here: build the instance and open the gate."""
+    def wake(self, links: Iterable[GatewayLink]) -> dict[int, Roster]:
+        """All rosters are here: build the instance and open the gate. Returns the rosters, by link."""
+        rosters, self._rosters = self._rosters, NOTHING
+        comes_again = self.host.awaits_gateways
         for link in links:
-            roster = self._rosters.get(link.index)
-            if roster is None:
-                continue
-            self._auto = roster.auto_response or self._auto
-            for entry in roster.sockets:
-                if entry.socket not in link.sockets:
-                    self._restore(link, entry)
-        self._rosters.clear()
-        if self.host.awaits_gateways or any(link.again for link in links):
+            roster = rosters.get(link.index)
+            if roster is not None:
+                self.adopt(link, roster, None)
+            if link.again:
+                comes_again = True
+        if comes_again:
             self._say_again()
-        storage = DurableObjectStorage(self.store, delete_all_alarm=self.compat.delete_all_alarm)
-        ctx = DurableObjectState(DurableObjectId(self.ref), self, self, storage)
+        ctx = DurableObjectState(DurableObjectId(self.ref), self, self)
         self.host.handled += 1
         try:
-            variables = self.fresh_variables()
-            self.instance = variables.run(self.kind.build, ctx, self.host.worker.env)
+            self.instance = self._variables.copy().run(self.kind.build, ctx, self.host.worker.env)
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("constructor", error)
             self.reset(error)
-            return
+            return rosters
         if self.phase is not Phase.WAKING:
-            return  # it aborted itself
+            return rosters  # it aborted itself
         self.built = True
         self._on_message = self.kind.bound_message_handler(self.instance)
         self.phase = Phase.AWAKE
         self.last_active = self.host.loop.time()
-        self._open_gate()
+        if self._waiting or self._blocks:
+            self._open_gate()
+        else:
+            self._waiting = None
+        return rosters
 
     def _open_gate(self) -> None:
         """Let the events go that waited, in order, unless the gate was shut again."""
@@ -174,7 +193,7 @@ class Actor(Context):
         while waiting:
             entry = waiting.popleft()
             entry(None)
-            shut_again: deque[Any] | None = getattr(self, "_waiting")  # noqa: B009 - the entry may have changed it
+            shut_again: deque[Any] | tuple[()] | None = getattr(self, "_waiting")  # noqa: B009 - the entry may have changed it
             if shut_again is not None and self.phase is Phase.AWAKE:
                 waiting.extend(shut_again)
                 self._waiting = waiting
@@ -188,7 +207,7 @@ class Actor(Context):
         """Start no new event until the returned function is called."""
         self._blocks += 1
         if self._waiting is None:
-            self._waiting = deque()
+            self._waiting = _NOBODY
         pinned = self.pin("blockConcurrencyWhile or a transaction")
         blocking = True
 
@@ -212,6 +231,12 @@ class Actor(Context):
     def blocked(self) -> bool:
         """Whether a section of `blockConcurrencyWhile` (or a transaction) holds events back."""
         return self._blocks > 0
+
+    def called_in_block(self, number: int, ref: ObjectRef) -> None:
+        """A section of `blockConcurrencyWhile` waits for a call of another object."""
+        if self.calls_in_block is NOTHING:
+            self.calls_in_block = {}
+        self.calls_in_block[number] = ref
 
     def block_while(self, callback: Callable[[], Any]) -> asyncio.Future[Any]:
         return block_while(self, callback)
@@ -237,18 +262,6 @@ class Actor(Context):
         _log.error("%s: %s; what was to be sent because of it is dropped, and the object is reset", self.label, error)
         self.reset(error)
 
-    def _restore(self, link: GatewayLink, entry: Any) -> None:
-        socket = WebSocket()
-        socket._tags = tuple(entry.tags)
-        socket._attachment = entry.attachment
-        socket._auto_at_ms = entry.auto_at_ms
-        socket._close_out = entry.close_sent
-        socket.url = entry.url or None
-        socket.protocol = entry.protocol
-        link.adopt(socket, entry.socket, self.port_for(link))
-        socket.accept_with(self, Accept.HIBERNATABLE)
-        self.sockets[socket] = link
-
     def _give_up(self, error: BaseException) -> None:
         """The object ends in failure: what waits fails, the sockets stay with the gateway, the next event tries again."""
         self.failure = error
@@ -259,7 +272,7 @@ class Actor(Context):
         for task in self._serving:
             if task is not current:
                 task.cancel()
-        waiting, self._waiting = self._waiting or deque(), deque()
+        waiting, self._waiting = self._waiting or _NOBODY, _NOBODY
         self.host.actors.forget(self)
         self._leave()
         for entry in waiting:
@@ -283,11 +296,17 @@ class Actor(Context):
 
     def _wait(self, entry: Any) -> None:
         """Keep a request or a call until the gate opens. Raises OverloadError if too many wait."""
-        assert self._waiting is not None
         if self._is_full():
             self.host.counters.events_shed += 1
             raise OverloadError(f"Too many events wait for {self.label} (limits.max_queued_events); try again later.")
-        self._waiting.append(entry)
+        self._queue(entry)
+
+    def _queue(self, entry: Any) -> None:
+        assert self._waiting is not None
+        if self._waiting:
+            self._waiting.append(entry)
+        else:
+            self._waiting = deque((entry,))
 
     # events from the network
 
@@ -306,17 +325,19 @@ class Actor(Context):
         handler = self._on_message
         if handler is None or socket._accept != Accept.HIBERNATABLE or socket._pending:
             if socket._pending and len(socket._pending) <= MAX_PENDING:
-                socket._pending.append(Item("message", event.data))  # behind what came before it was accepted
+                socket.keep(Item("message", event.data))  # behind what came before it was accepted
             elif socket._accept != Accept.HIBERNATABLE or self._listening:
                 self._take_or_keep(socket, Item("message", event.data))
             return
         data = event.data
         if type(data) is bytes:
             data = ArrayBuffer(data)
-        variables = self.fresh_variables()
-        self.host.handled += 1
-        mark = self.host.mark
-        mark.about(self)
+        variables = self._variables.copy()
+        host = self.host
+        host.handled += 1
+        mark = host.mark
+        if mark.object is not self:
+            mark.about(self)
         words = mark.words
         words[0] = link.epoch
         words[1] = event.event
@@ -326,8 +347,10 @@ class Actor(Context):
             if hasattr(result, "send") and not isinstance(result, dict):
                 number = event.event
                 done = partial(self._done, number, link)
-                if self.host.runner.start(variables, result, done) is SUSPENDED:
+                if host.runner.start(variables, result, done) is SUSPENDED:
                     link.running.add(number)
+                    if self._running is NOTHING:
+                        self._running = {}
                     self._running[link.index, number] = self.pin("webSocketMessage running")
                     return
         except BaseException as error:  # noqa: BLE001 - the user's
@@ -399,9 +422,8 @@ class Actor(Context):
                 again()
             link.say_done()
 
-        assert self._waiting is not None
         link.running.add(event)
-        self._waiting.append(entry)
+        self._queue(entry)
 
     def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
         if socket._accept != Accept.HIBERNATABLE:
@@ -577,6 +599,8 @@ class Actor(Context):
         variables.run(received_sockets.set, received)
         task = asyncio.current_task()
         assert task is not None  # this is a coroutine: a task drives it
+        if self._serving is NOTHING:
+            self._serving = {}
         self._serving[task] = None
         try:
             response = await in_context(variables, self._call(handler, request))
@@ -655,6 +679,8 @@ class Actor(Context):
                 self.unpin(pinned)
                 done(result, error)
 
+        if self._unfinished is NOTHING:
+            self._unfinished = {}
         self._unfinished[pinned] = ended
         try:
             result = variables.run(start)
@@ -707,6 +733,8 @@ class Actor(Context):
 
     def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None:
         self._take_in(socket, tags, None)
+        if self._fetches is NOTHING:
+            self._fetches = {}
         self._fetches[socket] = _current_fetch.get()
         socket.accept_with(self, Accept.HIBERNATABLE)
 
@@ -769,6 +797,9 @@ class Actor(Context):
             await self.store.durable()
         return await super().fetch(request)
 
+    def make_storage(self) -> DurableObjectStorage:
+        return DurableObjectStorage(self.store, delete_all_alarm=self.compat.delete_all_alarm)
+
     def get_auto_response(self) -> WebSocketRequestResponsePair | None:
         return None if self._auto is None else WebSocketRequestResponsePair(self._auto.request, self._auto.response)
 
@@ -810,7 +841,7 @@ class Actor(Context):
 
     def sleep(self) -> None:
         """Forget the instance; the sockets stay with their gateways."""
-        self._waiting = deque()
+        self._waiting = _NOBODY
         for socket in list(self._socket_pins):  # their pins have expired
             if socket._port is not None and not socket._close_out:
                 socket.close_out(CloseCode.GOING_AWAY, "The object sleeps.")

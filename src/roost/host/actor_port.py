@@ -40,7 +40,7 @@ class ActorPort:
     def __init__(self, gate: OutputGate, link: GatewayLink) -> None:
         self.link = link
         self._gate = gate
-        self._waiting: list[_Group] = []  # a few, in order; the last one may still grow
+        self._waiting: list[_Group] | None = None  # a few, in order; the last one may still grow
 
     def send_message(self, number: int, payload: bytes, text: bool) -> None:
         if self._gate.shut:
@@ -63,6 +63,8 @@ class ActorPort:
     def _hold(self) -> Batch:
         """What waits for the writes made so far."""
         waiting = self._waiting
+        if waiting is None:
+            waiting = self._waiting = []
         if waiting and waiting[-1].held_for == self._gate.last:
             return waiting[-1].batch
         group = _Group(self.link.new_group(), self._gate.last)
@@ -71,6 +73,7 @@ class ActorPort:
         return group.batch
 
     def _release(self, error: BaseException | None) -> None:
+        assert self._waiting  # `_hold` has put it there
         group = self._waiting.pop(0)
         if error is None:
             for event in group.batch.take():
@@ -80,7 +83,7 @@ class ActorPort:
     def to_store(self) -> list[Words]:
         """What is said and in no commit yet, by groups; it belongs into the one that is about to be made."""
         found: list[Words] = []
-        for group in self._waiting:
+        for group in self._waiting or ():
             events = group.batch.events
             if group.stored < len(events):
                 envelopes = b"".join([encode(event) for event in events[group.stored :]])

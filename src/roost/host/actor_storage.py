@@ -63,41 +63,66 @@ class Owner(Protocol):
 
 
 class ActorStorage:
-    """One object's, while it is awake."""
+    """One object's, while it is awake. What only those need that use it is made when it is first used."""
+
+    __slots__ = (
+        "_alarm_after", "_alarm_changed", "_alarm_running", "_alarm_told", "_alarm_touched", "_batch", "_closed",
+        "_commits", "_database_made", "_delivered", "_depth", "_disk", "_loop", "_on_disk", "_owner", "_ref", "_scheduled",
+        "_sync_wanted", "_syncing", "_to_sync", "_touched_before", "_transactions", "_unconfirmed_syncing",
+        "_unconfirmed_to_sync", "gate", "used",
+    )  # fmt: skip
 
     def __init__(self, ref: ObjectRef, disk: Disk, owner: Owner) -> None:
         self.gate = OutputGate()
         self.used = True  # since the last time that files were looked through for one to close
-        self.block = owner.block
-        self.check_alarm_handler = owner.check_alarm_handler
         self._ref = ref
-        self._path = disk.path(ref)
         self._disk = disk
         self._loop = disk.loop
         self._owner = owner
-        self._database = self._new_database()
+        self._database_made: Database | None = None
+        self._delivered: Delivered | None = None
         self._batch = 0  # of the open transaction; 0: none that holds output
         self._scheduled = False
         self._depth = 0
-        self._transactions = asyncio.Lock()
+        self._transactions: asyncio.Lock | None = None
         self._commits = 0
-        self._to_sync: list[int] = []  # batches committed and not yet on the disk
+        self._to_sync: tuple[int, ...] = ()  # batches committed and not yet on the disk
         self._unconfirmed_to_sync = False
         self._unconfirmed_syncing = False
         self._sync_wanted = False
         self._syncing: asyncio.Future[None] | None = None
         self._on_disk: Future[None] | None = None
         self._closed = False
-        self.delivered = Delivered()
         self._alarm_running = False
         self._alarm_touched = False  # since the alarm's handler began
         self._alarm_changed = False  # in the open transaction
         self._alarm_told = False  # the index, of an earlier alarm; its log must reach the disk first
         self._alarm_after: tuple[int, int | None] | None = None  # to tell the index once that commit is on the disk
-        self._touched_before: list[tuple[bool, bool]] = []  # at the beginning of each nested transaction
+        self._touched_before: tuple[tuple[bool, bool], ...] = ()  # at the beginning of each nested transaction
 
-    def _new_database(self) -> Database:
-        return Database(self._path, self._ref.name, lambda: self._disk.wait_for_earlier(self._path), self._opened)
+    @property
+    def _database(self) -> Database:
+        database = self._database_made
+        if database is None:
+            path = self._disk.path(self._ref)
+            database = Database(path, self._ref.name, lambda: self._disk.wait_for_earlier(path), self._opened)
+            self._database_made = database
+            if self._closed:
+                database.close()  # what is used now belongs to an earlier life
+        return database
+
+    @property
+    def delivered(self) -> Delivered:
+        """What the object has finished and said."""
+        if self._delivered is None:
+            self._delivered = Delivered()
+        return self._delivered
+
+    def block(self) -> Callable[[], None]:
+        return self._owner.block()
+
+    def check_alarm_handler(self) -> None:
+        self._owner.check_alarm_handler()
 
     def _opened(self) -> None:
         self._disk.opened(self)
@@ -157,7 +182,7 @@ class ActorStorage:
         self._writing()
         self._database.savepoint(self._depth + 1)
         self._depth += 1
-        self._touched_before.append((self._alarm_touched, self._alarm_changed))
+        self._touched_before += ((self._alarm_touched, self._alarm_changed),)
         return self._depth
 
     def end_nested(self, depth: int, *, keep: bool) -> None:
@@ -167,7 +192,8 @@ class ActorStorage:
         except (StorageError, apsw.Error) as error:
             raise self.fail(error) from error
         finally:
-            before = self._touched_before.pop()
+            *rest, before = self._touched_before
+            self._touched_before = tuple(rest)
             if not keep:
                 self._alarm_touched, self._alarm_changed = before
             self._depth -= 1
@@ -178,6 +204,8 @@ class ActorStorage:
         """Wait until no other `transaction()` of this object runs; call the result when this one is over."""
         if in_transaction.get() is self:
             return lambda: None  # nested in it
+        if self._transactions is None:
+            self._transactions = asyncio.Lock()
         await self._transactions.acquire()
         return self._transactions.release
 
@@ -214,7 +242,7 @@ class ActorStorage:
 
     def _sync_too(self, batch: int) -> None:
         """A batch that has no commit of its own is durable once everything so far is."""
-        self._to_sync.append(batch)
+        self._to_sync += (batch,)
         self._sync_wanted = True
         if self._syncing is None:
             self._sync()
@@ -247,7 +275,7 @@ class ActorStorage:
             return
         self._commits += 1
         if batch:
-            self._to_sync.append(batch)
+            self._to_sync += (batch,)
         self._sync_wanted = True
         if self._syncing is None:
             self._sync()
@@ -273,8 +301,7 @@ class ActorStorage:
             self._alarm_after = (self._commits + 1, due_ms)
 
     def _sync(self) -> None:
-        batches = tuple(self._to_sync)
-        self._to_sync.clear()
+        batches, self._to_sync = self._to_sync, ()
         told, self._alarm_told = self._alarm_told, False
         self._unconfirmed_syncing, self._unconfirmed_to_sync = self._unconfirmed_to_sync, False
         self._sync_wanted = False
@@ -320,15 +347,17 @@ class ActorStorage:
 
     def give_up(self, error: StorageError, *, without_alarm: bool = False) -> None:
         """The object is reset for another reason: undo what is not committed, and let nothing more out."""
-        self._database.rollback()
+        database = self._database_made
         try:
-            if without_alarm and self._database.is_open:
-                self._database.set_alarm(None)
-                self._database.commit()
-                self._disk.tell_alarm(self._ref, None)
+            if database is not None:
+                database.rollback()
+                if without_alarm and database.is_open:
+                    database.set_alarm(None)
+                    database.commit()
+                    self._disk.tell_alarm(self._ref, None)
         except StorageError as failure:
             self._database.rollback()
-            _log.error("host: the alarm of %s could not be deleted and runs again: %s", self._path.stem, failure)
+            _log.error("host: the alarm of %s could not be deleted and runs again: %s", self._ref.id, failure)
         finally:
             self.gate.break_off(error)
 
@@ -372,10 +401,11 @@ class ActorStorage:
 
     def park(self) -> bool:
         """Close the file, to be opened again when it is next used; whether that is possible at the moment."""
-        if self.busy or self._closed or not self._database.is_idle:
+        database = self._database_made
+        if self.busy or self._closed or database is None or not database.is_idle:
             return False
-        database, self._database = self._database, self._new_database()
-        self._disk.close(self._path, database, self._on_disk)
+        self._database_made = None
+        self._disk.close(self._disk.path(self._ref), database, self._on_disk)
         return True
 
     def close(self) -> None:
@@ -383,29 +413,34 @@ class ActorStorage:
         if self._closed:
             return
         self._closed = True
-        if self._database.is_open:
-            self._disk.close(self._path, self._database, self._on_disk)
+        database = self._database_made
+        if database is None:
+            return
+        if database.is_open:
+            self._disk.close(self._disk.path(self._ref), database, self._on_disk)
             self._disk.forget(self)
         else:
-            self._database.close()  # nothing to do but to stay so
+            database.close()  # nothing to do but to stay so
 
     def close_now(self) -> None:
         """Commit, and close on this thread: at the end of the host."""
         if self._closed:
             return
         self._closed = True
+        database = self._database_made
         try:
-            if self.gate.broken is None and not self._depth:
+            if database is not None and self.gate.broken is None and not self._depth:
                 self._commit_with_records(self._batch)
         except Exception as error:  # noqa: BLE001 - the other objects are to be closed, too
             self._alarm_after = None
-            _log.error("host: the last writes of %s are lost: %s", self._path.stem, error)
-        close_database(self._database, self._on_disk)
+            _log.error("host: the last writes of %s are lost: %s", self._ref.id, error)
+        if database is not None:
+            close_database(database, self._on_disk)
         if self._alarm_after is not None and self.gate.broken is None:
             try:
                 self._disk.tell_alarm(self._ref, self._alarm_after[1])
             except StorageError as error:
-                _log.error("host: the alarm of %s: %s", self._path.stem, error)
+                _log.error("host: the alarm of %s: %s", self._ref.id, error)
         self.gate.break_off(StorageError("the host has ended."))
 
 

@@ -31,7 +31,7 @@ class OutputGate:
         self.broken: RoostError | None = None
         self.last = 0  # the latest batch that holds output
         self._open_up_to = 0  # every batch up to this is confirmed
-        self._done: dict[int, None] = {}  # confirmed ahead of an earlier one
+        self._done: dict[int, None] | None = None  # confirmed ahead of an earlier one
         self._held: deque[tuple[int, Callable[[RoostError | None], None]]] | None = None  # an empty one takes 0.8 KB
 
     def begin(self) -> int:
@@ -55,8 +55,13 @@ class OutputGate:
         """A batch is durable. What waited only for it leaves, in order."""
         if self.broken is not None:
             return
-        self._done[batch] = None
-        while self._open_up_to + 1 in self._done:
+        if batch == self._open_up_to + 1:
+            self._open_up_to = batch
+        elif self._done is None:
+            self._done = {batch: None}
+        else:
+            self._done[batch] = None
+        while self._done and self._open_up_to + 1 in self._done:
             self._open_up_to += 1
             del self._done[self._open_up_to]
         # Shut until the last held thing has left: what is sent meanwhile must stay behind it.

@@ -156,4 +156,4 @@ class GatewayLink:
         if self.again:
             self.again = {event for event in self.again if event > self.last_event or event in self.running}
         if not self._host.abandoning:
-            self.link.send(Done(self.last_event, tuple(self.running)))
+            self.link.send(Done(self.last_event, tuple(self.running) if self.running else ()))

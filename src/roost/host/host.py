@@ -288,16 +288,11 @@ class Host:
         link.slow = False
         sockets = link.sockets
         before = link.last_event
+        some_are_not_ours = self.leaving or self.not_again
         for event in events:
             try:
                 self.handled += 1
-                if self.leaving and type(event) in _SOCKET_EVENTS:
-                    if not event.actor:  # type: ignore[union-attr]
-                        self.socket_event(link, event)  # type: ignore[arg-type]
-                    continue  # not done: the gateway gives it to the successor (but for a plain socket, which has none)
-                if self.not_again and type(event) in _SOCKET_EVENTS and (link.epoch, event.event) in self.not_again:  # type: ignore[union-attr]
-                    link.last_event = event.event  # type: ignore[union-attr]
-                    self.counters.events_given_up += 1
+                if some_are_not_ours and type(event) in _SOCKET_EVENTS and self._passed_over(link, event):  # type: ignore[arg-type]
                     continue
                 if type(event) is SocketMessage:
                     link.last_event = event.event
@@ -326,6 +321,18 @@ class Host:
             link.say_done()
         if self._sweep is None and len(self.actors):
             self._arm_sweep()
+
+    def _passed_over(self, link: GatewayLink, event: SocketEvent) -> bool:
+        """Whether an event is not for this host."""
+        if self.leaving:  # not done: the gateway gives it to the successor (but for a plain socket, which has none)
+            if not event.actor:
+                self.socket_event(link, event)
+            return True
+        if (link.epoch, event.event) in self.not_again:
+            link.last_event = event.event
+            self.counters.events_given_up += 1
+            return True
+        return False
 
     def socket_event(self, link: GatewayLink, event: SocketEvent) -> None:
         """An event of a socket that may not be known here (yet)."""
@@ -356,11 +363,11 @@ class Host:
             waking.append(event)
         else:
             link.running.add(event.event)
-            link.waking[event.actor] = [event]
             offered, self._offered = self._offered, None
             if offered is not None and offered[0] is link and offered[1].actor == event.actor:
-                self._roster(*offered)
+                self._wake_by(link, offered[1], [event])  # its end is told at the end of this batch
             else:
+                link.waking[event.actor] = [event]
                 link.link.send(RosterRequest(event.actor, None))
 
     def _roster(self, link: GatewayLink, roster: Roster) -> None:
@@ -370,12 +377,18 @@ class Host:
             for event in events:
                 link.running.discard(event.event)
             self.counters.events_unknown += len(events)
-            link.say_done()
-            return
-        actor = self.actors.get(roster.object)
-        if actor is None and not events:
+        elif not events and self.actors.get(roster.object) is None:
             self._offered = (link, roster)  # for the event behind it; or answered too late
             return
+        else:
+            self._wake_by(link, roster, events)
+        link.say_done()
+
+    def _wake_by(self, link: GatewayLink, roster: Roster, events: list[Any]) -> None:
+        """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events,
+        which are in `link.running` until it is their turn."""
+        assert roster.object is not None
+        actor = self.actors.get(roster.object)
         if actor is not None and actor.phase is Phase.GONE:
             actor = None
         if actor is None or actor.phase is Phase.WAKING:
@@ -389,7 +402,6 @@ class Host:
                         self.shed(link, event, str(error))
                     else:
                         kept.append(event)
-                link.say_done()
                 if kept:  # how a socket ended, and what was given before, waits for room
                     link.waking[roster.actor] = kept
                     self.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
@@ -401,14 +413,19 @@ class Host:
                     _log.error("host: events of %s are dropped: %s", roster.object.name, error)
                 for event in events:
                     link.running.discard(event.event)
-                link.say_done()
                 return
             actor.roster(link, roster)
-            if roster.actor:
-                link.waking[roster.actor] = actor
-            for event in events:
-                actor.hold(link, event)
+            if actor.asked:
+                if roster.actor:
+                    link.waking[roster.actor] = actor
+                for event in events:
+                    actor.hold(link, event)
+                return
             self._wake_if_ready(actor)
+            for event in events:
+                link.running.discard(event.event)
+                if actor.phase is not Phase.GONE:
+                    self.socket_event(link, event)
             return
         late = link in actor.late
         actor.late.pop(link, None)
@@ -417,7 +434,6 @@ class Host:
             link.running.discard(event.event)
             if event.socket in link.sockets:
                 self.socket_event(link, event)
-        link.say_done()
 
     def awaken(self, ref: ObjectRef, why: str) -> Actor:
         """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
@@ -454,9 +470,9 @@ class Host:
         """Ask a gateway for an object's sockets; the object waits, unless that gateway is known not to answer."""
         link.link.send(RosterRequest(0, actor.ref))
         if link.slow or actor.phase is not Phase.WAKING:
-            actor.late[link] = None
+            actor.do_not_await(link)
             return
-        actor.asked[link] = None
+        actor.ask(link)
         if self._slow is None:
             self._slow = self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait_soon)
 
@@ -475,7 +491,7 @@ class Host:
                     if not link.slow:
                         _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
                     link.slow = True
-                    actor.late[link] = None
+                    actor.do_not_await(link)
                 actor.asked.clear()
                 self._wake_if_ready(actor)
 
@@ -498,10 +514,11 @@ class Host:
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
-            actor.wake(self.links)
+            rosters = actor.wake(self.links)
             for link in self.links:
-                for number in [n for n, waking in link.waking.items() if waking is actor]:
-                    del link.waking[number]
+                roster = rosters.get(link.index)
+                if roster is not None and link.waking.get(roster.actor) is actor:
+                    del link.waking[roster.actor]
 
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)

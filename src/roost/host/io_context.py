@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import itertools
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
@@ -63,11 +62,28 @@ def drop_unused(received: list[WebSocket], but: WebSocket | None = None) -> None
             server._context.drop_unbound(server)
 
 
+class _Nothing(dict[Any, Any]):
+    """An empty table that many share, each until it has something to write: most objects never use most of their tables,
+    and a wake makes them all."""
+
+    def __setitem__(self, key: Any, value: Any) -> NoReturn:
+        raise TypeError("make a table of your own before you write into it")
+
+    def setdefault(self, key: Any, default: Any = None) -> NoReturn:
+        self[key] = default
+
+    def update(self, *tables: Any, **values: Any) -> NoReturn:
+        self[None] = None
+
+
+NOTHING: Final[dict[Any, Any]] = _Nothing()
+
+
 class Context:
     """The surroundings of running worker code. `label` names it in logs: `Room(lobby)`, `GET /`."""
 
     __slots__ = (
-        "__weakref__", "_io_pins", "_pin_numbers", "_socket_pins", "_timers", "_waited_for", "compat", "host",
+        "__weakref__", "_io_pins", "_last_pin", "_socket_pins", "_timers", "_waited_for", "compat", "host",
         "is_over", "label", "last_active", "pins",
     )  # fmt: skip
 
@@ -76,13 +92,13 @@ class Context:
         self.is_over = False
         self.label = label
         self.compat = compat
-        self.pins: dict[int, str] = {}
+        self.pins: dict[int, str] = NOTHING
         self.last_active = host.now
-        self._pin_numbers = itertools.count(1)
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._socket_pins: dict[WebSocket, int] = {}
-        self._io_pins: dict[int, float] = {}  # until when a pin counts, for those that do not for ever
-        self._waited_for: dict[asyncio.Task[None], None] = {}
+        self._last_pin = 0
+        self._timers: dict[int, asyncio.TimerHandle] = NOTHING
+        self._socket_pins: dict[WebSocket, int] = NOTHING
+        self._io_pins: dict[int, float] = NOTHING  # until when a pin counts, for those that do not for ever
+        self._waited_for: dict[asyncio.Task[None], None] = NOTHING
 
     def fresh_variables(self) -> contextvars.Context:
         """Context variables for one run of worker code: only who it belongs to is set.
@@ -101,7 +117,9 @@ class Context:
 
     def pin(self, what: str) -> int:
         """Something keeps this context alive until `unpin`; `what` says what."""
-        number = next(self._pin_numbers)
+        self._last_pin = number = self._last_pin + 1
+        if self.pins is NOTHING:
+            self.pins = {}
         self.pins[number] = what
         return number
 
@@ -109,6 +127,8 @@ class Context:
         """A pin of something that may never end: it counts for `io_pin_s`, and one that is `dated` only from the
         compatibility date 2026-10-01 on (reference 4.5)."""
         number = self.pin(what)
+        if self._io_pins is NOTHING:
+            self._io_pins = {}
         if dated and not self.compat.io_pins:
             self._io_pins[number] = 0.0
         elif self.host.io_pin_s:
@@ -187,8 +207,13 @@ class Context:
         if not inspect.isawaitable(awaitable):
             raise TypeError(f"waitUntil() needs an awaitable, not {type(awaitable).__name__}.")
         task = self._as_task(awaitable, "waitUntil", self.pin_io("waitUntil", dated=True))
-        self._waited_for[task] = None
+        self._wait_for(task)
         task.add_done_callback(self._wait_over)
+
+    def _wait_for(self, task: asyncio.Task[None]) -> None:
+        if self._waited_for is NOTHING:
+            self._waited_for = {}
+        self._waited_for[task] = None
 
     def _wait_over(self, task: asyncio.Task[None]) -> None:
         self._waited_for.pop(task, None)
@@ -215,6 +240,8 @@ class Context:
                 self.unpin(number)
             self.run_callback(function, *args, what=f"{what} callback")
 
+        if self._timers is NOTHING:
+            self._timers = {}
         self._timers[number] = loop.call_later(delay, due)
         return number
 
@@ -267,7 +294,7 @@ class Context:
         self.last_active = self.host.now
         self._take_or_keep(socket, Item("message", event.data))
         if len(socket._pending) > MAX_PENDING:
-            socket._pending.clear()
+            socket._pending = ()
             link.forget(socket)
             link.close_socket(event.socket, 1013, "Nobody accepted the socket.")
 
@@ -293,7 +320,7 @@ class Context:
         if socket._accept == Accept.NONE and item.kind == "close" and socket._port is not None:
             socket.close_out(item.code, item.reason)  # nobody else will answer it
         if socket._accept == Accept.NONE or socket._pending:
-            socket._pending.append(item)  # behind what still waits
+            socket.keep(item)
         else:
             socket.dispatch(item)
 
@@ -307,7 +334,7 @@ class Context:
             task.cancel()  # a task that was cancelled with its object has made another
             return
         pinned = self.pin_io(what)
-        self._waited_for[task] = None
+        self._wait_for(task)
 
         def over(_: Any) -> None:
             self.unpin(pinned)
@@ -319,6 +346,8 @@ class Context:
         """A socket that lives in memory pins this context."""
         if socket not in self._socket_pins:
             pin = self.pin_io if socket.url is not None else self.pin
+            if self._socket_pins is NOTHING:
+                self._socket_pins = {}
             self._socket_pins[socket] = pin(_socket_pin(socket))
 
     def listener_on_hibernatable(self, socket: WebSocket) -> None:

@@ -1,18 +1,15 @@
 """What a host is just doing, where the node can read it after the host's death: a page of memory in a file.
 
 For ends that nobody can tell of: `os._exit` in a handler, a crash in C, code that holds the interpreter's lock. One page,
-written without a system call: epoch and event (0: none) of the message whose handler runs, then its object as JSON; at the
-end, how many requests of each gateway's link have been begun, which that gateway reads.
+written without a system call: epoch and event (0: none) of the message whose handler runs, then its object (class, id and
+label, with NULs between); at the end, how many requests of each gateway's link have been begun, which that gateway reads.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import struct
 from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
 
 from roost.events import BEGUN_END, BEGUN_OFFSET
 
@@ -21,17 +18,17 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _LINKS: Final = (BEGUN_END - BEGUN_OFFSET) // 8
-_encode: Final = msgspec.json.Encoder().encode
 _HEAD: Final = struct.Struct("<QQI")
+_TEXT_BYTES: Final = BEGUN_OFFSET - _HEAD.size
 
 
 class Mark:
     """One host's. Without a path (tests, `--inline`) nobody reads it."""
 
-    __slots__ = ("_memory", "_object", "path", "words")
+    __slots__ = ("_memory", "object", "path", "words")
 
     def __init__(self, path: Path | None = None) -> None:
-        self._object: object = None
+        self.object: object = None  # that it is about
         self.path = "" if path is None else str(path)
         if path is None:
             self._memory: Any = bytearray(_PAGE)
@@ -42,11 +39,11 @@ class Mark:
         self.words = memoryview(self._memory).cast("Q")  # epoch, event
 
     def about(self, actor: Any) -> None:
-        """It is this object's event."""
-        if self._object is not actor:
-            self._object = actor
-            text = _encode([actor.ref.class_name, actor.ref.id, actor.label[:500]])[: BEGUN_OFFSET - _HEAD.size]
-            struct.pack_into(f"<I{len(text)}s", self._memory, 16, len(text), text)
+        """What comes is this object's event."""
+        self.object = actor
+        ref = actor.ref
+        text = f"{ref.class_name}\0{ref.id}\0{actor.label[:500]}".encode("utf-8", "replace")[:_TEXT_BYTES]
+        self._memory[16 : _HEAD.size + len(text)] = len(text).to_bytes(4, "little") + text
 
     def begun(self, link: int) -> None:
         """A request of that link is begun: it must not be given to another host."""
@@ -61,7 +58,7 @@ def read(path: Path) -> dict[str, Any] | None:
         epoch, event, size = _HEAD.unpack_from(page)
         if not event:
             return None
-        class_name, object_id, label = json.loads(page[_HEAD.size : _HEAD.size + size])
+        class_name, object_id, label = page[_HEAD.size : _HEAD.size + size].decode("utf-8", "replace").split("\0", 2)
     except (OSError, ValueError, struct.error):
         return None
     return {"what": label, "stack": "", "class_name": class_name, "id": object_id, "epoch": epoch, "event": event}

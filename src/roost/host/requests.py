@@ -160,7 +160,7 @@ class Requests:
                 link.send_message(event.socket, item.data.encode() if isinstance(item.data, str) else item.data, text)
             elif item.kind == "close":
                 link.close_socket(event.socket, item.code, item.reason)
-        client._pending.clear()
+        client._pending = ()
 
     def _bind(self, link: GatewayLink, event: RequestEvent, client: WebSocket, context: Context) -> Binding:
         server = client._peer

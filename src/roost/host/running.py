@@ -132,14 +132,14 @@ class Runner:
         if spare is None or spare.task.cancelling() or sys.getrefcount(spare.task) > spare.references:
             # None yet, or an earlier handler kept `current_task()`: a later one must not be taken for it.
             spare = self._spare = _Spare(self._loop)
-        loop = self._loop
-        _enter_task(loop, spare.task)
+        loop, task = self._loop, spare.task
+        _enter_task(loop, task)
         try:
             awaited = variables.run(coroutine.send, None)
         except StopIteration as stop:
             return stop.value
         finally:
-            _leave_task(loop, spare.task)
+            _leave_task(loop, task)
         self._spare = None
         spare.hand(variables, coroutine, awaited, done)
         self._own(spare.task, spare)

@@ -79,7 +79,7 @@ class StubCaller:
 
         def begin() -> None:
             if caller is not None and in_section:
-                caller.calls_in_block[number] = ref
+                caller.called_in_block(number, ref)
             try:
                 if slot_of(ref.id, self._host.slots) == self._host.slot:
                     self._host.calls.begin(ref, method, arguments, chain, Answer(answered))
@@ -162,7 +162,7 @@ class StubCaller:
             await caller.store.durable()
         pinned = caller.pin(f"fetch to {ref.class_name}")
         if current_section() is not None:
-            caller.calls_in_block[number] = ref
+            caller.called_in_block(number, ref)
         try:
             return await self._fetch(number, ref, request, chain)
         finally:

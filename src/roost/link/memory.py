@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import current_task
 from typing import TYPE_CHECKING
 
 from roost.link.port import NO_CONTEXT, Batch
 
 if TYPE_CHECKING:
+    import asyncio
+
     from roost.events import Event
     from roost.link.port import Receiver
 
@@ -38,6 +40,9 @@ class MemoryLink:
         if not self._scheduled:
             self._schedule()
 
+    def queue(self, event: Event) -> None:
+        self._batch.add(event)
+
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         self._batch.add_message(socket, payload, text)
         if not self._scheduled:
@@ -53,28 +58,30 @@ class MemoryLink:
 
     def flush(self) -> None:
         """Hand the queue to the other end. What that end sends back in the meantime is its own flush's business."""
-        if self._flushing or not self._batch.events:
-            return
-        if self._peer is None:
-            self._batch.take()
+        batch = self._batch
+        if self._flushing or not batch.events:
             return
         peer = self._peer
+        if peer is None:
+            batch.take()
+            return
         if peer._receiver is None:
             return  # kept until the other end starts
-        if asyncio.current_task(self._loop) is not None:
+        if current_task(self._loop) is not None:
             self._schedule()  # the other end drives coroutines in place, which nothing may do inside a task
             return
         self._flushing = True
         peer._scheduled = True  # its replies leave with this very call, below
         try:
-            while self._batch.events:
-                batch = self._batch.take()
+            while batch.events:
+                events = batch.take()
                 if peer._receiver is not None:  # looked up each time: a hello makes another take its place
-                    peer._receiver.on_events(batch)
+                    peer._receiver.on_events(events)
         finally:
             self._flushing = False
             peer._scheduled = False
-            peer.flush()
+            if peer._batch.events:
+                peer.flush()
 
     def close(self) -> None:
         peer, self._peer = self._peer, None

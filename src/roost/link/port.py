@@ -96,6 +96,10 @@ class Link(Protocol):
         """Queue one event; it is written at the end of this loop turn at the latest."""
         ...
 
+    def queue(self, event: Event) -> None:
+        """`send` for one who flushes in this very turn."""
+        ...
+
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         """Queue a message to one socket; joined with the one before it if the payload is the same."""
         ...

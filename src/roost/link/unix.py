@@ -102,6 +102,9 @@ class UnixLink:
             self._scheduled = True
             self._loop.call_soon(self._turn, context=NO_CONTEXT)
 
+    def queue(self, event: Event) -> None:
+        self._batch.add(event)
+
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         batch = self._batch
         batch.add_message(socket, payload, text)

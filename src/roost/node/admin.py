@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from roost.errors import ConfigError, RemoteProtocolError, RoostError
 from roost.gateway.access import SAME_HOST, Access
-from roost.protocol.http import Data, EndOfMessage, HeadLimits, RequestHead, RequestParser, encode_head, get_header
+from roost.protocol.http import Data, EndOfMessage, HeadLimits, RequestHead, RequestParser, encode_head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,10 +104,10 @@ class Admin:
             writer.close()
 
     async def _respond(self, head: RequestHead, body: bytes) -> bytes:
-        host = (get_header(head.headers, "host") or "").lower()
-        if host not in self._hosts or not self._access.origin_allowed(head.headers):
+        host = (head.fields.get("host", "")).lower()
+        if host not in self._hosts or not self._access.origin_allowed(head.fields):
             return _json(403, {"error": "this address must be asked by its own name, and by no web page"})
-        scheme, _, token = (get_header(head.headers, "authorization") or "").partition(" ")
+        scheme, _, token = (head.fields.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), self._token):
             refusal = {"error": f"send Authorization: Bearer with the token of {TOKEN_FILE} in the data folder"}
             return _json(401, refusal, [("WWW-Authenticate", "Bearer")])

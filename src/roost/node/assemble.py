@@ -39,6 +39,7 @@ def make_gateway(
     ca_file: str | None = None,
     epoch: int | None = None,
     journal: str | None = None,
+    log_format: str = "text",
 ) -> Gateway:
     """A gateway for the app, not yet listening. `epoch` 0: its host is in the same process."""
     network = settings.network
@@ -47,7 +48,7 @@ def make_gateway(
         SystemClock(),
         slots=slots,
         limits=settings.gateway_limits(),
-        request_log=logs.request_line,
+        request_log=logs.request_lines(log_format),
         ca_file=ca_file,
         epoch=epoch,
         journal=journal,
@@ -157,7 +158,7 @@ def calm_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    gc.set_threshold(20_000, 10, 10)
 
 
 def gateway_report(gateway: Gateway) -> dict[str, Any]:

@@ -68,8 +68,6 @@ class Child:
         logs.set_up(spec.log_format, debug=spec.debug)
         if spec.role == "host":
             _die_with_parent()
-        else:
-            logs.lean_records()
         try:
             role: Any = await (_Gateway if spec.role == "gateway" else _HostRole).start(spec)
         except (ConfigError, WorkerError) as error:
@@ -158,7 +156,9 @@ class _Gateway:
         loop = asyncio.get_running_loop()
         self._loop = loop
         journal_path = f"{spec.sockets[spec.index]}.journal"
-        self._gateway = make_gateway(loop, spec.app, spec.settings, spec.slots, spec.ca_file, journal=journal_path)
+        self._gateway = make_gateway(
+            loop, spec.app, spec.settings, spec.slots, spec.ca_file, journal=journal_path, log_format=spec.log_format
+        )
         self._spec = spec
         self._pumps: list[TlsPump] = []
         self._links = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

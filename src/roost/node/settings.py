@@ -79,6 +79,7 @@ class Network(msgspec.Struct, frozen=True):
     compression_level: int = 6
     compress_min_bytes: int = 256
     compress_max_bytes: int = 128 * 1024
+    busy_poll_us: int = 50
     tls_cert: str = ""
     tls_key: str = ""
 
@@ -121,6 +122,7 @@ class Settings(msgspec.Struct, frozen=True):
             compression_level=self.network.compression_level,
             compress_min_bytes=self.network.compress_min_bytes,
             compress_max_bytes=self.network.compress_max_bytes,
+            busy_poll_us=self.network.busy_poll_us,
         )
 
 

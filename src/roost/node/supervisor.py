@@ -184,7 +184,10 @@ class Node:
             host = make_host(
                 loop, load(self._app), self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names
             )
-            gateway = make_gateway(loop, self._app, self._settings, 1, self._options.ca_file, epoch=0)
+            options = self._options
+            gateway = make_gateway(
+                loop, self._app, self._settings, 1, options.ca_file, epoch=0, log_format=options.log_format
+            )
             host_end, gateway_end = memory_pair(loop)
             gateway.add_host(gateway_end)
             host.add_gateway(host_end)

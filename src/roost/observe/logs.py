@@ -12,10 +12,11 @@ import logging
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 from roost.api.runtime import current_context
 
+_MAX_LINES = 512  # of requests that wait for the end of a turn
 _COLOURS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "DEBUG": "\033[2m"}
 
 
@@ -36,14 +37,22 @@ class TextFormatter(logging.Formatter):
         self._colour = colour
         self._second, self._clock = -1, ""  # the text of the last second
 
-    def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
+    def clock(self, created: float) -> str:
+        """The time of day, as a line begins."""
+        second = int(created)
         if second != self._second:
             self._second, self._clock = second, time.strftime("%H:%M:%S", time.localtime(second))
+        return self._clock
+
+    def request(self, created: float, message: str) -> str:
+        """The line of a request, which has no object, no colour and no traceback."""
+        return f"{self.clock(created)} {message}"
+
+    def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "label", "")
         label = f"[{name}] " if name else ""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        line = f"{self._clock} {level}{label}{record.getMessage()}"
+        line = f"{self.clock(record.created)} {level}{label}{record.getMessage()}"
         if self._colour and record.levelname in _COLOURS:
             line = f"{_COLOURS[record.levelname]}{line}\033[0m"
         if record.exc_info and record.exc_info[1] is not None:
@@ -53,6 +62,11 @@ class TextFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (ms), level, logger, object, message, traceback."""
+
+    def request(self, created: float, message: str) -> str:
+        """The line of a request."""
+        entry = {"time_ms": int(created * 1000), "level": "info", "logger": "roost.request", "message": message}
+        return json.dumps(entry, ensure_ascii=False)
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -111,22 +125,20 @@ class WorkerStream(io.TextIOBase):
             self._log.log(self._level, "%s", partial)
 
 
+def _formatter(log_format: str) -> TextFormatter | JsonFormatter:
+    colour = sys.__stderr__ is not None and sys.__stderr__.isatty()
+    return JsonFormatter() if log_format == "json" else TextFormatter(colour=colour)
+
+
 def set_up(log_format: str, *, debug: bool) -> None:
     """Configure logging of this process, on stderr."""
     handler = logging.StreamHandler(sys.__stderr__)
     handler.addFilter(_Label())
-    colour = sys.__stderr__ is not None and sys.__stderr__.isatty()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(colour=colour))
+    handler.setFormatter(_formatter(log_format))
     root = logging.getLogger("roost")
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel(logging.DEBUG if debug else logging.INFO)
-
-
-def lean_records() -> None:
-    """For a process without worker code: records know no process and thread, which our formats do not show. Half of what
-    the line of a request costs is looking these up (Python's logging HOWTO, "Optimization")."""
-    logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False
 
 
 def redirect_prints() -> None:
@@ -134,9 +146,32 @@ def redirect_prints() -> None:
     sys.stdout = WorkerStream(logging.INFO)
 
 
-def request_line(method: str, target: str, status: int) -> None:
-    """One line a request; the query string is left out."""
-    _requests.info("%s %s %d", method, target.split("?", 1)[0][:200], status)
+class RequestLines:
+    """A line for each request; the query string is left out. Past `logging`, whose record of a line takes longer to make
+    than the request to parse. The lines of a turn are written together."""
+
+    def __init__(self, stream: TextIO, formatter: TextFormatter | JsonFormatter) -> None:
+        self._stream = stream
+        self._formatter = formatter
+        self._lines: list[str] = []
+
+    def line(self, method: str, target: str, status: int) -> None:
+        message = f"{method} {target.split('?', 1)[0][:200]} {status}"
+        self._lines.append(self._formatter.request(time.time(), message))
+        if len(self._lines) >= _MAX_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the turn has added."""
+        text = "\n".join([*self._lines, ""])
+        self._lines.clear()
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError) as error:  # who read them is gone; so may be who reads this
+            logging.getLogger("roost").debug("logs: the lines of requests cannot be written: %s", error)
 
 
-_requests = logging.getLogger("roost.request")
+def request_lines(log_format: str) -> RequestLines | None:
+    """The lines of requests, in that format; None if there is no stderr."""
+    stream = sys.__stderr__
+    return None if stream is None else RequestLines(stream, _formatter(log_format))

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from roost.errors import RemoteProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 EXTENSION: Final = "permessage-deflate"
 OFFER: Final = f"{EXTENSION}; server_no_context_takeover; client_no_context_takeover"
@@ -47,7 +44,7 @@ def parse_extensions(value: str) -> list[tuple[str, list[tuple[str, str | None]]
     return found
 
 
-def agree(offered: Iterable[str], allowed: str | None = None) -> tuple[int, str]:
+def agree(offered: str, allowed: str | None = None) -> tuple[int, str]:
     """A server's answer to a client's offers: the window's bits for what we send, and the header's value; `(0, "")` for no
     compression. `allowed` is the header that the worker set on its response: empty forbids it.
 
@@ -57,7 +54,7 @@ def agree(offered: Iterable[str], allowed: str | None = None) -> tuple[int, str]
     try:
         if allowed is not None and all(name != EXTENSION for name, _ in parse_extensions(allowed)):
             return 0, ""
-        offers = parse_extensions(", ".join(offered))
+        offers = parse_extensions(offered)
     except ValueError:
         return 0, ""
     for name, parameters in offers:

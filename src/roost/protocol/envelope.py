@@ -80,7 +80,10 @@ def encode(event: Event) -> bytes:
         targets = struct.pack(f"<{count}Q", *sockets)
         return _pack(len(payload) + 24 + 8 * count, _SEND, flags | MANY, 0, 0, 0, count) + targets + payload
     if kind is Done:
-        payload = struct.pack(f"<{len(event.stragglers)}Q", *event.stragglers)  # type: ignore[union-attr]
+        stragglers = event.stragglers  # type: ignore[union-attr]
+        if not stragglers:
+            return _pack(24, _DONE, 0, 0, 0, event.event, 0)  # type: ignore[union-attr]
+        payload = struct.pack(f"<{len(stragglers)}Q", *stragglers)
         return _pack(len(payload) + 24, _DONE, 0, 0, 0, event.event, 0) + payload  # type: ignore[union-attr]
     payload = _ENCODER.encode(event)
     return _pack(len(payload) + 24, _KINDS[kind], 0, 0, 0, 0, 0) + payload
@@ -137,7 +140,7 @@ class Splitter:
                 else:
                     add(Send([socket], data[body:end], bool(flags & TEXT)))
             elif kind == _DONE:
-                add(Done(event, struct.unpack_from(f"<{(end - body) // 8}Q", data, body)))
+                add(Done(event, struct.unpack_from(f"<{(end - body) // 8}Q", data, body) if end - body >= 8 else ()))
             else:
                 add(_decode_struct(kind, data[body:end]))
             position = end

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -32,7 +33,8 @@ class HeadLimits(msgspec.Struct, frozen=True):
 
 
 class RequestHead(msgspec.Struct, frozen=True):
-    """A request line and its header fields. `upgrade` is whether bytes after the head are no longer HTTP."""
+    """A request line and its header fields. `upgrade` is whether bytes after the head are no longer HTTP. `fields` has the
+    headers by their lower-case names, the values of a repeated one joined by commas (RFC 9110 §5.3)."""
 
     method: str
     target: str
@@ -40,6 +42,7 @@ class RequestHead(msgspec.Struct, frozen=True):
     keep_alive: bool
     upgrade: bool
     version: str = "1.1"
+    fields: dict[str, str] = {}
 
 
 class Data(msgspec.Struct, frozen=True):
@@ -79,7 +82,6 @@ class RequestParser:
         self._head_bytes = 0
         self._in_head = True
         self.between = True  # no request has begun, or the last one is complete
-        self._hosts = 0
         self._fault: RemoteProtocolError | None = None
 
     def close(self) -> None:
@@ -112,7 +114,6 @@ class RequestParser:
         self.between = False
         self._url = b""
         self._headers = []
-        self._hosts = 0
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -121,24 +122,32 @@ class RequestParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # trailers (RFC 9112 §7.1.2): read and dropped, so they can neither smuggle nor grow
-        if len(self._headers) == self._limits.max_headers:
+        headers = self._headers
+        if len(headers) == self._limits.max_headers:
             self._refuse(431, f"More than {self._limits.max_headers} header fields.")
-        text = name.decode("latin-1")
-        if len(name) == 4 and text.lower() == "host":
-            self._hosts += 1
-        self._headers.append((text, value.decode("latin-1").strip(" \t")))
+        headers.append((name.decode("latin-1"), value.decode("latin-1").strip(" \t")))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         version = parser.get_http_version()
-        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+        size = len(self._url)
+        fields: dict[str, str] = {}
+        for name, value in self._headers:
+            size += len(name) + len(value) + 4
+            lower = name.lower()
+            if lower not in fields:
+                fields[lower] = value
+            elif lower == "host":
+                self._refuse(400, "A request must have exactly one Host header.")
+            else:
+                fields[lower] += f", {value}"  # what a list is (RFC 9110 §5.3), and nothing valid where one is expected
         if size > self._limits.max_head_bytes:
             self._refuse(431, f"The request head exceeds {self._limits.max_head_bytes} bytes.")
         if version not in ("1.1", "1.0"):
             self._refuse(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        if self._hosts != 1 and (version == "1.1" or self._hosts):
+        if version == "1.1" and "host" not in fields:
             self._refuse(400, "A request must have exactly one Host header.")
-        if version == "1.0" and any(name.lower() == "transfer-encoding" for name, _ in self._headers):
+        if version == "1.0" and "transfer-encoding" in fields:
             self._refuse(400, "HTTP/1.0 has no Transfer-Encoding.")
         method = parser.get_method().decode("ascii")
         if method == "CONNECT":
@@ -153,6 +162,7 @@ class RequestParser:
                 parser.should_keep_alive() and version == "1.1",
                 parser.should_upgrade(),
                 version,
+                fields,
             )
         )
 
@@ -208,29 +218,34 @@ def get_header(headers: Headers, name: str) -> str | None:
     return None
 
 
-def has_token(headers: Headers, name: str, token: str) -> bool:
-    """Whether a comma-separated field holds `token`, without regard to case (RFC 9110 §5.6.1)."""
-    return any(
-        token == part.strip().lower() for field, value in headers if field.lower() == name for part in value.split(",")
-    )
+def has_token(value: str | None, token: str) -> bool:
+    """Whether a comma-separated field's value holds `token`, without regard to case (RFC 9110 §5.6.1)."""
+    if value is None:
+        return False
+    value = value.lower()
+    return value == token or (token in value and token in [part.strip() for part in value.split(",")])
+
+
+_NOT_IN_NAME: Final = re.compile("[ \t\r\n:\0]").search
+_NOT_IN_VALUE: Final = re.compile("[\r\n\0]").search
 
 
 def encode_head(status: int, reason: str, headers: Headers) -> bytes:
     """A response head. Raises ValueError if a name or value would end its line (response splitting)."""
     lines = [f"HTTP/1.1 {status} {reason or reason_of(status)}"]
     for name, value in headers:
-        if "\n" in value or "\r" in value or "\0" in value or not name or any(c in name for c in " \t\r\n:\0"):
+        if not name or _NOT_IN_NAME(name) or _NOT_IN_VALUE(value):
             raise ValueError(f"The header {name!r} has a character that must not be in a header.")
         lines.append(f"{name}: {value}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+
+
 def reason_of(status: int) -> str:
     """The standard reason phrase of a status, or an empty one."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
+    return _REASONS.get(status, "")
 
 
 def http_date(seconds: float) -> str:
@@ -258,7 +273,7 @@ def accept_key(key: str) -> str:
 
 def wants_websocket(head: RequestHead) -> bool:
     """Whether the request asks for WebSocket at all; `check_handshake` says if it asks well."""
-    return has_token(head.headers, "upgrade", "websocket")
+    return has_token(head.fields.get("upgrade"), "websocket")
 
 
 def check_handshake(head: RequestHead) -> str:
@@ -268,23 +283,23 @@ def check_handshake(head: RequestHead) -> str:
     """
     if head.method != "GET" or head.version != "1.1":
         raise RemoteProtocolError(400, "WebSocket handshake failed: it must be a GET request of HTTP/1.1.")
-    if not has_token(head.headers, "connection", "upgrade"):
+    fields = head.fields
+    if not has_token(fields.get("connection"), "upgrade"):
         raise RemoteProtocolError(
             400, 'WebSocket handshake failed: missing header "Connection: Upgrade" (a proxy in front must pass it on).'
         )
-    version = get_header(head.headers, "sec-websocket-version")
-    if version != "13":
+    if fields.get("sec-websocket-version") != "13":
         raise RemoteProtocolError(426, 'WebSocket handshake failed: send "Sec-WebSocket-Version: 13".')
-    keys = [value for name, value in head.headers if name.lower() == "sec-websocket-key"]
+    key = fields.get("sec-websocket-key", "")
     try:
-        valid = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+        valid = len(base64.b64decode(key, validate=True)) == 16
     except (binascii.Error, ValueError):
         valid = False
     if not valid:
         raise RemoteProtocolError(
             400, "WebSocket handshake failed: missing or invalid Sec-WebSocket-Key (16 random bytes in base64)."
         )
-    return keys[0]
+    return key
 
 
 def encode_request(method: str, target: str, headers: Headers) -> bytes:
