@@ -117,7 +117,7 @@ def test_w26_an_auto_response_does_not_wait_for_the_gate(tmp_path):
         assert [type(event) for event in left(gateway)] == [e.SetAutoResponse]  # set before the write: left at once
         gateway.link.send(e.AutoAnswered(1, 102, 123))
         await settle()
-        assert actor.store.gate.shut
+        assert actor.gate.shut
         assert max(socket._auto_at_ms for socket in actor.sockets) == 123
 
     gated(tmp_path, body)
@@ -161,7 +161,7 @@ def test_w48_writes_without_an_await_between_are_one_commit(tmp_path):
 
         module["DO"]["act"] = act
         gateway.message(101, "act")
-        await until(lambda: not actor.store.busy and actor.store.get("later"))
+        await until(lambda: not actor.is_writing and actor.store.get("later"))
         assert len(commits) == 2
 
     gated(tmp_path, body)

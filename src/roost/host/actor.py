@@ -42,6 +42,7 @@ from roost.events import (
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
+from roost.host.gates import OutputGate
 from roost.host.io_context import MAX_PENDING, NOTHING, Context, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import SUSPENDED, in_context
 from roost.link.port import NO_CONTEXT
@@ -83,9 +84,8 @@ class Actor(Context):
 
     __slots__ = (
         "_auto", "_blocks", "_fetches", "_listening", "_on_message", "_ports", "_rosters", "_running", "_serving",
-        "_unfinished", "_variables", "_waiting", "alarm_running", "asked", "asked_at", "built", "calls_in_block",
-        "failure", "farewell_at", "instance", "kind", "late", "looked_at", "phase", "ref", "sockets", "store",
-        "woke_for",
+        "_store", "_unfinished", "_variables", "_waiting", "alarm_running", "asked", "asked_at", "built", "calls_in_block",
+        "failure", "farewell_at", "gate", "instance", "kind", "late", "looked_at", "phase", "ref", "sockets", "woke_for",
     )  # fmt: skip
 
     def __init__(self, host: Host, ref: ObjectRef, kind: ObjectClass) -> None:
@@ -107,7 +107,8 @@ class Actor(Context):
         self._on_message: Any = None
         self._listening = 0
         self._blocks = 0
-        self.store = ActorStorage(ref, host.disk, self)
+        self.gate = OutputGate()
+        self._store: ActorStorage | None = None
         self.calls_in_block: dict[int, ObjectRef] = NOTHING  # that a blockConcurrencyWhile of this object waits for
         self._unfinished: dict[int, Done] = NOTHING  # calls and alarms that run, by their pin
         self._serving: dict[asyncio.Task[Any], None] = NOTHING  # tasks that run its fetch
@@ -122,6 +123,33 @@ class Actor(Context):
 
     def fresh_variables(self) -> contextvars.Context:
         return self._variables.copy()
+
+    @property
+    def store(self) -> ActorStorage:
+        """Its storage, made when it is first used: many a message needs none."""
+        store = self._store
+        if store is None:
+            store = self._store = ActorStorage(self.ref, self.host.disk, self, self.gate)
+            if self.phase is Phase.GONE:
+                store.close()
+        return store
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether writes are on their way to the disk, so that it must stay."""
+        return self.gate.shut or (self._store is not None and self._store.busy)
+
+    def check_may_wait(self) -> None:
+        """Raise StorageError inside `transaction()`, whose own writes are on the disk only after it."""
+        if self._store is not None:
+            self._store.check_may_wait()
+
+    def end_storage(self) -> None:
+        """Commit and close on this thread: the host ends."""
+        if self._store is not None:
+            self._store.close_now()
+        else:
+            self.gate.break_off(StorageError("the host has ended."))
 
     # waking
 
@@ -253,9 +281,12 @@ class Actor(Context):
         """Forget the object, undoing what it has not committed. Its sockets stay; the next event builds it anew."""
         if self.phase is Phase.GONE:
             return
-        if self.store.gate.broken is None and not isinstance(error, StorageError):
+        if self.gate.broken is None and not isinstance(error, StorageError):
             failure = StorageError(f"{self.label} was reset: {type(error).__name__}: {error}")
-            self.store.give_up(failure, without_alarm=without_alarm)
+            if self._store is not None:
+                self._store.give_up(failure, without_alarm=without_alarm)
+            else:
+                self.gate.break_off(failure)
         self._give_up(error)
 
     def storage_failed(self, error: StorageError) -> None:
@@ -357,7 +388,7 @@ class Actor(Context):
             self.failed_in("webSocketMessage", error)
         finally:
             words[1] = 0
-        if self.store.gate.shut:  # also if it failed: what it wrote before counts
+        if self.gate.shut:  # also if it failed: what it wrote before counts
             self._done_when_durable(event.event, link)
 
     def _done(self, event: int, link: GatewayLink, result: Any, error: BaseException | None) -> None:
@@ -371,7 +402,7 @@ class Actor(Context):
         link.running.add(event)
         if link.epoch:
             self.store.finished(link.epoch, event)
-        self.store.gate.hold(partial(self._is_done, link, event))
+        self.gate.hold(partial(self._is_done, link, event))
 
     def _is_done(self, link: GatewayLink, event: int, error: BaseException | None) -> None:
         self.store.delivered.done(link.epoch, event)
@@ -607,7 +638,7 @@ class Actor(Context):
             if not isinstance(response, Response):
                 raise not_a_response(f"{self.kind.name}.fetch", response)
             returned = response.web_socket
-            if self.store.gate.shut:
+            if self.gate.shut:
                 await self.store.durable()
             return response
         except asyncio.CancelledError:
@@ -616,7 +647,7 @@ class Actor(Context):
             task.uncancel()  # it was `_give_up`: the caller goes on
             raise WorkerError(f"{self.label} was reset: {type(self.failure).__name__}: {self.failure}") from self.failure
         except BaseException:
-            if self.store.gate.shut and self.phase is not Phase.GONE:  # an error is an answer, too
+            if self.gate.shut and self.phase is not Phase.GONE:  # an error is an answer, too
                 await asyncio.gather(self.store.durable(), return_exceptions=True)
             raise
         finally:
@@ -786,14 +817,14 @@ class Actor(Context):
         """What leaves for that gateway, behind the output gate."""
         port = self._ports.get(link.index)
         if port is None:
-            port = self._ports[link.index] = ActorPort(self.store.gate, link)
+            port = self._ports[link.index] = ActorPort(self.gate, link)
         return port
 
     def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
-        self.store.gate.hold(lambda error: None if error else Context.dial(self, socket, url, protocols))
+        self.gate.hold(lambda error: None if error else Context.dial(self, socket, url, protocols))
 
     async def fetch(self, request: Request) -> Response:
-        if self.store.gate.shut:
+        if self.gate.shut:
             await self.store.durable()
         return await super().fetch(request)
 
@@ -834,7 +865,7 @@ class Actor(Context):
         return (
             self.phase is Phase.AWAKE
             and (not self.pins or self.pins_expired(now))
-            and not self.store.busy
+            and not self.is_writing
             and now - self.last_active >= idle_s
             and None not in self.sockets.values()
         )
@@ -857,7 +888,8 @@ class Actor(Context):
         self.phase = Phase.GONE
         self.is_over = True
         self.shut()
-        self.store.close()
+        if self._store is not None:
+            self._store.close()
         for socket, link in self.sockets.items():
             if link is not None:
                 link.forget(socket)

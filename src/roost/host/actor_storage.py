@@ -72,8 +72,8 @@ class ActorStorage:
         "_unconfirmed_to_sync", "gate", "used",
     )  # fmt: skip
 
-    def __init__(self, ref: ObjectRef, disk: Disk, owner: Owner) -> None:
-        self.gate = OutputGate()
+    def __init__(self, ref: ObjectRef, disk: Disk, owner: Owner, gate: OutputGate | None = None) -> None:
+        self.gate = gate or OutputGate()
         self.used = True  # since the last time that files were looked through for one to close
         self._ref = ref
         self._disk = disk

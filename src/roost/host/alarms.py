@@ -158,7 +158,7 @@ class Alarms:
             keep = False
         finally:
             actor.alarm_running = False
-            if actor.store.gate.broken is None:
+            if actor.gate.broken is None:
                 actor.store.end_alarm(keep=keep)
         return scheduled_ms
 
@@ -175,7 +175,7 @@ class Alarms:
 
         if error is not None:
             actor.failed_in("alarm", error)
-        actor.store.gate.hold(durable)
+        actor.gate.hold(durable)
 
     def _settle(
         self, actor: Actor, due: Due, scheduled_ms: int | None, error: BaseException | None, broken: BaseException | None

@@ -69,6 +69,6 @@ class Calls:
             elif error is not None:
                 fault = fault_of(error)
             # Also an error is an answer, and waits for what was written before it.
-            actor.store.gate.hold(lambda broken: reply(value, fault, failure or broken, error))
+            actor.gate.hold(lambda broken: reply(value, fault, failure or broken, error))
 
         actor.run_event(lambda: find_method(actor.instance, method, arguments, DurableObject), f"{method}()", chain, done)

@@ -194,7 +194,6 @@ class Host:
             BodyData: self._body_data,
             BodyCredit: lambda link, event: self.requests.credit(link, event.request, event.size),
             Abort: self._abort,
-            Roster: self._roster,
             Dialled: self._dialled,
             Call: self._call,
             Result: self._result,
@@ -310,6 +309,8 @@ class Host:
                 elif type(event) is SocketOpened:
                     link.last_event = event.event
                     self.socket_event(link, event)
+                elif type(event) is Roster:
+                    self._roster(link, event)
                 else:
                     self._handlers[type(event)](link, event)
             except Exception:  # noqa: BLE001
@@ -421,7 +422,7 @@ class Host:
                 for event in events:
                     actor.hold(link, event)
                 return
-            self._wake_if_ready(actor)
+            self._wake(actor)
             for event in events:
                 link.running.discard(event.event)
                 if actor.phase is not Phase.GONE:
@@ -514,11 +515,13 @@ class Host:
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
-            rosters = actor.wake(self.links)
-            for link in self.links:
-                roster = rosters.get(link.index)
-                if roster is not None and link.waking.get(roster.actor) is actor:
-                    del link.waking[roster.actor]
+            self._wake(actor)
+
+    def _wake(self, actor: Actor) -> None:
+        rosters = actor.wake(self.links)
+        for link in self.links:
+            if link.waking and (roster := rosters.get(link.index)) and link.waking.get(roster.actor) is actor:
+                del link.waking[roster.actor]
 
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)
@@ -691,7 +694,7 @@ class Host:
         for link in self.links:
             link.link.flush()
         pending = any(link.running or link.link.unsent or (self.leaving and not link.left) for link in self.links) or any(
-            actor.store.busy for actor in self.actors
+            actor.is_writing for actor in self.actors
         )
         return bool(self.requests.open or self._tasks or self.alarms.running or self.calls.running or pending)
 
@@ -724,7 +727,7 @@ class Host:
             self._sweep.cancel()
         for actor in self.actors:
             actor.shut()
-            actor.store.close_now()
+            actor.end_storage()
         self.runner.close()
         for task in list(self._tasks):
             task.cancel()

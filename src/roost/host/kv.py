@@ -40,7 +40,7 @@ class KvStores:
     async def run(self, path: Path, what: str, operation: Callable[[KeyValues], Any]) -> Any:
         """An operation in the thread, behind the writes that the calling object has made. Raises OverloadError."""
         caller = calling_actor()
-        if caller is not None and caller.store.gate.shut:
+        if caller is not None and caller.gate.shut:
             await caller.store.durable()
         if self._waiting >= MAX_WAITING:
             self._host.counters.kv_refused += 1

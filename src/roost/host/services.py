@@ -107,8 +107,8 @@ class EntrypointCaller:
         if caller is None:
             when_durable(None)
         else:
-            caller.store.check_may_wait()
-            caller.store.gate.hold(when_durable)
+            caller.check_may_wait()
+            caller.gate.hold(when_durable)
         return answered
 
     async def _start(self, context: RequestContext, method: str, arguments: bytes) -> Any:
@@ -118,5 +118,5 @@ class EntrypointCaller:
 
 async def _wait_for_writes() -> None:
     caller = calling_actor()
-    if caller is not None and caller.store.gate.shut:
+    if caller is not None and caller.gate.shut:
         await caller.store.durable()

@@ -65,7 +65,7 @@ class StubCaller:
         number = self._new_request()
         chain = chain_of_call(caller, number)
         if caller is not None:
-            caller.store.check_may_wait()
+            caller.check_may_wait()
         answered: asyncio.Future[Any] = loop.create_future()
         in_section = caller is not None and current_section() is not None
         if caller is not None:
@@ -98,7 +98,7 @@ class StubCaller:
         if caller is None:
             in_its_turn(None)
         else:
-            caller.store.gate.hold(in_its_turn)
+            caller.gate.hold(in_its_turn)
         return answered
 
     def _in_turn(self, ref: ObjectRef, begin: Callable[[], None]) -> None:
@@ -158,7 +158,7 @@ class StubCaller:
         chain = chain_of_call(caller, number)
         if caller is None:
             return await self._fetch(number, ref, request, chain)
-        if caller.store.gate.shut:
+        if caller.gate.shut:
             await caller.store.durable()
         pinned = caller.pin(f"fetch to {ref.class_name}")
         if current_section() is not None:
