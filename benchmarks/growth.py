@@ -6,12 +6,13 @@ Roost, split; what it does beside others is `run.py`'s.
 
 import contextlib
 import os
+import shutil
 import socket
 import struct
 import time
 from pathlib import Path
 
-from servers import CACHE, Server, load, roost
+from servers import CACHE, HERE, Server, load, roost
 from works import Held
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -87,12 +88,33 @@ def large(server, size):
     return run
 
 
+def paced(stack, rates):
+    """Messages at random moments, whatever is answered: what a gateway gains and costs by staying awake between them."""
+    servers = {}
+    for mode in ("split", "inline"):
+        for polling_us in (0, 50):
+            folder = CACHE / f"room-{polling_us}"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(HERE / "apps" / "room", folder)
+            (folder / "roost.toml").write_text(f"[network]\nbusy_poll_us = {polling_us}\n")
+            arguments = ["--inline"] if mode == "inline" else []
+            servers[mode, polling_us] = serving(stack, *arguments, app=folder)
+    for rate in rates:
+        cells = []
+        for server in servers.values():
+            before = server.cpu_s()
+            seen = load(server, "pace", "/echo/a", 50, 64, rate, SECONDS)
+            share = 100 * (server.cpu_s() - before) / (SECONDS + 0.3)
+            cells.append(f"{seen['p50_us']:.0f} / {seen['p99_us']:.0f} µs, {share:.0f} %")
+        print(f"| {rate:,} | {' | '.join(cells)} |", flush=True)
+
+
 def section(title):
     print(f"\n{title}\n\n| | a second | gateway µs | host µs | both |\n|---|---|---|---|---|", flush=True)
 
 
-def serving(stack, *arguments, hosts=1):
-    server = Server(roost(*arguments, hosts=hosts))
+def serving(stack, *arguments, hosts=1, app="room"):
+    server = Server(roost(*arguments, hosts=hosts, app=app))
     stack.callback(server.stop)
     load(server, "echo", "/echo/warm", 100, 64, 1, 1.0)
     return server
@@ -131,6 +153,10 @@ def main():
                     others.wait_open()
                     time.sleep(14)
                 measured(server, f"{idle:,}", echo(server, 100))
+    print("\nEcho, 50 sockets, messages at random moments: p50 / p99, share of a core\n")
+    print("| a second | split, busy_poll_us 0 | split, 50 | inline, 0 | inline, 50 |\n|---|---|---|---|---|", flush=True)
+    with contextlib.ExitStack() as stack:
+        paced(stack, (1_000, 5_000, 10_000, 20_000, 30_000))
     section("Echo, 1,000 sockets in 100 objects: hosts and gateways, still on one core")
     for hosts, gateways in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 4)):
         with contextlib.ExitStack() as stack:

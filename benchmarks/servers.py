@@ -22,13 +22,13 @@ SERVER_CORE, LOAD_CORE = "0", "1"
 PICOWS = ("picows==2.3.1", "python-socks==3.2.1")
 
 
-def tool(name):
-    """A load generator in C, compiled once."""
+def tool(name, source=None):
+    """A program in C, a load generator or the floor, compiled once."""
     binary = CACHE / name
-    source = HERE / f"{name}.c"
+    source = source or HERE / f"{name}.c"
     if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
         CACHE.mkdir(exist_ok=True)
-        subprocess.run(["cc", "-O2", "-o", binary, source], check=True)
+        subprocess.run(["cc", "-O2", "-o", binary, source, "-lm"], check=True)
     return str(binary)
 
 
@@ -97,6 +97,14 @@ def node_ws():
     return lambda port: ["env", f"NODE_PATH={modules}", "node", HERE / "peers" / "ws" / "server.js", port]
 
 
+def floor(*arguments):
+    """What no server that waits in the kernel can go below: an epoll loop in C, without protocol and objects."""
+    if shutil.which("cc") is None:
+        return None
+    binary = tool("floor", HERE / "peers" / "floor" / "floor.c")
+    return lambda port: [binary, port, *arguments]
+
+
 def python_peer(name):
     return lambda port: [sys.executable, HERE / "peers" / name / "server.py", port]
 
@@ -120,7 +128,9 @@ SERVERS = {
     "websockets": lambda: python_peer("websockets"),
     "aiohttp": lambda: python_peer("aiohttp"),
     "picows": picows,
+    "floor": floor,
 }
+ONLY_ECHOES = "floor"
 
 
 def available(names):

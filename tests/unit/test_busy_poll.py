@@ -178,4 +178,27 @@ def test_the_reactor_looks_between_turns_of_the_loop():
         loop.turn()
         assert not loop.soon
         assert counters.busy_polls_missed == 1
+
+
+def test_a_reactor_that_pauses_does_not_look():
+    """A gateway that hands its sockets over must leave what they send to its successor."""
+    loop, now = Loop(), [1.0]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reactor = Reactor(loop, lambda: reactor.wait(), BusyPoll(LIMIT_S, Counters()), lambda: now[0])
+        reactor.start()
+        seen = Seen(ours)
+        reactor.register(ours.fileno(), seen)
+        for _ in range(7):
+            theirs.send(b"a")
+            loop.readable()
+        theirs.send(b"b")
+        reactor.pause()
+        loop.turn()
+        assert seen.data == b"aaaaaaa"
+        assert not loop.soon
+        reactor.start()
+        loop.readable()
+        assert seen.data == b"aaaaaaab"
         reactor.close()
+        loop.turn()

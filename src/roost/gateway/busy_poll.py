@@ -62,6 +62,11 @@ class BusyPoll:
             if self._pause_s > _PAUSE_S:
                 self._pause_s /= 2
 
+    @property
+    def awake(self) -> bool:
+        """Whether a wait has begun awake and is not over."""
+        return self._until > 0.0
+
     def goes_on(self, now: float, gave_way_s: float) -> bool:
         """Nothing was there, and others had the processor for `gave_way_s`: whether to look again."""
         if gave_way_s > _WANTED_S and self._until:

@@ -225,14 +225,7 @@ class Gateway:
                 if self.journal.lines:
                     self.journal.flush(self.sockets)
                 if self.dirty:
-                    dirty = self.dirty
-                    self.dirty = []
-                    for channel in dirty:
-                        try:
-                            channel.flush()
-                        except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
-                            _log.exception("gateway: internal error while writing; the connection is closed")
-                            channel.broken(error)
+                    self.flush_connections()
                 elif self.later:
                     later, self.later = self.later, []
                     for connection, data in later:
@@ -254,6 +247,18 @@ class Gateway:
             if slot.unfinished or slot.late:
                 return  # its host will have something to say
         self.reactor.wait()
+
+    def flush_connections(self) -> None:
+        """Write what is queued for clients. What must not leave before the journal knows of it waits for `end_turn`."""
+        if self.journal.lines:
+            return
+        dirty, self.dirty = self.dirty, []
+        for channel in dirty:
+            try:
+                channel.flush()
+            except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
+                _log.exception("gateway: internal error while writing; the connection is closed")
+                channel.broken(error)
 
     # connections
 

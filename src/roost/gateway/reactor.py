@@ -28,6 +28,7 @@ _log = logging.getLogger("roost.gateway")
 READ: Final = 1  # EPOLLIN
 WRITE: Final = 4  # EPOLLOUT
 BATCH: Final = 512
+_LOOKS: Final = 4  # between two turns of the loop, while awake for clients: 2 µs
 
 
 class Pollable(Protocol):
@@ -95,18 +96,22 @@ class Reactor:
         self._busy_poll = busy_poll
         self._monotonic = monotonic
         self._looking = False
+        self._polls = False
         self._epoll: Any = select.epoll() if sys.platform == "linux" else _Kqueue()
 
     def start(self) -> None:
         """Begin to poll. The loop must be running or about to."""
+        self._polls = True
         self._loop.add_reader(self._epoll.fileno(), self._turn)
 
     def pause(self) -> None:
         """Poll no more until `start`; what is ready stays so."""
+        self._polls = False
         self._loop.remove_reader(self._epoll.fileno())
 
     def close(self) -> None:
         """Stop polling. Registered descriptors are their owners' to close."""
+        self._polls = False
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
@@ -137,25 +142,29 @@ class Reactor:
 
     def wait(self) -> None:
         """Nothing is to be done until a client sends something: stay awake for it, if that is likely to be worth it."""
-        poll = self._busy_poll
-        if poll is not None and poll.begin(self._monotonic()) and not self._looking:
+        busy_poll = self._busy_poll
+        if busy_poll is not None and busy_poll.begin(self._monotonic()) and not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
 
     def _look(self) -> None:
-        """A turn of the loop that does not sleep: nothing else is held up by it."""
-        poll = self._busy_poll
-        assert poll is not None
-        ready = [] if self._epoll.closed else self._epoll.poll(0, BATCH)
-        before = now = self._monotonic()
-        if ready:
-            self._handle(ready)
-            now = before
-        else:
+        """Look a few times. Then the loop has a turn that does not sleep, so that nothing else is held up."""
+        busy_poll = self._busy_poll
+        self._looking = False
+        if busy_poll is None or not self._polls:
+            return
+        for _ in range(_LOOKS):
+            ready = self._epoll.poll(0, BATCH)
+            if ready:
+                self._handle(ready)
+                break
+            before = self._monotonic()
             os.sched_yield()
             now = self._monotonic()
-        self._looking = poll.goes_on(now, now - before)
-        if self._looking:
+            if not busy_poll.goes_on(now, now - before):
+                return
+        if busy_poll.awake and not self._looking:
+            self._looking = True
             self._loop.call_soon(self._look)
 
     def _turn(self) -> None:

@@ -183,10 +183,12 @@ class Router:
     # hosts → clients
 
     def from_host(self, slot: HostSlot, events: Sequence[Event]) -> None:
-        """A batch from a host; connections written to are flushed once, at its end."""
+        """A batch from a host; connections written to are flushed once, at its end, and before what it has done with is
+        forgotten: clients come first."""
         table = self.gateway.reactor.table
         aliases = self.aliases
         counters = self.gateway.counters
+        done: Done | None = None  # each says all that those before it said
         for event in events:
             try:
                 kind = type(event)
@@ -220,11 +222,17 @@ class Router:
                 elif kind is Said:
                     slot.heard.add(event.group)  # type: ignore[union-attr]
                 elif kind is Done:
-                    slot.done(event.event, event.stragglers)  # type: ignore[union-attr]
+                    done = event  # type: ignore[assignment]
                 else:
                     self._HANDLERS[kind](self, slot, event)
             except Exception:  # noqa: BLE001 - one event's bug must not lose the rest of the batch
                 _log.exception("gateway: internal error in %s; please report it", type(event).__name__)
+        if done is not None:
+            self.gateway.flush_connections()
+            try:
+                slot.done(done.event, done.stragglers)
+            except Exception:  # noqa: BLE001 - likewise
+                _log.exception("gateway: internal error in Done; please report it")
         self.gateway.end_turn()
 
     def find(self, number: int) -> Connection | None:

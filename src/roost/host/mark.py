@@ -30,17 +30,19 @@ class Mark:
     def __init__(self, path: Path | None = None) -> None:
         self.object: object = None  # that it is about
         self.path = "" if path is None else str(path)
-        if path is None:
-            self._memory: Any = bytearray(_PAGE)
-        else:
+        self._memory: Any = None
+        self.words: Any = [0] * (_PAGE // 8)  # epoch, event
+        if path is not None:
             with open(path, "w+b") as file:
                 file.truncate(_PAGE)
                 self._memory = mmap.mmap(file.fileno(), _PAGE)
-        self.words = memoryview(self._memory).cast("Q")  # epoch, event
+            self.words = memoryview(self._memory).cast("Q")
 
     def about(self, actor: Any) -> None:
         """What comes is this object's event."""
         self.object = actor
+        if self._memory is None:
+            return
         ref = actor.ref
         text = f"{ref.class_name}\0{ref.id}\0{actor.label[:500]}".encode("utf-8", "replace")[:_TEXT_BYTES]
         self._memory[16 : _HEAD.size + len(text)] = len(text).to_bytes(4, "little") + text
