@@ -43,12 +43,16 @@ class Gateway:
         self.event += 1
         self.link.send(e.SocketMessage(self.event, actor, socket, data))
 
+    def waking_message(self, socket, data):
+        self.event += 1
+        self.link.send(e.WakingMessage(self.event, socket, data, None, e.Roster(1, REF, ENTRIES, None)))
+
     def close(self, socket):
         self.event += 1
         self.link.send(e.SocketClose(self.event, 1, socket, 1000, "", clean=True))
 
-    def roster(self, actor=1, ref=REF, entries=ENTRIES):
-        self.link.send(e.Roster(actor, ref, entries, None))
+    def roster(self, actor=1, ref=REF, entries=ENTRIES, piece=0, more=False):
+        self.link.send(e.Roster(actor, ref, entries, None, piece, more))
 
     def take(self, kind):
         found = [event for event in self.got if type(event) is kind]

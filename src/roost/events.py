@@ -214,12 +214,26 @@ class RosterEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Roster(msgspec.Struct, frozen=True, array_like=True):
-    """The sockets that an object has at this gateway, oldest first; the answer to `RosterRequest`."""
+    """The sockets that an object has at this gateway, oldest first; the answer to `RosterRequest`. Of very many there are
+    several in a row: `piece` counts them from 0, and all but the last have `more`."""
 
     actor: int
     object: ObjectRef | None
     sockets: list[RosterEntry]
     auto_response: AutoResponse | None
+    piece: int = 0
+    more: bool = False
+
+
+class WakingMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A `SocketMessage`, its data as `string` or `binary`, for an object that sleeps as far as its gateway knows, and the
+    roster that it needs to wake."""
+
+    event: int
+    socket: int
+    string: str | None
+    binary: bytes | None
+    roster: Roster
 
 
 class AutoAnswered(msgspec.Struct, frozen=True, array_like=True):
@@ -374,6 +388,7 @@ ToHost = (
     | SocketError
     | SocketOpened
     | Roster
+    | WakingMessage
     | Dialled
     | AutoAnswered
     | Welcome

@@ -221,6 +221,11 @@ async def main():
             await loop.sock_recv(sock, 100)
         report["containers"] = (gc.get_count()[0] - before) / OBJECTS
         gc.enable()
+    await asleep()
+    to_gateway.clear(), to_host.clear()
+    await loop.sock_sendall(alone[0], mask_frame(encode_message(b"good morning", True), b"1234"))
+    await loop.sock_recv(alone[0], 100)
+    report["wake alone"] = [[type(event).__name__ for event in to_host], [type(event).__name__ for event in to_gateway]]
     for sock in warm + room + alone:
         sock.close()
     await gateway.drain(1)
@@ -265,3 +270,4 @@ def test_a_wake_makes_few_containers(report):
 def test_a_wake_asks_nothing(report):
     """The roster comes with the message: no round trip before the handler."""
     assert report["wake"] == [["Roster", "SocketMessage"], ["Send", "Done"]]
+    assert report["wake alone"] == [["WakingMessage"], ["Send", "Done"]]

@@ -7,6 +7,7 @@ import pytest
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketPair, check_protocols, check_url
 from roost.errors import JsException, JsTypeError
+from roost.events import RosterEntry
 
 
 class Port:
@@ -306,3 +307,12 @@ def test_protocols():
         with pytest.raises(JsException) as caught:
             check_protocols(bad)
         assert caught.value.name == "SyntaxError"
+
+
+def test_a_restored_socket_lacks_nothing_that_a_new_one_has():
+    entry = RosterEntry(7, ("a",), None, 0, "", "chat", close_sent=False)
+    restored = WebSocket.restored(entry, Context(), Port())
+    new = WebSocket()
+    names = [name for name in WebSocket.__slots__ if name != "__weakref__"]
+    differ = {name for name in names if getattr(restored, name) != getattr(new, name)}
+    assert differ == {"_accept", "_context", "_number", "_port", "_ready", "_tags", "protocol"}

@@ -13,8 +13,13 @@ from roost.protocol.envelope import HEADER_BYTES, Splitter, encode
 REF = e.ObjectRef("Room", "ab" * 32, "löbby")
 
 numbers = st.integers(0, 2**62)
+tags = st.lists(st.text(), max_size=10).map(tuple)
+entries = st.builds(e.RosterEntry, numbers, tags, st.none() | st.binary(), numbers, st.text(), st.text(), st.booleans())
+rosters = st.builds(e.Roster, st.integers(0, 2**31), st.just(REF), st.lists(entries, max_size=3), st.none())
 samples = st.one_of(
     st.builds(e.SocketMessage, numbers, st.integers(0, 2**31), numbers, st.one_of(st.text(), st.binary())),
+    st.builds(e.WakingMessage, numbers, numbers, st.text(), st.none(), rosters),
+    st.builds(e.WakingMessage, numbers, numbers, st.none(), st.binary(), rosters),
     st.builds(lambda n, p: e.Send(n, p.encode(), True), st.lists(numbers, min_size=1, max_size=5), st.text()),
     st.builds(e.Send, st.lists(numbers, min_size=1, max_size=5), st.binary(), st.just(False)),
     st.builds(e.Done, numbers, st.lists(numbers, max_size=5).map(tuple)),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hosted import REF, run_hosted, settle
+from hosted import ENTRIES, REF, run_hosted, settle
 from roost import events as e
 
 SOURCE = """
@@ -59,6 +59,112 @@ def test_waking_asks_once_and_keeps_order(tmp_path):
         await settle()
         assert module["SEEN"] == [str(n) for n in range(7)]
         assert gateway.done() == e.Done(7, ())
+
+    hosted(tmp_path, body)
+
+
+def test_a_message_that_brings_the_roster_asks_nothing(tmp_path):
+    async def body(host, gateway, module):
+        gateway.waking_message(101, "a")
+        gateway.message(102, "b")
+        await settle()
+        assert module["SEEN"] == ["a", "b"]
+        assert gateway.take(e.RosterRequest) == []
+        assert gateway.done() == e.Done(2, ())
+        assert list(host.links[0].sockets) == [101, 102]
+
+    hosted(tmp_path, body)
+
+
+def test_a_message_that_brings_the_roster_to_an_object_awake_after_all(tmp_path):
+    async def body(host, gateway, module):
+        gateway.waking_message(101, "a")
+        await settle()
+        gateway.waking_message(102, "b")
+        await settle()
+        assert module["SEEN"] == ["a", "b"]
+        assert gateway.done() == e.Done(2, ())
+        assert host.counters.wakes == 1
+
+    hosted(tmp_path, body)
+
+
+def test_a_message_that_brings_the_roster_comes_behind_those_that_wait_for_it(tmp_path):
+    async def body(host, gateway, module):
+        gateway.message(101, "a")
+        await settle()
+        gateway.waking_message(102, "b")
+        gateway.message(101, "c")
+        await settle()
+        assert module["SEEN"] == ["a", "b", "c"]
+        gateway.roster()  # what was asked for comes too late
+        await settle()
+        assert gateway.done() == e.Done(3, ())
+        assert host.counters.wakes == 1
+
+    hosted(tmp_path, body)
+
+
+def test_a_constructor_that_fails_at_a_message_that_brings_the_roster(tmp_path):
+    async def body(host, gateway, module):
+        module["FAIL"].append("not yet")
+        gateway.waking_message(101, "lost")
+        await settle()
+        assert gateway.done() == e.Done(1, ())
+        assert len(host.actors) == 0
+        assert host.links[0].sockets == {}
+        gateway.waking_message(101, "again")
+        await settle()
+        assert module["SEEN"] == ["again"]
+        assert gateway.done() == e.Done(2, ())
+
+    hosted(tmp_path, body)
+
+
+@pytest.mark.parametrize("unasked", [False, True])
+def test_an_object_wakes_when_all_pieces_of_its_roster_are_here(tmp_path, unasked):
+    async def body(host, gateway, module):
+        if not unasked:
+            gateway.message(102, "a")
+            await settle()
+        gateway.roster(entries=ENTRIES[:1], more=True)
+        if not unasked:
+            await settle()
+            assert module["SEEN"] == []
+        gateway.roster(entries=ENTRIES[1:], piece=1)
+        if unasked:
+            gateway.message(102, "a")
+        gateway.message(101, "b")
+        await settle()
+        assert module["SEEN"] == ["a", "b"]
+        assert list(host.links[0].sockets) == [101, 102]
+        assert len(gateway.take(e.RosterRequest)) == (0 if unasked else 1)
+        assert gateway.done() == e.Done(2, ())
+
+    hosted(tmp_path, body)
+
+
+def test_a_further_piece_of_an_object_that_there_was_no_room_for_wakes_nothing(tmp_path):
+    async def body(host, gateway, module):
+        gateway.roster(entries=ENTRIES[1:], piece=1)
+        gateway.message(102, "a")
+        await settle()
+        assert module["SEEN"] == []
+        assert gateway.take(e.RosterRequest) == [e.RosterRequest(1, None)]
+        gateway.roster()
+        await settle()
+        assert module["SEEN"] == ["a"]
+
+    hosted(tmp_path, body)
+
+
+def test_a_host_that_leaves_takes_no_message_that_brings_the_roster(tmp_path):
+    async def body(host, gateway, module):
+        host.leave()
+        gateway.waking_message(101, "for the successor")
+        await settle()
+        assert module["SEEN"] == []
+        assert gateway.take(e.Done) == []
 
     hosted(tmp_path, body)
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from roost import events as e
+from roost.api.state import MAX_TAG_BYTES, MAX_TAGS
+from roost.api.websocket import MAX_ATTACHMENT_BYTES
 from roost.clock import ManualClock
 from roost.errors import RemoteProtocolError
 from roost.gateway.connection import State
@@ -13,6 +15,8 @@ from roost.gateway.journal import Journal
 from roost.gateway.limits import Counters, GatewayLimits
 from roost.gateway.router import Router
 from roost.gateway.sockets import SocketTable
+from roost.link.unix import MAX_ENVELOPE_BYTES
+from roost.protocol.envelope import encode
 
 HELLO = e.Hello(1, 0, 1)
 REF = e.ObjectRef("Room", "ab" * 32, "x")
@@ -58,7 +62,7 @@ def gateway():
         clock=ManualClock(),
         sockets=SocketTable(),
         journal=Journal(),
-        reactor=SimpleNamespace(table=[None] * 200),
+        reactor=SimpleNamespace(table=[None] * 3000),
         end_turn=lambda: None,
         rewatch=lambda channel: None,
         epoch=7,
@@ -147,11 +151,11 @@ def test_the_record_stays_until_the_end_is_done(gateway, slot):
     gateway.router.closed(socket, 1000, "bye", clean=True)
     socket.fd = -1
     gateway.router.connection_closed(socket)
-    roster = gateway.sockets.roster(1, None)
+    (roster,) = gateway.sockets.rosters(1, None)
     assert [entry.socket for entry in roster.sockets] == [7]
     assert gateway.router.find(7) is socket
     slot.done(1, ())
-    assert gateway.sockets.roster(1, None) == e.Roster(1, None, [], None)
+    assert gateway.sockets.rosters(1, None) == [e.Roster(1, None, [], None)]
     assert gateway.router.aliases == {}
     assert len(gateway.sockets) == 0
     assert gateway.counters.hibernatable == 0
@@ -163,12 +167,56 @@ def test_roster_is_oldest_first_with_everything(gateway, slot):
         socket.tags, socket.attachment, socket.auto_at_ms = (f"t{number}",), b"a", number
     record = gateway.sockets.get(REF)
     record.auto = e.AutoResponse("ping", "pong")
-    roster = gateway.sockets.roster(0, REF)
+    (roster,) = gateway.sockets.rosters(0, REF)
     assert [(s.socket, s.tags, s.attachment, s.auto_at_ms) for s in roster.sockets] == [
         (5, ("t5",), b"a", 5),
         (6, ("t6",), b"a", 6),
     ]
     assert roster.auto_response == e.AutoResponse("ping", "pong")
+
+
+def asleep(gateway, slot, count):
+    """The sockets of an object that sleeps."""
+    sockets = [bound(gateway, slot, number) for number in range(1, count + 1)]
+    gateway.sockets.get(REF).awake = False
+    return sockets
+
+
+def test_a_message_for_a_sleeping_object_brings_the_roster(gateway, slot):
+    link = Link()
+    slot.attach(link, HELLO)
+    sockets = asleep(gateway, slot, 8)
+    link.sent.clear()
+    gateway.router.message(sockets[1], "a")
+    gateway.router.message(sockets[2], b"b")
+    (waking, awake) = link.sent
+    assert (waking.event, waking.socket, waking.string, waking.binary) == (1, 2, "a", None)
+    assert [entry.socket for entry in waking.roster.sockets] == list(range(1, 9))
+    assert awake == e.SocketMessage(2, 1, 3, b"b")
+    assert [type(event) for event in slot.unfinished] == [e.SocketMessage, e.SocketMessage]  # for a successor
+
+
+@pytest.mark.parametrize(("count", "pieces"), [(9, [9]), (1024, [1024]), (2500, [1024, 1024, 452])])
+def test_the_roster_of_many_goes_before_the_message(gateway, slot, count, pieces):
+    link = Link()
+    slot.attach(link, HELLO)
+    sockets = asleep(gateway, slot, count)
+    link.sent.clear()
+    gateway.router.message(sockets[0], "a")
+    *rosters, message = link.sent
+    assert message == e.SocketMessage(1, 1, 1, "a")
+    assert [len(roster.sockets) for roster in rosters] == pieces
+    assert [entry.socket for roster in rosters for entry in roster.sockets] == list(range(1, count + 1))
+    assert [roster.piece for roster in rosters] == list(range(len(pieces)))
+    assert [roster.more for roster in rosters] == [True] * (len(pieces) - 1) + [False]
+
+
+def test_the_longest_piece_of_a_roster_fits_in_an_envelope(gateway, slot):
+    for socket in asleep(gateway, slot, 1025):
+        socket.tags = tuple(f"{n:0{MAX_TAG_BYTES}}" for n in range(MAX_TAGS))
+        socket.attachment = bytes(MAX_ATTACHMENT_BYTES)
+    for roster in gateway.sockets.rosters(1, None):
+        assert len(encode(roster)) <= MAX_ENVELOPE_BYTES / 2
 
 
 def test_auto_response_is_not_an_event(gateway, slot):

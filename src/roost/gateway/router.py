@@ -37,6 +37,7 @@ from roost.events import (
     SocketError,
     SocketMessage,
     SocketOpened,
+    WakingMessage,
 )
 from roost.gateway.connection import ClientConnection, Connection, State
 from roost.gateway.exchanges import Exchanges
@@ -49,10 +50,12 @@ if TYPE_CHECKING:
 
     from roost.events import Event
     from roost.gateway.gateway import Gateway
+    from roost.link.port import Link
 
 _log = logging.getLogger("roost.gateway")
 
 _PEER_CLOSED: Final = State.PEER_CLOSED
+_ROSTER_BESIDE: Final = 8  # sockets; a roster of more could make a long message's envelope too long
 
 
 class Router:
@@ -87,13 +90,14 @@ class Router:
             payload = data.encode() if type(data) is str else data
             owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[arg-type]
             return
-        if not owner.awake and slot.link is not None:
-            slot.link.queue(gateway.sockets.roster(owner.actor, None))  # so that its host need not ask for it
         slot.last_event = number = slot.last_event + 1
         message = SocketMessage(number, owner.actor, connection.number, data)
         slot.unfinished.append(message)
-        if slot.link is not None:
-            slot.link.queue(message)  # messages come in turns, which end in a flush: no timer for each
+        if slot.link is not None:  # messages come in turns, which end in a flush: no timer for each
+            if owner.awake:
+                slot.link.queue(message)
+            else:
+                _queue_waking(slot.link, owner, message)  # type: ignore[arg-type]
         elif not owner.actor and slot.leaving is not None:
             slot.leaving.send(message)  # a plain socket's program is there
         if len(data) >= COUNT_FROM_BYTES and slot.count_large(message, 1):
@@ -315,7 +319,8 @@ class Router:
 
     def _roster(self, slot: HostSlot, event: RosterRequest) -> None:
         if slot.current is not None:
-            slot.current.send(self.gateway.sockets.roster(event.actor, event.object))
+            for roster in self.gateway.sockets.rosters(event.actor, event.object):
+                slot.current.send(roster)
 
     def _asleep(self, slot: HostSlot, event: Asleep) -> None:
         table = self.gateway.sockets
@@ -365,3 +370,16 @@ class Router:
         Hello: _hello,
         Leaving: lambda router, slot, event: slot.leave(),
     }
+
+
+def _queue_waking(link: Link, record: ActorRecord, message: SocketMessage) -> None:
+    """The object sleeps: its host is told what it must know to wake, so that it need not ask."""
+    rosters = record.rosters()
+    if len(rosters[0].sockets) <= _ROSTER_BESIDE:
+        data = message.data
+        string, binary = (data, None) if type(data) is str else (None, data)
+        link.queue(WakingMessage(message.event, message.socket, string, binary, rosters[0]))  # type: ignore[arg-type]
+    else:
+        for roster in rosters:
+            link.queue(roster)
+        link.queue(message)

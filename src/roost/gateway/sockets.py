@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _NONE: Final[dict[str, ActorRecord]] = {}
+_SOCKETS_A_PIECE: Final = 1024  # with the longest attachments and tags: 20 MiB, half of what an envelope may have
 
 
 class Owner:
@@ -60,6 +61,18 @@ class ActorRecord(Owner):
         if tags != self._last_tags:
             self._last_tags = tuple(map(sys.intern, tags))
         return self._last_tags
+
+    def rosters(self) -> list[Roster]:
+        """What the object must know of its sockets here when it wakes, as it does now. Nearly always that is one piece."""
+        self.awake = True
+        entries = list(map(_entry, self.sockets.values()))
+        if len(entries) <= _SOCKETS_A_PIECE:
+            return [Roster(self.actor, self.object, entries, self.auto)]
+        starts = range(0, len(entries), _SOCKETS_A_PIECE)
+        return [
+            Roster(self.actor, self.object, entries[at : at + _SOCKETS_A_PIECE], self.auto, piece, at != starts[-1])
+            for piece, at in enumerate(starts)
+        ]
 
 
 class SocketTable:
@@ -115,13 +128,10 @@ class SocketTable:
             self._by_actor.pop(record.actor, None)
             self._by_object.get(record.object.class_name, {}).pop(record.object.id, None)
 
-    def roster(self, actor: int, ref: ObjectRef | None) -> Roster:
-        """What a waking object needs to know of its sockets here."""
+    def rosters(self, actor: int, ref: ObjectRef | None) -> list[Roster]:
+        """The roster of an object, empty if it has no sockets here."""
         record = self._by_actor.get(actor) if ref is None else self.get(ref)
-        if record is None:
-            return Roster(actor, ref, [], None)
-        record.awake = True
-        return Roster(record.actor, record.object, list(map(_entry, record.sockets.values())), record.auto)
+        return [Roster(actor, ref, [], None)] if record is None else record.rosters()
 
 
 def _entry(connection: Connection) -> RosterEntry:

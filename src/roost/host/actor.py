@@ -83,7 +83,7 @@ class Actor(Context):
     """One object while it is in memory. `api.state.ObjectHost` for its `ctx`."""
 
     __slots__ = (
-        "_auto", "_blocks", "_fetches", "_listening", "_on_message", "_ports", "_rosters", "_running", "_serving",
+        "_auto", "_blocks", "_fetches", "_listening", "_on_message", "_ports", "_running", "_serving",
         "_store", "_unfinished", "_variables", "_waiting", "alarm_running", "asked", "asked_at", "built", "calls_in_block",
         "failure", "farewell_at", "gate", "instance", "kind", "late", "looked_at", "phase", "ref", "sockets", "woke_for",
     )  # fmt: skip
@@ -99,9 +99,8 @@ class Actor(Context):
         self.sockets: dict[WebSocket, GatewayLink | None] = {}  # oldest first; None until the 101 has left
         self._waiting: deque[Any] | tuple[()] | None = _NOBODY  # None: the gate is open
         self.asked: dict[GatewayLink, None] = NOTHING  # gateways whose roster is awaited
-        self.asked_at = host.loop.time()
+        self.asked_at = 0.0
         self.late: dict[GatewayLink, None] = NOTHING  # those that were asked and are not waited for
-        self._rosters: dict[int, Roster] = NOTHING
         self._auto: AutoResponse | None = None
         self._fetches: dict[WebSocket, object | None] = NOTHING
         self._on_message: Any = None
@@ -157,6 +156,7 @@ class Actor(Context):
         """That gateway's roster is awaited."""
         if self.asked is NOTHING:
             self.asked = {}
+            self.asked_at = self.host.loop.time()
         self.asked[link] = None
 
     def do_not_await(self, link: GatewayLink) -> None:
@@ -165,15 +165,8 @@ class Actor(Context):
             self.late = {}
         self.late[link] = None
 
-    def roster(self, link: GatewayLink, roster: Roster) -> None:
-        """One gateway has told of its sockets."""
-        self.asked.pop(link, None)
-        if self._rosters is NOTHING:
-            self._rosters = {}
-        self._rosters[link.index] = roster
-
     def adopt(self, link: GatewayLink, roster: Roster, only: set[int] | None) -> None:
-        """Sockets at a gateway that answered when the object was awake already (`only` these, if given)."""
+        """A gateway's sockets are the object's (`only` these, if given). Their events wait until it is awake."""
         self._auto = roster.auto_response or self._auto
         port = self.port_for(link)
         for entry in roster.sockets:
@@ -181,37 +174,29 @@ class Actor(Context):
                 link.sockets[entry.socket] = socket = WebSocket.restored(entry, self, port)
                 self.sockets[socket] = link
 
-    def wake(self, links: Iterable[GatewayLink]) -> dict[int, Roster]:
-        """All rosters are here: build the instance and open the gate. Returns the rosters, by link."""
-        rosters, self._rosters = self._rosters, NOTHING
-        comes_again = self.host.awaits_gateways
-        for link in links:
-            roster = rosters.get(link.index)
-            if roster is not None:
-                self.adopt(link, roster, None)
-            if link.again:
-                comes_again = True
-        if comes_again:
+    def wake(self) -> None:
+        """All gateways have told of their sockets: build the instance and open the gate."""
+        host = self.host
+        if host.some_come_again:
             self._say_again()
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self)
-        self.host.handled += 1
+        host.handled += 1
         try:
-            self.instance = self._variables.copy().run(self.kind.build, ctx, self.host.worker.env)
+            self.instance = self._variables.copy().run(self.kind.build, ctx, host.worker.env)
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("constructor", error)
             self.reset(error)
-            return rosters
+            return
         if self.phase is not Phase.WAKING:
-            return rosters  # it aborted itself
+            return  # it aborted itself
         self.built = True
         self._on_message = self.kind.bound_message_handler(self.instance)
         self.phase = Phase.AWAKE
-        self.last_active = self.host.loop.time()
+        self.last_active = host.loop.time()
         if self._waiting or self._blocks:
             self._open_gate()
         else:
             self._waiting = None
-        return rosters
 
     def _open_gate(self) -> None:
         """Let the events go that waited, in order, unless the gate was shut again."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from roost.api.runtime import SocketPort
     from roost.api.websocket import WebSocket
-    from roost.host.actor import Actor
     from roost.host.bodies import BodyReader
     from roost.host.host import Host
     from roost.link.port import Link
@@ -65,7 +64,7 @@ class GatewayLink:
         self.ended: deque[int] = deque(maxlen=_MAX_ENDED)  # hibernatable sockets whose ends were told to their objects
         self.again: set[int] = set()  # events that were given before and are still to come
         self.running: set[int] = set()
-        self.waking: dict[int, list[Any] | Actor] = {}  # by the gateway's actor number: events that wait for its roster
+        self.waking: dict[int, list[Any]] = {}  # by the gateway's actor number: events that wait for its roster
         self.bodies: dict[int, BodyReader] = {}
         self.responses: dict[int, Any] = {}  # futures of stub calls that went through this gateway
         self.dials: dict[int, Any] = {}

@@ -44,6 +44,7 @@ from roost.events import (
     SocketError,
     SocketMessage,
     SocketOpened,
+    WakingMessage,
     Welcome,
 )
 from roost.host import memory
@@ -91,7 +92,7 @@ _MAX_ENDED = 100_000
 _MAX_UNSAID = 16  # gateways
 
 SocketEvent = SocketMessage | SocketClose | SocketError | SocketOpened
-_SOCKET_EVENTS = frozenset({SocketMessage, SocketClose, SocketError, SocketOpened})
+_SOCKET_EVENTS = frozenset({SocketMessage, WakingMessage, SocketClose, SocketError, SocketOpened})
 
 
 class Host:
@@ -156,7 +157,7 @@ class Host:
         self.io_pin_s = io_pin_s  # 0: what may never end keeps an object awake until it does
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
-        self._offered: tuple[GatewayLink, Roster] | None = None  # that came unasked, for the next event of the same batch
+        self._offered: tuple[GatewayLink, list[Roster]] | None = None  # unasked, for the next event of the same batch
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
         self._link_numbers = itertools.count()
         self._gateways = gateways
@@ -218,6 +219,14 @@ class Host:
     def awaits_gateways(self) -> bool:
         """Whether one has not said yet which events it gives again."""
         return self._gateways > 1 and sum(link.welcome for link in self.links) < self._gateways
+
+    @property
+    def some_come_again(self) -> bool:
+        """Whether an event may come that was given to an earlier host."""
+        for link in self.links:
+            if link.again:
+                return True
+        return self._gateways > 1 and self.awaits_gateways
 
     def _begin(self) -> None:
         self.alarms.start()
@@ -291,7 +300,7 @@ class Host:
         for event in events:
             try:
                 self.handled += 1
-                if some_are_not_ours and type(event) in _SOCKET_EVENTS and self._passed_over(link, event):  # type: ignore[arg-type]
+                if some_are_not_ours and self._passed_over(link, event):
                     continue
                 if type(event) is SocketMessage:
                     link.last_event = event.event
@@ -300,6 +309,9 @@ class Host:
                         socket._context.message(socket, event, link)  # type: ignore[union-attr]
                     else:
                         self._unknown(link, event)
+                elif type(event) is WakingMessage:
+                    link.last_event = event.event
+                    self._waking_message(link, event)
                 elif type(event) is SocketClose or type(event) is SocketError:
                     link.last_event = event.event
                     if event.socket in self._ended:  # its gateway died before it heard that this is done
@@ -323,10 +335,12 @@ class Host:
         if self._sweep is None and len(self.actors):
             self._arm_sweep()
 
-    def _passed_over(self, link: GatewayLink, event: SocketEvent) -> bool:
+    def _passed_over(self, link: GatewayLink, event: Any) -> bool:
         """Whether an event is not for this host."""
+        if type(event) not in _SOCKET_EVENTS:
+            return False
         if self.leaving:  # not done: the gateway gives it to the successor (but for a plain socket, which has none)
-            if not event.actor:
+            if type(event) is not WakingMessage and not event.actor:
                 self.socket_event(link, event)
             return True
         if (link.epoch, event.event) in self.not_again:
@@ -357,37 +371,59 @@ class Host:
             link.send_message(link.relayed[event.socket], payload, isinstance(event.data, str))
         elif event.actor == 0:
             self.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
-        elif isinstance(waking, Actor) and waking.phase is Phase.WAKING:
-            waking.hold(link, event)
-        elif isinstance(waking, list):
+        elif waking is not None:
             link.running.add(event.event)
             waking.append(event)
         else:
             link.running.add(event.event)
             offered, self._offered = self._offered, None
-            if offered is not None and offered[0] is link and offered[1].actor == event.actor:
-                self._wake_by(link, offered[1], [event])  # its end is told at the end of this batch
+            if offered is not None and offered[0] is link and offered[1][0].actor == event.actor:
+                self._wake_by(link, offered[1][0], [event])  # its end is told at the end of this batch
+                for piece in offered[1][1:]:
+                    self._further(link, piece)
             else:
                 link.waking[event.actor] = [event]
                 link.link.send(RosterRequest(event.actor, None))
 
+    def _waking_message(self, link: GatewayLink, event: WakingMessage) -> None:
+        """A message for an object that its gateway believes asleep."""
+        roster = event.roster
+        data: Any = event.binary if event.string is None else event.string
+        message = SocketMessage(event.event, roster.actor, event.socket, data)
+        if roster.object is None or roster.actor in link.waking:
+            self._roster(link, roster)
+            self.socket_event(link, message)
+        else:
+            self._wake_by(link, roster, [message])
+
     def _roster(self, link: GatewayLink, roster: Roster) -> None:
-        held = link.waking.pop(roster.actor, None) if roster.actor else None
-        events = held if isinstance(held, list) else []
+        if roster.piece:
+            self._further(link, roster)
+            return
+        events = link.waking.pop(roster.actor, []) if roster.actor else []
         if roster.object is None:  # the socket is over and its record gone
             for event in events:
                 link.running.discard(event.event)
             self.counters.events_unknown += len(events)
         elif not events and self.actors.get(roster.object) is None:
-            self._offered = (link, roster)  # for the event behind it; or answered too late
+            self._offered = (link, [roster])  # for the event behind it; or answered too late
             return
         else:
             self._wake_by(link, roster, events)
         link.say_done()
 
+    def _further(self, link: GatewayLink, roster: Roster) -> None:
+        """Another piece of the roster before it. No event is between them."""
+        assert roster.object is not None
+        if self._offered is not None and self._offered[0] is link and self._offered[1][0].actor == roster.actor:
+            self._offered[1].append(roster)
+        elif self.actors.get(roster.object) is not None:  # else there was no room for it
+            self._wake_by(link, roster, [])
+            link.say_done()
+
     def _wake_by(self, link: GatewayLink, roster: Roster, events: list[Any]) -> None:
-        """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events,
-        which are in `link.running` until it is their turn."""
+        """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events.
+        Those that have to wait are in `link.running` until it is their turn."""
         assert roster.object is not None
         actor = self.actors.get(roster.object)
         if actor is not None and actor.phase is Phase.GONE:
@@ -402,6 +438,7 @@ class Host:
                         link.running.discard(event.event)
                         self.shed(link, event, str(error))
                     else:
+                        link.running.add(event.event)
                         kept.append(event)
                 if kept:  # how a socket ended, and what was given before, waits for room
                     link.waking[roster.actor] = kept
@@ -415,21 +452,24 @@ class Host:
                 for event in events:
                     link.running.discard(event.event)
                 return
-            actor.roster(link, roster)
+            if roster.more:
+                actor.ask(link)
+            else:
+                actor.asked.pop(link, None)
+            actor.adopt(link, roster, None)
             if actor.asked:
-                if roster.actor:
-                    link.waking[roster.actor] = actor
                 for event in events:
                     actor.hold(link, event)
                 return
-            self._wake(actor)
+            actor.wake()
             for event in events:
                 link.running.discard(event.event)
                 if actor.phase is not Phase.GONE:
                     self.socket_event(link, event)
             return
         late = link in actor.late
-        actor.late.pop(link, None)
+        if not roster.more:
+            actor.late.pop(link, None)
         actor.adopt(link, roster, None if late else {event.socket for event in events})
         for event in events:  # it was awake after all: what it does not know of is over
             link.running.discard(event.event)
@@ -448,7 +488,7 @@ class Host:
         kind = self.worker.classes.get(ref.class_name)
         if kind is None:
             raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
-        if (ref.class_name, ref.id) in self.quarantined:
+        if self.quarantined and (ref.class_name, ref.id) in self.quarantined:
             self.counters.events_quarantined += 1
             raise QuarantineError(
                 f"{ref.class_name}({ref.name or ref.id[:8]}) has twice brought its host down and is not woken any more;"
@@ -460,9 +500,10 @@ class Host:
         actor.woke_for = why
         self.actors.add(actor)
         self.counters.wakes += 1
-        for link in self.links:
-            if link is not ask_all_but:
-                self._ask(actor, link)
+        if ask_all_but is None or len(self.links) > 1:
+            for link in self.links:
+                if link is not ask_all_but:
+                    self._ask(actor, link)
         if self._sweep is None:
             self._arm_sweep()
         return actor
@@ -515,13 +556,7 @@ class Host:
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
-            self._wake(actor)
-
-    def _wake(self, actor: Actor) -> None:
-        rosters = actor.wake(self.links)
-        for link in self.links:
-            if link.waking and (roster := rosters.get(link.index)) and link.waking.get(roster.actor) is actor:
-                del link.waking[roster.actor]
+            actor.wake()
 
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)

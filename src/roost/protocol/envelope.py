@@ -52,6 +52,7 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     32: events.Said,
     33: events.KeepSocket,
     34: events.SocketOpened,
+    35: events.WakingMessage,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}
