@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from enum import Enum
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from roost.api.buffers import ArrayBuffer
@@ -360,10 +361,9 @@ class Actor(Context):
         try:
             # Calling an async handler only makes its coroutine: nothing of the user's runs yet.
             result = handler(socket, data) if self.kind.message_is_async else variables.run(handler, socket, data)
-            if hasattr(result, "send") and not isinstance(result, dict):
+            if type(result) is CoroutineType or (hasattr(result, "send") and not isinstance(result, dict)):
                 number = event.event
-                done = partial(self._done, number, link)
-                if host.runner.start(variables, result, done) is SUSPENDED:
+                if host.runner.start(variables, result, self._done, number, link) is SUSPENDED:
                     link.running.add(number)
                     if self._running is NOTHING:
                         self._running = {}

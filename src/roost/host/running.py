@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
-    Done = Callable[[Any, BaseException | None], None]
+    Done = Callable[..., None]
+    """Called with its arguments, the result and the exception."""
 
 SUSPENDED: Final = object()
 """What `Runner.start` returns for a coroutine that went on as a task."""
@@ -71,7 +72,7 @@ class _Spare:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wake: asyncio.Future[None] = loop.create_future()
-        self._work: tuple[Context, Coroutine[Any, Any, Any], Any, Done] | None = None
+        self._work: tuple[Context, Coroutine[Any, Any, Any], Any, Done, tuple[Any, ...]] | None = None
         # Made outside of any handler's context: it belongs to none yet.
         self.task: asyncio.Task[None] = contextvars.Context().run(loop.create_task, self._run())
         self.references = sys.getrefcount(self.task)
@@ -88,7 +89,7 @@ class _Spare:
         """Carry on what was handed over, if anything was and nobody did yet."""
         if self._work is None:
             return
-        (variables, coroutine, awaited, done), self._work = self._work, None
+        (variables, coroutine, awaited, done, arguments), self._work = self._work, None
         result: Any = None
         failure: BaseException | None = None
         try:
@@ -100,15 +101,17 @@ class _Spare:
                 result = await _interrupt(variables, coroutine, interrupted)
         except BaseException as error:  # noqa: BLE001 - handed to `done`, which logs it
             failure = error
-        done(result, failure)
+        done(*arguments, result, failure)
 
     @property
     def left_over(self) -> bool:
         """Whether the task ended without carrying on: it was cancelled before its very first step."""
         return self._work is not None
 
-    def hand(self, variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any, done: Done) -> None:
-        self._work = (variables, coroutine, awaited, done)
+    def hand(
+        self, variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any, done: Done, arguments: tuple[Any, ...]
+    ) -> None:
+        self._work = (variables, coroutine, awaited, done, arguments)
         if not self._wake.done():
             self._wake.set_result(None)
 
@@ -122,8 +125,9 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self.steps = 0  # coroutines begun: the watchdog sees by it that the loop comes on
 
-    def start(self, variables: Context, coroutine: Coroutine[Any, Any, Any], done: Done) -> Any:
-        """Run until it ends or first waits. Its result, its exception, or SUSPENDED: then `done` is called later.
+    def start(self, variables: Context, coroutine: Coroutine[Any, Any, Any], done: Done, *arguments: Any) -> Any:
+        """Run until it ends or first waits. Its result, its exception, or SUSPENDED: then `done(*arguments, result, error)`
+        is called later.
 
         Must not be called from within a task.
         """
@@ -141,7 +145,7 @@ class Runner:
         finally:
             _leave_task(loop, task)
         self._spare = None
-        spare.hand(variables, coroutine, awaited, done)
+        spare.hand(variables, coroutine, awaited, done, arguments)
         self._own(spare.task, spare)
         return SUSPENDED
 

@@ -41,7 +41,9 @@ class MemoryLink:
             self._schedule()
 
     def queue(self, event: Event) -> None:
-        self._batch.add(event)
+        batch = self._batch
+        batch.last_send = None  # `Batch.add`, for one that is no `Done`
+        batch.events.append(event)
 
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         self._batch.add_message(socket, payload, text)

@@ -103,7 +103,9 @@ class UnixLink:
             self._loop.call_soon(self._turn, context=NO_CONTEXT)
 
     def queue(self, event: Event) -> None:
-        self._batch.add(event)
+        batch = self._batch
+        batch.last_send = None  # `Batch.add`, for one that is no `Done`
+        batch.events.append(event)
 
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         batch = self._batch
