@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from roost import events as e
 from roost.errors import RemoteProtocolError
-from roost.protocol.envelope import HEADER_BYTES, Splitter, encode
+from roost.protocol.envelope import HEADER_BYTES, Splitter, encode, encode_batch
 
 REF = e.ObjectRef("Room", "ab" * 32, "löbby")
 
@@ -57,6 +57,26 @@ def test_any_split_gives_the_events_back(events, cuts):
     for start, end in itertools.pairwise(places):
         found += splitter.feed(data[start:end])
     assert found == events
+
+
+@given(st.lists(samples, max_size=3))
+def test_a_batch_gives_the_events_back(events):
+    assert Splitter(1 << 20).feed(encode_batch(events)) == events
+
+
+@given(st.text(), st.integers(1, 2**62))
+def test_an_answer_and_its_done_are_one_envelope(text, number):
+    answer = [e.Send([7], text.encode(), True), e.Done(number, ())]
+    data = encode_batch(answer)
+    assert len(data) == HEADER_BYTES + len(text.encode())
+    assert Splitter(1 << 20).feed(data) == answer
+
+
+@pytest.mark.parametrize("stragglers", [(), (1,)])
+@pytest.mark.parametrize("sockets", [[7], [7, 8]])
+def test_done_of_nothing_and_of_stragglers_survives(sockets, stragglers):
+    events = [e.Send(sockets, b"x", False), e.Done(0, stragglers)]
+    assert Splitter(1 << 20).feed(encode_batch(events)) == events
 
 
 def test_every_event_has_an_envelope():

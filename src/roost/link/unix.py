@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
 from roost.link.port import NO_CONTEXT, Batch
-from roost.protocol.envelope import Splitter, encode
+from roost.protocol.envelope import Splitter, encode, encode_batch
 
 if TYPE_CHECKING:
     import asyncio
@@ -125,7 +125,7 @@ class UnixLink:
             return
         events = self._batch.take()
         try:
-            data = encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
+            data = encode_batch(events)
         except Exception:  # noqa: BLE001 - one that cannot travel must not take the others with it
             data = b"".join(map(_encode_or_drop, events))
         if not self._open:

@@ -90,6 +90,18 @@ def encode(event: Event) -> bytes:
     return _pack(len(payload) + 24, _KINDS[kind], 0, 0, 0, 0, 0) + payload
 
 
+def encode_batch(events: list[Event]) -> bytes:
+    """The envelopes of what one turn has to say. The answer to a lone message is one: what is sent, and up to where all is
+    done."""
+    if len(events) == 2:
+        send, done = events
+        if type(done) is Done and type(send) is Send and len(send.sockets) == 1 and done.event and not done.stragglers:
+            payload = send.payload
+            flags = TEXT if send.text else 0
+            return _pack(len(payload) + 24, _SEND, flags, 0, 0, done.event, send.sockets[0]) + payload
+    return encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
+
+
 class Splitter:
     """A byte stream back to events. Raises RemoteProtocolError if it is not one that this version understands."""
 
@@ -140,6 +152,8 @@ class Splitter:
                     add(Send(sockets, data[body + 8 * socket : end], bool(flags & TEXT)))
                 else:
                     add(Send([socket], data[body:end], bool(flags & TEXT)))
+                    if event:
+                        add(Done(event, ()))
             elif kind == _DONE:
                 add(Done(event, struct.unpack_from(f"<{(end - body) // 8}Q", data, body) if end - body >= 8 else ()))
             else:
