@@ -97,12 +97,12 @@ def node_ws():
     return lambda port: ["env", f"NODE_PATH={modules}", "node", HERE / "peers" / "ws" / "server.js", port]
 
 
-def floor(*arguments):
+def floor():
     """What no server that waits in the kernel can go below: an epoll loop in C, without protocol and objects."""
     if shutil.which("cc") is None:
         return None
     binary = tool("floor", HERE / "peers" / "floor" / "floor.c")
-    return lambda port: [binary, port, *arguments]
+    return lambda port: [binary, port]
 
 
 def python_peer(name):

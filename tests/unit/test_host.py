@@ -144,6 +144,24 @@ def test_an_object_wakes_when_all_pieces_of_its_roster_are_here(tmp_path, unaske
     hosted(tmp_path, body)
 
 
+def test_pieces_that_came_unasked_are_used_in_a_later_batch(tmp_path):
+    """A roster of many sockets is longer than one read of the link."""
+
+    async def body(host, gateway, module):
+        gateway.roster(entries=ENTRIES[:1], more=True)
+        await settle()
+        gateway.roster(entries=ENTRIES[1:], piece=1)
+        gateway.message(102, "a")
+        await settle()
+        assert module["SEEN"] == ["a"]
+        assert list(host.links[0].sockets) == [101, 102]
+        assert gateway.take(e.RosterRequest) == []
+        assert gateway.done() == e.Done(1, ())
+        assert host.links[0].offered == []
+
+    hosted(tmp_path, body)
+
+
 def test_a_further_piece_of_an_object_that_there_was_no_room_for_wakes_nothing(tmp_path):
     async def body(host, gateway, module):
         gateway.roster(entries=ENTRIES[1:], piece=1)

@@ -322,8 +322,8 @@ class WebSocket:
 
     @classmethod
     def restored(cls, entry: RosterEntry, context: IoContext, port: SocketPort) -> Self:
-        """A hibernatable socket as its gateway has kept it. A wake makes one of each, so everything is set once."""
-        socket = cls.__new__(cls)
+        """A hibernatable socket as its gateway has kept it. A wake makes one of each."""
+        socket = cls()
         socket._accept = Accept.HIBERNATABLE
         socket._context = context
         socket._port = port
@@ -331,14 +331,10 @@ class WebSocket:
         socket._tags = entry.tags
         socket._attachment = entry.attachment
         socket._auto_at_ms = entry.auto_at_ms
-        socket._ready = not entry.close_sent
         socket._close_out = entry.close_sent
-        socket._close_in = socket._failed = socket._half_open = socket._used = socket._connecting = socket._outbound = False
-        socket._peer = socket._listeners = socket._binary_type = None
-        socket._pending = ()
+        socket._ready = not entry.close_sent
         socket.url = entry.url or None
         socket.protocol = entry.protocol
-        socket.extensions = ""
         return socket
 
     def dial_failed(self, reason: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from roost.events import Attach, CloseSocket, Done, Event
+from roost.events import Attach, CloseSocket, Done, Event, Roster
 from roost.protocol.envelope import Splitter
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class GatewayLink:
         "last_event",
         "left",
         "link",
+        "offered",
         "readers",
         "relayed",
         "responses",
@@ -64,6 +65,7 @@ class GatewayLink:
         self.ended: deque[int] = deque(maxlen=_MAX_ENDED)  # hibernatable sockets whose ends were told to their objects
         self.again: set[int] = set()  # events that were given before and are still to come
         self.running: set[int] = set()
+        self.offered: list[Roster] = []  # the pieces of one that came unasked, for the event right behind it
         self.waking: dict[int, list[Any]] = {}  # by the gateway's actor number: events that wait for its roster
         self.bodies: dict[int, BodyReader] = {}
         self.responses: dict[int, Any] = {}  # futures of stub calls that went through this gateway

@@ -157,7 +157,6 @@ class Host:
         self.io_pin_s = io_pin_s  # 0: what may never end keeps an object awake until it does
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweep: asyncio.TimerHandle | None = None
-        self._offered: tuple[GatewayLink, list[Roster]] | None = None  # unasked, for the next event of the same batch
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
         self._link_numbers = itertools.count()
         self._gateways = gateways
@@ -226,7 +225,7 @@ class Host:
         for link in self.links:
             if link.again:
                 return True
-        return self._gateways > 1 and self.awaits_gateways
+        return self.awaits_gateways
 
     def _begin(self) -> None:
         self.alarms.start()
@@ -328,7 +327,8 @@ class Host:
             except Exception:  # noqa: BLE001
                 # Ours, not the user's (that is caught where it runs): the rest of the batch must not be lost with it.
                 _log.exception("host: internal error in %s; please report it", type(event).__name__)
-        self._offered = None
+        if link.offered and not link.offered[-1].more:
+            link.offered = []
         if link.last_event != before:
             self.counters.events += link.last_event - before
             link.say_done()
@@ -376,10 +376,10 @@ class Host:
             waking.append(event)
         else:
             link.running.add(event.event)
-            offered, self._offered = self._offered, None
-            if offered is not None and offered[0] is link and offered[1][0].actor == event.actor:
-                self._wake_by(link, offered[1][0], [event])  # its end is told at the end of this batch
-                for piece in offered[1][1:]:
+            offered, link.offered = link.offered, []
+            if offered and offered[0].actor == event.actor:
+                self._wake_by(link, offered[0], [event])  # its end is told at the end of this batch
+                for piece in offered[1:]:
                     self._further(link, piece)
             else:
                 link.waking[event.actor] = [event]
@@ -406,7 +406,7 @@ class Host:
                 link.running.discard(event.event)
             self.counters.events_unknown += len(events)
         elif not events and self.actors.get(roster.object) is None:
-            self._offered = (link, [roster])  # for the event behind it; or answered too late
+            link.offered = [roster]  # for the event behind it; or answered too late
             return
         else:
             self._wake_by(link, roster, events)
@@ -415,8 +415,8 @@ class Host:
     def _further(self, link: GatewayLink, roster: Roster) -> None:
         """Another piece of the roster before it. No event is between them."""
         assert roster.object is not None
-        if self._offered is not None and self._offered[0] is link and self._offered[1][0].actor == roster.actor:
-            self._offered[1].append(roster)
+        if link.offered and link.offered[0].actor == roster.actor:
+            link.offered.append(roster)
         elif self.actors.get(roster.object) is not None:  # else there was no room for it
             self._wake_by(link, roster, [])
             link.say_done()
@@ -488,7 +488,7 @@ class Host:
         kind = self.worker.classes.get(ref.class_name)
         if kind is None:
             raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
-        if self.quarantined and (ref.class_name, ref.id) in self.quarantined:
+        if (ref.class_name, ref.id) in self.quarantined:
             self.counters.events_quarantined += 1
             raise QuarantineError(
                 f"{ref.class_name}({ref.name or ref.id[:8]}) has twice brought its host down and is not woken any more;"
@@ -500,10 +500,9 @@ class Host:
         actor.woke_for = why
         self.actors.add(actor)
         self.counters.wakes += 1
-        if ask_all_but is None or len(self.links) > 1:
-            for link in self.links:
-                if link is not ask_all_but:
-                    self._ask(actor, link)
+        for link in self.links:
+            if link is not ask_all_but:
+                self._ask(actor, link)
         if self._sweep is None:
             self._arm_sweep()
         return actor

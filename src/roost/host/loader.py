@@ -59,7 +59,6 @@ class ObjectClass:
             and known[0] not in self._names
         ]
         message = self._names.get("webSocketMessage")
-        self._message = message if self._takes.get("webSocketMessage", 0) is None else None  # one that needs no wrapper
         self.message_is_async = message is not None and inspect.iscoroutinefunction(getattr(cls, message))
 
     def build(self, ctx: Any, env: Any) -> Any:
@@ -82,9 +81,6 @@ class ObjectClass:
         return bound if takes is None else lambda *args: bound(*args[:takes])
 
     def bound_message_handler(self, instance: Any) -> Callable[..., Any] | None:
-        if self._message is not None:
-            bound: Callable[..., Any] = getattr(instance, self._message)
-            return bound
         return self.handler(instance, "webSocketMessage")
 
 

@@ -23,6 +23,7 @@ class MemoryLink:
         self._peer: MemoryLink | None = None
         self._receiver: Receiver | None = None
         self._batch = Batch()
+        self.queue = self._batch.queue  # without a call between: once a message
         self._scheduled = False
         self._flushing = False
 
@@ -39,11 +40,6 @@ class MemoryLink:
         self._batch.add(event)
         if not self._scheduled:
             self._schedule()
-
-    def queue(self, event: Event) -> None:
-        batch = self._batch
-        batch.last_send = None  # `Batch.add`, for one that is no `Done`
-        batch.events.append(event)
 
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         self._batch.add_message(socket, payload, text)

@@ -26,37 +26,42 @@ class Batch:
     So the plain loop over `getWebSockets()` costs one encode and one copy of the payload, whatever the link.
     """
 
-    __slots__ = ("events", "last_send", "payload_bytes")
+    __slots__ = ("_last_send", "events", "payload_bytes")
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.payload_bytes = 0
-        self.last_send: Send | None = None
+        self._last_send: Send | None = None
 
     def add(self, event: Event) -> None:
-        self.last_send = None
+        self._last_send = None
         if type(event) is Done and self.events and type(self.events[-1]) is Done:
             self.events[-1] = event
         else:
             self.events.append(event)
 
+    def queue(self, event: Event) -> None:
+        """`add` of what is no `Done`."""
+        self._last_send = None
+        self.events.append(event)
+
     def add_message(self, socket: int, payload: bytes, text: bool) -> None:
-        last = self.last_send
+        last = self._last_send
         if last is not None and last.payload == payload and last.text is text:
             last.sockets.append(socket)
             return
-        self.last_send = last = Send([socket], payload, text)
+        self._last_send = last = Send([socket], payload, text)
         self.events.append(last)
         self.payload_bytes += len(payload)
 
     def seal(self) -> None:
         """What is there is written down elsewhere: nothing may be joined to it any more."""
-        self.last_send = None
+        self._last_send = None
 
     def take(self) -> list[Event]:
         """The batch, leaving an empty one."""
         events, self.events = self.events, []
-        self.last_send = None
+        self._last_send = None
         self.payload_bytes = 0
         return events
 

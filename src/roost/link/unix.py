@@ -55,6 +55,7 @@ class UnixLink:
         self._receiver: Receiver | None = None
         self._splitter = Splitter(MAX_ENVELOPE_BYTES)
         self._batch = Batch()
+        self.queue = self._batch.queue  # without a call between: once a message
         self._backlog = bytearray(backlog)
         if unread:
             self._splitter.feed(unread)
@@ -101,11 +102,6 @@ class UnixLink:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn, context=NO_CONTEXT)
-
-    def queue(self, event: Event) -> None:
-        batch = self._batch
-        batch.last_send = None  # `Batch.add`, for one that is no `Done`
-        batch.events.append(event)
 
     def send_to(self, socket: int, payload: bytes, text: bool) -> None:
         batch = self._batch

@@ -61,8 +61,8 @@ _pack = HEADER.pack
 _unpack = HEADER.unpack_from
 
 
-def encode(event: Event) -> bytes:
-    """One envelope."""
+def encode(event: Event, done: int = 0) -> bytes:
+    """One envelope. With a `Send` to one, `done` is the event of a `Done` behind it."""
     kind = type(event)
     if kind is SocketMessage:
         data = event.data  # type: ignore[union-attr]
@@ -76,7 +76,7 @@ def encode(event: Event) -> bytes:
         payload = event.payload  # type: ignore[union-attr]
         flags = TEXT if event.text else 0  # type: ignore[union-attr]
         if len(sockets) == 1:
-            return _pack(len(payload) + 24, _SEND, flags, 0, 0, 0, sockets[0]) + payload
+            return _pack(len(payload) + 24, _SEND, flags, 0, 0, done, sockets[0]) + payload
         count = len(sockets)
         targets = struct.pack(f"<{count}Q", *sockets)
         return _pack(len(payload) + 24 + 8 * count, _SEND, flags | MANY, 0, 0, 0, count) + targets + payload
@@ -96,9 +96,7 @@ def encode_batch(events: list[Event]) -> bytes:
     if len(events) == 2:
         send, done = events
         if type(done) is Done and type(send) is Send and len(send.sockets) == 1 and done.event and not done.stragglers:
-            payload = send.payload
-            flags = TEXT if send.text else 0
-            return _pack(len(payload) + 24, _SEND, flags, 0, 0, done.event, send.sockets[0]) + payload
+            return encode(send, done.event)
     return encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
 
 

@@ -158,11 +158,7 @@ def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | byt
     size = available - 6
     if 0 <= size < 126 and data[0] == 0x81 and data[1] == size + 128 and size <= max_message_bytes:
         try:  # one short text, which nearly every read of a chatty client is
-            return [
-                (int.from_bytes(data[6:], "little") ^ int.from_bytes((data[2:6] * (size // 4 + 1))[:size], "little"))
-                .to_bytes(size, "little")
-                .decode()
-            ], available
+            return [unmask(data[6:], data[2:6]).decode()], available
         except UnicodeDecodeError:
             return [], 0
     messages: list[str | bytes] = []
