@@ -15,7 +15,7 @@ from roost.protocol.deflate import agree, inflate
 from roost.protocol.envelope import Splitter
 from roost.protocol.envelope import encode as encode_event
 from roost.protocol.http import HeadLimits, RequestParser, ResponseParser
-from roost.protocol.websocket import Decoder, decode_messages
+from roost.protocol.websocket import Decoder, decode_messages, decode_short_text
 from roost.values import decode, encode
 
 MAX_MESSAGE_BYTES = 65536
@@ -37,6 +37,8 @@ def frames(data):
     messages, end = decode_messages(data, MAX_MESSAGE_BYTES)
     assert messages == expected[: len(messages)]
     assert end <= len(data)
+    text = decode_short_text(data, MAX_MESSAGE_BYTES)
+    assert text is None or [text] == expected
 
 
 def deflated(data):

@@ -108,12 +108,12 @@ def test_a_message_takes_six_files(tmp_path):
     route = json.loads(result.stdout.splitlines()[-1])
     expected = [
         ("roost/gateway/connection.py", "received"),
-        ("roost/protocol/websocket.py", "decode_messages"),
+        ("roost/protocol/websocket.py", "decode_short_text"),
         ("roost/gateway/router.py", "message"),
         ("roost/host/actor.py", "message"),
         ("roost/api/websocket.py", "send"),
         ("roost/gateway/router.py", "from_host"),
-        ("roost/gateway/connection.py", "flush"),
+        ("roost/gateway/connection.py", "flush_all"),
     ]
     position = 0
     for file, function in route:

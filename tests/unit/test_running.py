@@ -3,14 +3,17 @@
 import asyncio
 import contextvars
 
-from roost.host.running import SUSPENDED, Runner, in_context
+from roost.host.running import Runner, Suspended, in_context
 
 mark = contextvars.ContextVar("mark", default="unset")
 
 
 def start(runner, coroutine, ended):
     """As the host does it: from a callback, not from a task."""
-    return runner.start(contextvars.Context(), coroutine, lambda result, error: ended.append((result, error)))
+    result = runner.start(contextvars.Context(), coroutine)
+    if type(result) is Suspended:
+        result.then(lambda result, error: ended.append((result, error)))
+    return result
 
 
 def from_callback(body):
@@ -81,7 +84,7 @@ def test_spare_that_a_handler_kept_is_not_given_to_another():
 
     def body(loop, runner):
         start(runner, keeps(), [])
-        assert start(runner, cancels_the_previous(), ended) is SUSPENDED
+        assert type(start(runner, cancels_the_previous(), ended)) is Suspended
 
     from_callback(body)
     assert ended == [("mine went on", None)]
@@ -225,3 +228,51 @@ def test_in_context_is_the_same_task_with_other_variables():
 
     asyncio.run(main())
     assert [value for value, _ in seen] == ["unset", "callee's"]
+
+
+def test_what_is_driven_in_place_gives_its_result_and_nothing_of_the_one_before():
+    class Awaitable:  # as of a compiled coroutine: it is no generator and no iterator
+        def send(self, value):
+            raise AssertionError("it is awaited instead")
+
+        def __await__(self):
+            yield from asyncio.sleep(0).__await__()
+            return "awaited"
+
+    async def value(given):
+        return given
+
+    async def fails():
+        raise ValueError("mine")
+
+    ended, results = [], []
+
+    def body(loop, runner):
+        results.append(start(runner, value({"a": 1}), []))
+        results.append(start(runner, value(None), []))
+        try:
+            start(runner, fails(), [])
+        except ValueError as error:
+            results.append(str(error))
+        results.append(start(runner, value(2), []))
+        start(runner, Awaitable(), ended)
+        results.append(start(runner, value(3), []))
+
+    from_callback(body)
+    assert results == [{"a": 1}, None, "mine", 2, 3]
+    assert ended == [("awaited", None)]
+
+
+def test_many_that_wait_end_each_with_its_own():
+    async def waits(turns, value):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if value == 3:
+            raise KeyError(value)
+        return value
+
+    ended = []
+    from_callback(lambda loop, runner: [start(runner, waits(5 - value, value), ended) for value in range(1, 5)])
+    assert sorted((result or 0, type(error).__name__) for result, error in ended) == [
+        (0, "KeyError"), (1, "NoneType"), (2, "NoneType"), (4, "NoneType"),
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from roost.protocol.websocket import (
     Pong,
     close_payload,
     decode_messages,
+    decode_short_text,
     encode_control,
     encode_message,
     is_valid_close_code,
@@ -112,6 +113,32 @@ def test_short_way_agrees_with_the_decoder(sent, cut):
     data = data[: len(data) - cut] if cut < len(data) else data
     found, end = decode_messages(data, LIMIT)
     assert [*found, *events_of(data[end:])] == events_of(data)
+
+
+@given(messages, st.integers(0, 3), st.binary(max_size=2))
+def test_the_shortest_way_agrees_with_the_decoder(sent, cut, behind):
+    data = frame(1 if isinstance(sent, str) else 2, sent.encode() if isinstance(sent, str) else sent)
+    data = data[: len(data) - cut] + behind
+    found = decode_short_text(data, LIMIT)
+    whole = isinstance(sent, str) and len(sent.encode()) < 126 and not cut and not behind
+    assert found is None or [found] == events_of(data)
+    assert found == sent if whole else True
+
+
+@pytest.mark.parametrize("size", range(126))
+def test_a_text_of_each_short_size_is_unmasked(size):
+    text = "".join(chr(33 + at % 90) for at in range(size))
+    for mask in (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x37\xfa\x21\x3d"):
+        data = bytes((0x81, 128 + size)) + mask + unmask(text.encode(), mask)
+        assert decode_short_text(data, 125) == text
+        assert decode_short_text(data, size - 1) is None
+
+
+def test_the_shortest_way_leaves_everything_else_to_the_others():
+    whole = frame(1, b"ab")
+    known = (frame(9, b""), frame(1, b"\xff"), frame(2, b"x"), frame(1, b"a", fin=False))
+    for odd in (b"", b"\x81", b"\x81\x02hiabcd", whole + b"\x81", whole[:-1], *known):
+        assert decode_short_text(odd, LIMIT) is None
 
 
 def test_short_way_stops_at_what_it_does_not_know():

@@ -12,6 +12,7 @@ This file is longer than most because the way of a byte in and out is one idea, 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import deque
@@ -29,6 +30,7 @@ from roost.protocol.websocket import (
     Ping,
     close_payload,
     decode_messages,
+    decode_short_text,
     encode_control,
     mask_frame,
 )
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
     from roost.gateway.sockets import Owner
 
-_write = os.write
+_log = logging.getLogger("roost.gateway")
+_read, _write = os.read, os.write
 
 READ_BYTES: Final = 64 * 1024
 _JOIN_AT_MOST: Final = 512  # writes joined in one turn before they are written early
@@ -150,7 +153,7 @@ class Channel:
         if self.fd < 0:
             return
         try:
-            sent = _write(self.fd, data)  # `send_bytes` in place of a call: this line runs once a message and target
+            sent = _write(self.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -266,6 +269,8 @@ class State:
     GONE: Final = 5
 
 
+_CLOSING: Final = State.CLOSING
+_FLUSHING: Final = State.FLUSHING
 _AFTER_OWN_CLOSE: Final[dict[int, int]] = {State.OPEN: State.CLOSING, State.PEER_CLOSED: State.FLUSHING}
 _DEAF: Final = frozenset({State.PEER_CLOSED, State.FLUSHING, State.LINGERING, State.GONE})  # input is dropped
 _AFTER_PEER_CLOSE: Final[dict[int, int]] = {State.OPEN: State.PEER_CLOSED, State.CLOSING: State.FLUSHING}
@@ -294,7 +299,15 @@ class Connection(Channel):
             self.writable()
             if self.fd < 0 or mask == WRITE:
                 return
-        data = self.read_bytes()
+        if type(self) is Connection:  # `read_bytes` in place of a call: this line runs once a message
+            try:
+                data: bytes | None = _read(self.fd, READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+        else:
+            data = self.read_bytes()
         if data:
             self.received(data)
         elif data is not None:
@@ -302,15 +315,20 @@ class Connection(Channel):
 
     def received(self, data: bytes) -> None:
         """Bytes from the client: whole messages on the short way, everything else through a decoder."""
-        if self.state in _DEAF:
+        if self.state and self.state in _DEAF:
             self._discard(len(data))
             return
         decoder = self.decoder
         if decoder is None:
-            messages, end = decode_messages(data, self.gateway.limits.max_message_bytes)
+            gateway = self.gateway
+            text = decode_short_text(data, gateway.limits.max_message_bytes)
+            if text is not None:
+                gateway.router.message(self, text)
+                return
+            messages, end = decode_messages(data, gateway.limits.max_message_bytes)
             for message in messages:
-                self.gateway.router.message(self, message)
-                if self.state >= State.FLUSHING:
+                gateway.router.message(self, message)
+                if self.state >= _FLUSHING:
                     return  # an answer to it found that the client does not read
             if end == len(data):
                 return
@@ -467,6 +485,26 @@ class Connection(Channel):
             if self.state == State.CLOSING:
                 self._abnormal()
             self._gone()
+
+
+def flush_all(channels: list[Channel]) -> None:
+    """Write what each of these has queued: once a turn."""
+    for channel in channels:
+        try:
+            out = channel.out
+            if type(out) is bytes and type(channel) is Connection and channel.state <= _CLOSING:
+                try:  # `flush` in place of two calls: this runs once a message and target
+                    sent = _write(channel.fd, out)
+                except OSError:
+                    sent = 0  # `flush` finds the same, and knows what to do
+                if sent == len(out):
+                    channel.out = None
+                    continue
+                channel.out = out[sent:]
+            channel.flush()
+        except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
+            _log.exception("gateway: internal error while writing; the connection is closed")
+            channel.broken(error)
 
 
 class ClientConnection(Connection):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from roost.gateway.access import Access
 from roost.gateway.busy_poll import BusyPoll
-from roost.gateway.connection import Backlog, Channel, Connection, State
+from roost.gateway.connection import Backlog, Channel, Connection, State, flush_all
 from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.journal import Journal
@@ -253,12 +253,7 @@ class Gateway:
         if self.journal.lines:
             return
         dirty, self.dirty = self.dirty, []
-        for channel in dirty:
-            try:
-                channel.flush()
-            except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
-                _log.exception("gateway: internal error while writing; the connection is closed")
-                channel.broken(error)
+        flush_all(dirty)
 
     # connections
 

@@ -64,6 +64,7 @@ class HostSlot:
         self.router = router
         self.last_event = 0
         self._large_bytes = 0
+        self._ends = 0  # how many of `unfinished` and `late` are no messages
         self.attempts: dict[int, int] = {}
         self.breaker = ""  # why nobody should wait for a host: its code crashes again and again
         self.begun_file: Begun | None = None
@@ -96,9 +97,10 @@ class HostSlot:
         self.last_event += 1
         return self.last_event
 
-    def deliver(self, event: SocketEvent) -> None:
-        """Keep the event until it is done, and send it if a host is there."""
+    def deliver(self, event: SocketClose | SocketError | SocketOpened) -> None:
+        """Keep the event until it is done, and send it if a host is there. `Router.message` does so with messages."""
         self.unfinished.append(event)
+        self._ends += 1
         if self.link is not None:
             self.link.send(event)
         elif not event.actor and self.leaving is not None:
@@ -137,6 +139,9 @@ class HostSlot:
     def done(self, upto: int, stragglers: tuple[int, ...]) -> None:
         """The host has finished every event up to `upto`, but for the stragglers."""
         unfinished = self.unfinished
+        if upto >= self.last_event and not (stragglers or self.late or self._ends or self._large_bytes or self.attempts):
+            unfinished.clear()  # small messages only, and all of them: nearly always so in one process
+            return
         running = set(stragglers) if stragglers else _NONE
         while unfinished and unfinished[0].event <= upto:
             event = unfinished.popleft()
@@ -154,7 +159,9 @@ class HostSlot:
         if isinstance(event, SocketMessage):
             if len(event.data) >= COUNT_FROM_BYTES:
                 self.count_large(event, -1)
-        elif not isinstance(event, SocketOpened):
+            return
+        self._ends -= 1
+        if not isinstance(event, SocketOpened):
             self.router.end_finished(event)
 
     # the host's coming and going
@@ -203,18 +210,17 @@ class HostSlot:
         self.unfinished.extend(unfinished)
         self.late.update((event.event, event) for event in late)
         self.attempts.update(attempts)
-        self._count_large_again()
+        self._count_again()
 
     def adopt_begun(self, fd: int, offset: int) -> None:
         """The host's count of begun requests, already open."""
         self.begun_file = Begun(fd, offset) if fd >= 0 else None
 
-    def _count_large_again(self) -> None:
-        self._large_bytes = sum(
-            len(e.data)
-            for e in (*self.late.values(), *self.unfinished)
-            if isinstance(e, SocketMessage) and len(e.data) >= COUNT_FROM_BYTES
-        )
+    def _count_again(self) -> None:
+        events = (*self.late.values(), *self.unfinished)
+        sizes = [len(event.data) for event in events if isinstance(event, SocketMessage)]
+        self._large_bytes = sum(size for size in sizes if size >= COUNT_FROM_BYTES)
+        self._ends = len(events) - len(sizes)
 
     def on_closed(self, reason: str) -> None:
         orderly, self.link, self.leaving = self.link is None, None, None
@@ -238,7 +244,7 @@ class HostSlot:
                 self.router.end_finished(event)
         self.late = {n: e for n, e in self.late.items() if e.actor}
         self.unfinished = deque(e for e in self.unfinished if e.actor)
-        self._count_large_again()
+        self._count_again()
 
 
 class Heard:

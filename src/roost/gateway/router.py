@@ -93,11 +93,12 @@ class Router:
         slot.last_event = number = slot.last_event + 1
         message = SocketMessage(number, owner.actor, connection.number, data)
         slot.unfinished.append(message)
-        if slot.link is not None:  # messages come in turns, which end in a flush: no timer for each
+        link = slot.link
+        if link is not None:  # messages come in turns, which end in a flush: no timer for each
             if owner.awake:
-                slot.link.queue(message)
+                link.queue(message)
             else:
-                _queue_waking(slot.link, owner, message)  # type: ignore[arg-type]
+                _queue_waking(link, owner, message)  # type: ignore[arg-type]
         elif not owner.actor and slot.leaving is not None:
             slot.leaving.send(message)  # a plain socket's program is there
         if len(data) >= COUNT_FROM_BYTES and slot.count_large(message, 1):

@@ -45,7 +45,7 @@ from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
 from roost.host.gates import OutputGate
 from roost.host.io_context import MAX_PENDING, NOTHING, Context, drop_unused, not_a_response, received_sockets, request_link
-from roost.host.running import SUSPENDED, in_context
+from roost.host.running import Suspended, in_context
 from roost.link.port import NO_CONTEXT
 from roost.protocol.websocket import CloseCode
 from roost.storage.database import StorageError
@@ -69,6 +69,7 @@ _current_fetch: ContextVar[object | None] = ContextVar("roost_current_fetch", de
 
 PIN_LISTENER = "listener on a hibernatable socket"
 
+_HIBERNATABLE: Final = Accept.HIBERNATABLE
 _NOBODY: Final = ()  # waits at a shut gate
 
 
@@ -332,15 +333,17 @@ class Actor(Context):
         if self._waiting is not None:
             self._not_now(socket, event, link)
             return
-        self.last_active = self.host.now
-        if event.event <= link.given_before and self._was_finished(event.event, link):
-            link.finished(event.event)
+        host = self.host
+        self.last_active = host.now
+        number = event.event
+        if number <= link.given_before and self._was_finished(number, link):
+            link.finished(number)
             return
-        if self._running and self._is_full() and event.event > link.given_before:
+        if self._running and self._is_full() and number > link.given_before:
             self._shed(link, event)
             return
         handler = self._on_message
-        if handler is None or socket._accept != Accept.HIBERNATABLE or socket._pending:
+        if handler is None or socket._accept != _HIBERNATABLE or socket._pending:
             if socket._pending and len(socket._pending) <= MAX_PENDING:
                 socket.keep(Item("message", event.data))  # behind what came before it was accepted
             elif socket._accept != Accept.HIBERNATABLE or self._listening:
@@ -350,20 +353,18 @@ class Actor(Context):
         if type(data) is bytes:
             data = ArrayBuffer(data)
         variables = self._variables.copy()
-        host = self.host
-        host.handled += 1
         mark = host.mark
-        if mark.object is not self:
-            mark.about(self)
+        if mark.object is not self or mark.link is not link:
+            mark.about(self, link)
         words = mark.words
-        words[0] = link.epoch
-        words[1] = event.event
+        words[1] = number
         try:
             # Calling an async handler only makes its coroutine: nothing of the user's runs yet.
             result = handler(socket, data) if self.kind.message_is_async else variables.run(handler, socket, data)
             if type(result) is CoroutineType or (hasattr(result, "send") and not isinstance(result, dict)):
-                number = event.event
-                if host.runner.start(variables, result, self._done, number, link) is SUSPENDED:
+                result = host.runner.start(variables, result)
+                if type(result) is Suspended:
+                    result.then(partial(self._done, number, link))
                     link.running.add(number)
                     if self._running is NOTHING:
                         self._running = {}
@@ -374,7 +375,7 @@ class Actor(Context):
         finally:
             words[1] = 0
         if self.gate.shut:  # also if it failed: what it wrote before counts
-            self._done_when_durable(event.event, link)
+            self._done_when_durable(number, link)
 
     def _done(self, event: int, link: GatewayLink, result: Any, error: BaseException | None) -> None:
         self.unpin(self._running.pop((link.index, event), 0))
@@ -542,8 +543,9 @@ class Actor(Context):
                 if self.host.in_task():
                     self._as_task(self._then(result, ended), name)
                     return
-                result = self.host.runner.start(variables, result, ended)
-                if result is SUSPENDED:
+                result = self.host.runner.start(variables, result)
+                if type(result) is Suspended:
+                    result.then(ended)
                     pinned = self.pin(f"{name} running")
                     return
         except BaseException as error:  # noqa: BLE001 - the user's

@@ -44,7 +44,7 @@ class ActorPort:
 
     def send_message(self, number: int, payload: bytes, text: bool) -> None:
         if self._gate.shut:
-            self._hold().add_message(number, payload, text)
+            self._hold().send_to(number, payload, text)
         else:
             self.link.link.send_to(number, payload, text)
 
@@ -56,7 +56,7 @@ class ActorPort:
 
     def send(self, event: Event) -> None:
         if self._gate.shut:
-            self._hold().add(event)
+            self._hold().send(event)
         else:
             self.link.link.send(event)
 

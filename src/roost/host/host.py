@@ -355,6 +355,7 @@ class Host:
         if socket is None or socket._context is None:
             self._unknown(link, event)
         elif type(event) is SocketMessage:
+            self.handled += 1  # many may have waited for one gate
             socket._context.message(socket, event, link)  # type: ignore[attr-defined]
         elif type(event) is SocketClose:
             socket._context.closed(socket, event, link)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, WorkerError
-from roost.host.running import SUSPENDED
+from roost.host.running import Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -173,7 +173,9 @@ class Context:
                 self.failed_in(what, error)
 
         try:
-            if self.host.runner.start(variables, coroutine, done) is SUSPENDED:
+            result = self.host.runner.start(variables, coroutine)
+            if type(result) is Suspended:
+                result.then(done)
                 pinned = self.pin(what)
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in(what, error)

@@ -25,10 +25,11 @@ _TEXT_BYTES: Final = BEGUN_OFFSET - _HEAD.size
 class Mark:
     """One host's. Without a path (tests, `--inline`) nobody reads it."""
 
-    __slots__ = ("_memory", "object", "path", "words")
+    __slots__ = ("_memory", "link", "object", "path", "words")
 
     def __init__(self, path: Path | None = None) -> None:
         self.object: object = None  # that it is about
+        self.link: object = None  # that the event came by
         self.path = "" if path is None else str(path)
         self._memory: Any = None
         self.words: Any = [0] * (_PAGE // 8)  # epoch, event
@@ -38,9 +39,11 @@ class Mark:
                 self._memory = mmap.mmap(file.fileno(), _PAGE)
             self.words = memoryview(self._memory).cast("Q")
 
-    def about(self, actor: Any) -> None:
-        """What comes is this object's event."""
+    def about(self, actor: Any, link: Any) -> None:
+        """What comes is this object's event, by that gateway's link."""
         self.object = actor
+        self.link = link
+        self.words[0] = link.epoch
         if self._memory is None:
             return
         ref = actor.ref

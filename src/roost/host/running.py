@@ -15,17 +15,15 @@ import contextvars
 import sys
 import types
 from asyncio.tasks import _enter_task, _leave_task  # documented for alternative loops
-from typing import TYPE_CHECKING, Any, Final
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
-    Done = Callable[..., None]
-    """Called with its arguments, the result and the exception."""
-
-SUSPENDED: Final = object()
-"""What `Runner.start` returns for a coroutine that went on as a task."""
+    Done = Callable[[Any, BaseException | None], None]
+    """Called with the result and the exception."""
 
 
 @types.coroutine
@@ -53,6 +51,8 @@ def _carry_on(variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: 
             awaited = variables.run(step, argument)
         except StopIteration as stop:
             return stop.value
+        if type(awaited) is _Ended:
+            return awaited.take()
 
 
 @types.coroutine
@@ -62,17 +62,48 @@ def _interrupt(variables: Context, coroutine: Coroutine[Any, Any, Any], error: B
         awaited = variables.run(coroutine.throw, error)
     except StopIteration as stop:
         return stop.value
+    if type(awaited) is _Ended:
+        return awaited.take()
     return (yield from _carry_on(variables, coroutine, awaited))
 
 
-class _Spare:
-    """A task that waits to be given a coroutine which has begun in its name."""
+class _Ended:
+    """What a `_drive` yields when a coroutine has ended: its result, to be taken at once."""
 
-    __slots__ = ("_wake", "_work", "references", "task")
+    __slots__ = ("result",)
+
+    def __init__(self) -> None:
+        self.result: Any = None
+
+    def take(self) -> Any:
+        result, self.result = self.result, None
+        return result
+
+
+@types.coroutine
+def _drive() -> Generator[Any, Any, None]:
+    """Run coroutines one after the other, each given by `send`: nothing is raised when one ends, as its own `send` would,
+    which takes half of the time of a short one (measured: 385 ns, in here 192)."""
+    ended = _Ended()
+    while True:
+        coroutine = yield ended
+        if type(coroutine) is not CoroutineType and hasattr(coroutine, "__await__"):
+            coroutine = coroutine.__await__()
+        ended.result = yield from coroutine
+
+
+class Suspended:
+    """What `Runner.start` returns for a coroutine that goes on as a task: say with `then` who hears how it ends.
+
+    Until then it is the spare: a task that waits to be given a coroutine which has begun in its name.
+    """
+
+    __slots__ = ("_done", "_wake", "_work", "references", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wake: asyncio.Future[None] = loop.create_future()
-        self._work: tuple[Context, Coroutine[Any, Any, Any], Any, Done, tuple[Any, ...]] | None = None
+        self._work: tuple[Context, Coroutine[Any, Any, Any], Any] | None = None
+        self._done: Done = _nobody
         # Made outside of any handler's context: it belongs to none yet.
         self.task: asyncio.Task[None] = contextvars.Context().run(loop.create_task, self._run())
         self.references = sys.getrefcount(self.task)
@@ -89,7 +120,7 @@ class _Spare:
         """Carry on what was handed over, if anything was and nobody did yet."""
         if self._work is None:
             return
-        (variables, coroutine, awaited, done, arguments), self._work = self._work, None
+        (variables, coroutine, awaited), self._work = self._work, None
         result: Any = None
         failure: BaseException | None = None
         try:
@@ -101,19 +132,25 @@ class _Spare:
                 result = await _interrupt(variables, coroutine, interrupted)
         except BaseException as error:  # noqa: BLE001 - handed to `done`, which logs it
             failure = error
-        done(*arguments, result, failure)
+        self._done(result, failure)
 
     @property
     def left_over(self) -> bool:
         """Whether the task ended without carrying on: it was cancelled before its very first step."""
         return self._work is not None
 
-    def hand(
-        self, variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any, done: Done, arguments: tuple[Any, ...]
-    ) -> None:
-        self._work = (variables, coroutine, awaited, done, arguments)
+    def take_over(self, variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> None:
+        self._work = (variables, coroutine, awaited)
         if not self._wake.done():
             self._wake.set_result(None)
+
+    def then(self, done: Done) -> None:
+        """Call `done(result, error)` at the end. To be said at once, before the loop has another turn."""
+        self._done = done
+
+
+def _nobody(result: Any, error: BaseException | None) -> None:
+    """Hears it."""
 
 
 class Runner:
@@ -121,13 +158,15 @@ class Runner:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._spare: _Spare | None = None
+        self._spare: Suspended | None = None
+        self._driver: Any
+        self._step: Callable[[Any], Any]
+        self._new_driver()
         self._tasks: set[asyncio.Task[None]] = set()
         self.steps = 0  # coroutines begun: the watchdog sees by it that the loop comes on
 
-    def start(self, variables: Context, coroutine: Coroutine[Any, Any, Any], done: Done, *arguments: Any) -> Any:
-        """Run until it ends or first waits. Its result, its exception, or SUSPENDED: then `done(*arguments, result, error)`
-        is called later.
+    def start(self, variables: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run until it ends or first waits: its result, its exception, or `Suspended`.
 
         Must not be called from within a task.
         """
@@ -135,31 +174,43 @@ class Runner:
         spare = self._spare
         if spare is None or spare.task.cancelling() or sys.getrefcount(spare.task) > spare.references:
             # None yet, or an earlier handler kept `current_task()`: a later one must not be taken for it.
-            spare = self._spare = _Spare(self._loop)
+            spare = self._spare = Suspended(self._loop)
         loop, task = self._loop, spare.task
         _enter_task(loop, task)
         try:
-            awaited = variables.run(coroutine.send, None)
-        except StopIteration as stop:
-            return stop.value
+            awaited = variables.run(self._step, coroutine)
+        except BaseException:
+            self._new_driver()
+            raise
         finally:
             _leave_task(loop, task)
+        if type(awaited) is _Ended:
+            return awaited.take() if awaited.result is not None else None
         self._spare = None
-        spare.hand(variables, coroutine, awaited, done, arguments)
+        spare.take_over(variables, self._driver, awaited)
+        self._new_driver()
         self._own(spare.task, spare)
-        return SUSPENDED
+        return spare
+
+    def _new_driver(self) -> None:
+        """The one before has raised, or belongs to a coroutine that is suspended."""
+        self._driver = _drive()
+        self._driver.send(None)
+        self._step = self._driver.send
 
     def run(self, variables: Context, coroutine: Coroutine[Any, Any, Any], done: Done) -> None:
         """`start`, with the outcome told to `done` in every case."""
         try:
-            result = self.start(variables, coroutine, done)
+            result = self.start(variables, coroutine)
         except BaseException as error:  # noqa: BLE001 - the coroutine's
             done(None, error)
             return
-        if result is not SUSPENDED:
+        if type(result) is Suspended:
+            result.then(done)
+        else:
             done(result, None)
 
-    def _own(self, task: asyncio.Task[None], spare: _Spare) -> None:
+    def _own(self, task: asyncio.Task[None], spare: Suspended) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if spare.left_over:

@@ -10,20 +10,18 @@ from roost.link.port import NO_CONTEXT, Batch
 if TYPE_CHECKING:
     import asyncio
 
-    from roost.events import Event
     from roost.link.port import Receiver
 
 
-class MemoryLink:
+class MemoryLink(Batch):
     """One end; make both with `memory_pair`. Delivery happens in `flush`, on the caller's stack."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self.congested = False  # never: the other end has handled a batch when `flush` returns
         self._loop = loop
         self._peer: MemoryLink | None = None
         self._receiver: Receiver | None = None
-        self._batch = Batch()
-        self.queue = self._batch.queue  # without a call between: once a message
         self._scheduled = False
         self._flushing = False
 
@@ -33,16 +31,10 @@ class MemoryLink:
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        if self._peer is not None and self._peer._batch.events:
+        if self._peer is not None and self._peer.events:
             self._peer._schedule()
 
-    def send(self, event: Event) -> None:
-        self._batch.add(event)
-        if not self._scheduled:
-            self._schedule()
-
-    def send_to(self, socket: int, payload: bytes, text: bool) -> None:
-        self._batch.add_message(socket, payload, text)
+    def _begun(self) -> None:
         if not self._scheduled:
             self._schedule()
 
@@ -56,12 +48,11 @@ class MemoryLink:
 
     def flush(self) -> None:
         """Hand the queue to the other end. What that end sends back in the meantime is its own flush's business."""
-        batch = self._batch
-        if self._flushing or not batch.events:
+        if self._flushing or not self.events:
             return
         peer = self._peer
         if peer is None:
-            batch.take()
+            self.take()
             return
         if peer._receiver is None:
             return  # kept until the other end starts
@@ -71,19 +62,21 @@ class MemoryLink:
         self._flushing = True
         peer._scheduled = True  # its replies leave with this very call, below
         try:
-            while batch.events:
-                events = batch.take()
+            while self.events:
+                events = self.take()
                 if peer._receiver is not None:  # looked up each time: a hello makes another take its place
                     peer._receiver.on_events(events)
         finally:
             self._flushing = False
             peer._scheduled = False
-            if peer._batch.events:
+            if peer.events:
                 peer.flush()
+            if self.events:  # the other end failed, and what is left must not wait for ever
+                self._begun()
 
     def close(self) -> None:
         peer, self._peer = self._peer, None
-        self._batch.take()
+        self.take()
         if peer is not None and peer._peer is self:
             peer._peer = None
             if peer._receiver is not None:

@@ -8,6 +8,7 @@ else; it must not know what events mean. The invariant: the receiver sees exactl
 from __future__ import annotations
 
 import contextvars
+import sys
 from typing import TYPE_CHECKING, Protocol
 
 from roost.events import Done, Event, Send
@@ -23,36 +24,56 @@ NO_CONTEXT = contextvars.Context()
 class Batch:
     """What one end will write this turn. Equal payloads in a row become one `Send`, successive `Done`s one `Done`.
 
-    So the plain loop over `getWebSockets()` costs one encode and one copy of the payload, whatever the link.
+    So the plain loop over `getWebSockets()` costs one encode and one copy of the payload, whatever the link. Links are
+    batches: each call between would cost every message.
     """
 
-    __slots__ = ("_last_send", "events", "payload_bytes")
+    __slots__ = ("_last_send", "_payload_bytes", "events")
+
+    FULL_BYTES = sys.maxsize
+    """So many bytes of payloads make a batch `_full`."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.payload_bytes = 0
+        self._payload_bytes = 0
         self._last_send: Send | None = None
 
-    def add(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
+        """See Link.send."""
         self._last_send = None
-        if type(event) is Done and self.events and type(self.events[-1]) is Done:
-            self.events[-1] = event
-        else:
-            self.events.append(event)
+        events = self.events
+        if not events:
+            self._begun()
+        elif type(event) is Done and type(events[-1]) is Done:
+            events[-1] = event
+            return
+        events.append(event)
 
     def queue(self, event: Event) -> None:
-        """`add` of what is no `Done`."""
+        """See Link.queue."""
         self._last_send = None
         self.events.append(event)
 
-    def add_message(self, socket: int, payload: bytes, text: bool) -> None:
+    def send_to(self, socket: int, payload: bytes, text: bool) -> None:
+        """See Link.send_to."""
         last = self._last_send
         if last is not None and last.payload == payload and last.text is text:
             last.sockets.append(socket)
             return
         self._last_send = last = Send([socket], payload, text)
-        self.events.append(last)
-        self.payload_bytes += len(payload)
+        events = self.events
+        if not events:
+            self._begun()
+        events.append(last)
+        self._payload_bytes += len(payload)
+        if self._payload_bytes > self.FULL_BYTES:
+            self._full()
+
+    def _begun(self) -> None:
+        """The first event is about to be there: somebody must take the batch."""
+
+    def _full(self) -> None:
+        """Do not wait any longer with it."""
 
     def seal(self) -> None:
         """What is there is written down elsewhere: nothing may be joined to it any more."""
@@ -62,7 +83,7 @@ class Batch:
         """The batch, leaving an empty one."""
         events, self.events = self.events, []
         self._last_send = None
-        self.payload_bytes = 0
+        self._payload_bytes = 0
         return events
 
 

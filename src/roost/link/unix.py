@@ -26,17 +26,18 @@ _log = logging.getLogger("roost.link")
 
 READ_BYTES = 64 * 1024  # from 128 KiB on, glibc maps and unmaps a buffer for each read: a third of a short round trip
 READ_MORE_BYTES = 256 * 1024  # after a read that filled its buffer
-FLUSH_EARLY_BYTES = 1024 * 1024  # a handler that sends more than this at once is written while it runs
 HIGH_WATER_BYTES = 4 * 1024 * 1024
 MAX_ENVELOPE_BYTES = 40 * 1024 * 1024  # a 32 MiB message, with room for many targets
 
 
-class UnixLink:
+class UnixLink(Batch):
     """One end over a connected stream socket, which it owns.
 
     `hold_reading`: stop reading while congested. A host does (it takes no new events while it cannot speak), a gateway
     must not (else both ends could wait for each other for ever) and holds back its clients instead.
     """
+
+    FULL_BYTES = 1024 * 1024  # a handler that sends more than this at once is written while it runs
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class UnixLink:
         unread: bytes = b"",
         backlog: bytes = b"",
     ) -> None:
+        super().__init__()
         sock.setblocking(False)
         self.congested = False
         self._sock = sock
@@ -54,8 +56,6 @@ class UnixLink:
         self._hold_reading = hold_reading
         self._receiver: Receiver | None = None
         self._splitter = Splitter(MAX_ENVELOPE_BYTES)
-        self._batch = Batch()
-        self.queue = self._batch.queue  # without a call between: once a message
         self._backlog = bytearray(backlog)
         if unread:
             self._splitter.feed(unread)
@@ -97,29 +97,22 @@ class UnixLink:
             contextvars.Context().run(self._loop.add_writer, self._sock.fileno(), self._writable)
         contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)
 
-    def send(self, event: Event) -> None:
-        self._batch.add(event)
+    def _begun(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn, context=NO_CONTEXT)
 
-    def send_to(self, socket: int, payload: bytes, text: bool) -> None:
-        batch = self._batch
-        batch.add_message(socket, payload, text)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn, context=NO_CONTEXT)
-        if batch.payload_bytes > FLUSH_EARLY_BYTES:
-            self.flush()
+    def _full(self) -> None:
+        self.flush()
 
     def _turn(self) -> None:
         self._scheduled = False
         self.flush()
 
     def flush(self) -> None:
-        if not self._batch.events:
+        if not self.events:
             return
-        events = self._batch.take()
+        events = self.take()
         try:
             data = encode_batch(events)
         except Exception:  # noqa: BLE001 - one that cannot travel must not take the others with it
@@ -199,7 +192,7 @@ class UnixLink:
     def close(self) -> None:
         if not self._open:
             return
-        events = self._batch.take()
+        events = self.take()
         if events or self._backlog:
             try:  # a last word, such as the final `Done`, if the kernel takes it at once
                 self._sock.send(bytes(self._backlog) + b"".join(map(_encode_or_drop, events)))

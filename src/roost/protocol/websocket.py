@@ -145,7 +145,28 @@ def unmask(payload: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
 
 
+_int = int.from_bytes
+_BYTES: Final = [(1 << 8 * size) - 1 for size in range(126)]
+_REPEATED: Final = [_int((b"\1\0\0\0" * 32)[: size + 3 & ~3], "little") for size in range(126)]
+"""By payload size: what a mask is multiplied with to be repeated over it (measured 3/4 of repeating its bytes)."""
+
+
 # --- decoding ----------------------------------------------------------------------------------------------------
+
+
+def decode_short_text(data: bytes, max_message_bytes: int) -> str | None:
+    """`data` as one whole masked text of less than 126 bytes, as nearly every read of a chatty client is; else None."""
+    size = len(data) - 6
+    if not (0 <= size < 126 and data[0] == 0x81 and data[1] == size + 128 and size <= max_message_bytes):
+        return None
+    try:
+        return (
+            (_int(data[6:], "little") ^ _int(data[2:6], "little") * _REPEATED[size] & _BYTES[size])
+            .to_bytes(size, "little")
+            .decode()
+        )
+    except UnicodeDecodeError:
+        return None
 
 
 def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | bytes], int]:
@@ -155,12 +176,6 @@ def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | byt
     takes over.
     """
     available = len(data)
-    size = available - 6
-    if 0 <= size < 126 and data[0] == 0x81 and data[1] == size + 128 and size <= max_message_bytes:
-        try:  # one short text, which nearly every read of a chatty client is
-            return [unmask(data[6:], data[2:6]).decode()], available
-        except UnicodeDecodeError:
-            return [], 0
     messages: list[str | bytes] = []
     position = 0
     while available - position >= 6:
