@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ _log = logging.getLogger("roost.link")
 
 READ_BYTES = 64 * 1024  # from 128 KiB on, glibc maps and unmaps a buffer for each read: a third of a short round trip
 READ_MORE_BYTES = 256 * 1024  # after a read that filled its buffer
-_SHORT_BYTES = 16 * 1024  # a batch of more is many clients' already, and its answers are better given together
 HIGH_WATER_BYTES = 4 * 1024 * 1024
 MAX_ENVELOPE_BYTES = 40 * 1024 * 1024  # a 32 MiB message, with room for many targets
 
@@ -183,8 +181,6 @@ class UnixLink(Batch):
         finally:
             self._scheduled = False
             self.flush()
-            if self._hold_reading and len(data) < _SHORT_BYTES:
-                os.sched_yield()  # who waits for the answer goes first, on a core of both: what follows here is no hurry
 
     def _lost(self, reason: str) -> None:
         if not self._open:
