@@ -706,7 +706,7 @@ class Actor(Context):
             ended(None, error)
             return
         if hasattr(result, "__await__"):
-            self.host.runner.run(variables, result if hasattr(result, "send") else _await(result), ended)
+            self.host.runner.run(variables, result, ended)
         else:
             ended(result, None)
 
@@ -929,7 +929,3 @@ class _Opening:
             self.future.set_result(None)
         else:
             self.future.set_exception(self._actor.not_run(error))
-
-
-async def _await(awaitable: Any) -> Any:
-    return await awaitable

@@ -37,34 +37,27 @@ def in_context(variables: Context, coroutine: Coroutine[Any, Any, Any]) -> Gener
 
 
 @types.coroutine
-def _carry_on(variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
-    """The rest of a coroutine whose first step ended in waiting for `awaited`."""
+def _carry_on(
+    variables: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any, interrupted: BaseException | None = None
+) -> Generator[Any, Any, Any]:
+    """The rest of a coroutine whose first step ended in waiting for `awaited`; or was cancelled by then (`interrupted`)."""
     while True:
         try:
+            if interrupted is not None:
+                raise interrupted
             value = yield awaited
         except BaseException as error:  # noqa: BLE001 - cancellation, too, belongs to the coroutine
             step: Callable[[Any], Any] = coroutine.throw
             argument: Any = error
         else:
             step, argument = coroutine.send, value
+        interrupted = None
         try:
             awaited = variables.run(step, argument)
         except StopIteration as stop:
             return stop.value
         if type(awaited) is _Ended:
             return awaited.take()
-
-
-@types.coroutine
-def _interrupt(variables: Context, coroutine: Coroutine[Any, Any, Any], error: BaseException) -> Generator[Any, Any, Any]:
-    """The rest of a coroutine that was cancelled before its task could take it over."""
-    try:
-        awaited = variables.run(coroutine.throw, error)
-    except StopIteration as stop:
-        return stop.value
-    if type(awaited) is _Ended:
-        return awaited.take()
-    return (yield from _carry_on(variables, coroutine, awaited))
 
 
 class _Ended:
@@ -124,12 +117,9 @@ class Suspended:
         result: Any = None
         failure: BaseException | None = None
         try:
-            if interrupted is None:
-                result = await _carry_on(variables, coroutine, awaited)
-            else:
-                if isinstance(awaited, asyncio.Future):
-                    awaited.cancel()
-                result = await _interrupt(variables, coroutine, interrupted)
+            if interrupted is not None and isinstance(awaited, asyncio.Future):
+                awaited.cancel()
+            result = await _carry_on(variables, coroutine, awaited, interrupted)
         except BaseException as error:  # noqa: BLE001 - handed to `done`, which logs it
             failure = error
         self._done(result, failure)
