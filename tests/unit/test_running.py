@@ -276,3 +276,20 @@ def test_many_that_wait_end_each_with_its_own():
     assert sorted((result or 0, type(error).__name__) for result, error in ended) == [
         (0, "KeyError"), (1, "NoneType"), (2, "NoneType"), (4, "NoneType"),
     ]  # fmt: skip
+
+
+def test_one_that_cancels_itself_is_cancelled_where_it_first_waits():
+    seen = []
+
+    async def cancels_itself():
+        asyncio.current_task().cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    ended = []
+    from_callback(lambda loop, runner: start(runner, cancels_itself(), ended))
+    assert seen == ["cancelled"]
+    assert [(result, type(error)) for result, error in ended] == [(None, asyncio.CancelledError)]
