@@ -21,7 +21,7 @@ from roost.events import (
     SocketClose,
 )
 from roost.gateway.connection import State
-from roost.gateway.sockets import Owner, Relay
+from roost.gateway.sockets import Owner, Relay, shared_tags
 from roost.ids import slot_of
 from roost.protocol.websocket import CloseCode
 
@@ -253,7 +253,7 @@ class Exchanges:
         elif binding.object is not None:
             record = self.gateway.sockets.bind(connection, binding.object, slot)
             self.gateway.counters.hibernatable += 1
-            connection.tags = record.shared_tags(binding.tags)
+            connection.tags = shared_tags(binding.tags)
             connection.attachment = binding.attachment
             self.gateway.journal.bound(connection, record)
             if binding.auto_response is not None:

@@ -26,7 +26,7 @@ from roost.gateway.listener import Listener
 from roost.gateway.outbound import Outbound
 from roost.gateway.reactor import WRITE, Deadlines, Reactor
 from roost.gateway.router import Router
-from roost.gateway.sockets import SocketTable
+from roost.gateway.sockets import SocketTable, shared_tags
 from roost.gateway.tls import ServerTls, TlsHttpConnection
 from roost.protocol.http import http_date, simple_response
 from roost.protocol.websocket import CloseCode, deflate_frame
@@ -129,7 +129,7 @@ class Gateway:
             self.reactor.reserve(socket_lost.number & 0xFFFFF)
             record = self.sockets.bind(connection, socket_lost.object, slot)
             record.awake = False
-            connection.tags = record.shared_tags(socket_lost.tags)
+            connection.tags = shared_tags(socket_lost.tags)
             connection.attachment, connection.protocol = socket_lost.attachment, socket_lost.protocol
             self.counters.hibernatable += 1
             self.counters.inherited += 1

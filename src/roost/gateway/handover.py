@@ -40,7 +40,7 @@ from roost.gateway.host_slot import Heard
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.limits import Counters
 from roost.gateway.reactor import WRITE
-from roost.gateway.sockets import ActorRecord, Owner, Relay
+from roost.gateway.sockets import ActorRecord, Owner, Relay, shared_tags
 from roost.gateway.tls import Sealed
 from roost.gateway.tls_pump import TlsPump
 from roost.link.unix import UnixLink
@@ -279,7 +279,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> t
     records = [
         RecordState(
             record.actor, record.slot.index if record.slot else -1, record.object, record.awake, record.auto,
-            list(record.sockets),
+            [connection.number for connection in record.sockets],
         )
         for record in gateway.sockets
     ]  # fmt: skip
@@ -389,7 +389,9 @@ def rebuild(gateway: Gateway, state: Handover, placed: dict[int, int]) -> None:
     for record in state.records:
         here = gateway.sockets.by_actor(record.actor)
         assert here is not None
-        here.sockets = {number: connections[number] for number in record.sockets if number in connections}
+        for number in record.sockets:
+            if number in connections:
+                here.add(connections[number])
     for http in state.http:
         fd = placed[http.fd]
         os.set_blocking(fd, False)
@@ -437,7 +439,7 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
         owner = Owner(None, 0)
     connection = (ClientConnection if told.dialled else Connection)(gateway, fd, told.number, owner)
     connection.state = told.state
-    connection.tags = record.shared_tags(told.tags) if record is not None else told.tags
+    connection.tags = shared_tags(told.tags)
     connection.attachment = told.attachment
     connection.auto_at_ms = told.auto_at_ms
     connection.protocol = told.protocol

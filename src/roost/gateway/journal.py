@@ -58,7 +58,7 @@ class Journal:
         self.lines.clear()
         self._entries = self._live = 0
         for record in table:
-            for connection in record.sockets.values():
+            for connection in record.sockets:
                 self.bound(connection, record)
         self.flush(table)
         os.replace(new, self._path)

@@ -42,7 +42,7 @@ from roost.events import (
 from roost.gateway.connection import ClientConnection, Connection, State
 from roost.gateway.exchanges import Exchanges
 from roost.gateway.host_slot import COUNT_FROM_BYTES, HostSlot
-from roost.gateway.sockets import ActorRecord, Owner, Relay
+from roost.gateway.sockets import ActorRecord, Owner, Relay, shared_tags
 from roost.protocol.websocket import CloseCode, encode_message
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Router:
         self.held_back.discard(connection.number)
         if connection.number in self.aliases:
             owner = connection.owner
-            if not isinstance(owner, ActorRecord) or connection.number not in owner.sockets:
+            if not isinstance(owner, ActorRecord) or connection.number not in owner:
                 del self.aliases[connection.number]
 
     def _hold_back(self, connection: Connection, slot: HostSlot) -> None:
@@ -286,7 +286,8 @@ class Router:
 
     def _part(self, record: ActorRecord, code: int, reason: str) -> None:
         """An object's sockets end, and it hears nothing of them any more."""
-        for number, connection in list(record.sockets.items()):
+        for connection in list(record.sockets):
+            number = connection.number
             self.gateway.sockets.forget(record, number)
             self.gateway.journal.forgotten(number)
             self.gateway.counters.hibernatable -= 1
@@ -302,7 +303,7 @@ class Router:
             record = self.gateway.sockets.bind(connection, event.object, slot)
             slot.give_to(record.actor, event.socket)
             self.gateway.counters.hibernatable += 1
-            connection.tags = record.shared_tags(event.tags)
+            connection.tags = shared_tags(event.tags)
             connection.attachment = event.attachment
             connection.redial = event.redial
             self.gateway.journal.bound(connection, record)
@@ -312,7 +313,7 @@ class Router:
         record = connection.owner
         assert isinstance(record, ActorRecord)
         assert record.slot is not None
-        record.sockets[connection.number] = connection
+        record.add(connection)
         self.aliases[connection.number] = connection
         self.gateway.adopt(connection)
         event = SocketOpened(record.slot.next_event(), record.actor, connection.number, connection.attempts)

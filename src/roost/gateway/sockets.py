@@ -7,13 +7,14 @@ finished the event that tells of its end, so that a handler of that event still 
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
 from roost.gateway.connection import ClientConnection, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from roost.gateway.connection import Connection
     from roost.gateway.host_slot import HostSlot
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 _NONE: Final[dict[str, ActorRecord]] = {}
 _SOCKETS_A_PIECE: Final = 1024  # with the longest attachments and tags: 20 MiB, half of what an envelope may have
+
+
+@lru_cache(1024)
+def shared_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """The same tags as one object: sockets often have the same, which then cost a pointer each."""
+    return tuple(map(sys.intern, tags))
 
 
 class Owner:
@@ -48,24 +55,46 @@ class Relay(Owner):
 class ActorRecord(Owner):
     """One object's sockets at this gateway, oldest first, and its auto-response."""
 
-    __slots__ = ("_last_tags", "object", "sockets")
+    __slots__ = ("_sockets", "object")
 
     def __init__(self, slot: HostSlot, actor: int, ref: ObjectRef) -> None:
         super().__init__(slot, actor)
         self.object = ref
-        self.sockets: dict[int, Connection] = {}
-        self._last_tags: tuple[str, ...] = ()
+        self._sockets: Connection | dict[int, Connection] | None = None  # a dict from the second on: it takes 248 bytes
 
-    def shared_tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """The same tags as one object: the sockets of a room often have the same, which then cost a pointer each."""
-        if tags != self._last_tags:
-            self._last_tags = tuple(map(sys.intern, tags))
-        return self._last_tags
+    def __contains__(self, number: int) -> bool:
+        held = self._sockets
+        return number in held if isinstance(held, dict) else held is not None and held.number == number
+
+    @property
+    def sockets(self) -> Collection[Connection]:
+        held = self._sockets
+        return held.values() if isinstance(held, dict) else () if held is None else (held,)
+
+    def add(self, connection: Connection) -> None:
+        """As the youngest, or in place of one with its number."""
+        held = self._sockets
+        if isinstance(held, dict):
+            held[connection.number] = connection
+        elif held is None or held.number == connection.number:
+            self._sockets = connection
+        else:
+            self._sockets = {held.number: held, connection.number: connection}
+
+    def remove(self, number: int) -> bool:
+        """Whether it was there."""
+        held = self._sockets
+        if isinstance(held, dict):
+            return held.pop(number, None) is not None
+        if held is None or held.number != number:
+            return False
+        self._sockets = None
+        return True
 
     def rosters(self) -> list[Roster]:
         """What the object must know of its sockets here when it wakes, as it does now. Nearly always that is one piece."""
         self.awake = True
-        entries = list(map(_entry, self.sockets.values()))
+        entries = list(map(_entry, self.sockets))
         if len(entries) <= _SOCKETS_A_PIECE:
             return [Roster(self.actor, self.object, entries, self.auto)]
         starts = range(0, len(entries), _SOCKETS_A_PIECE)
@@ -118,13 +147,13 @@ class SocketTable:
             self._by_actor[record.actor] = record
             self._by_object.setdefault(ref.class_name, {})[ref.id] = record
         record.awake = True
-        record.sockets[connection.number] = connection
+        record.add(connection)
         connection.owner = record
         return record
 
     def forget(self, record: ActorRecord, number: int) -> None:
         """The socket is over and its host knows. An object without sockets needs no record."""
-        if record.sockets.pop(number, None) is not None and not record.sockets:
+        if record.remove(number) and not record.sockets:
             self._by_actor.pop(record.actor, None)
             self._by_object.get(record.object.class_name, {}).pop(record.object.id, None)
 
