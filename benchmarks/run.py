@@ -9,6 +9,7 @@ others, which have no objects, a plain handler. What is measured is in `works.py
 
 import argparse
 import json
+import os
 import platform
 import signal
 import statistics
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 import chart
-from servers import CACHE, SERVERS
+from servers import CACHE, LOAD_CORE, SERVERS
 from works import WORKS, Options
 
 
@@ -36,6 +37,7 @@ def main():
         if unknown := set(given) - set(known):
             parser.error(f"no such {what}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     CACHE.mkdir(exist_ok=True)
+    os.sched_setaffinity(0, {int(LOAD_CORE)})  # P8 and P12 are measured from here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped then, too
     figures = []
     began = time.monotonic()

@@ -159,7 +159,7 @@ def started(commands):
         yield servers
     finally:
         for server in servers.values():
-            server.stop()
+            server.kill()  # what it has to say to thousands of clients is nobody's business any more
         for leftover in CACHE.glob("data-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -223,14 +223,18 @@ class Server:
             total += int(fields[11]) + int(fields[12])
         return total / os.sysconf("SC_CLK_TCK")
 
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
     def stop(self):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:
                 self.process.wait(15)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+                self.kill()
 
 
 def load(server, *arguments, generator="wsload"):
