@@ -9,7 +9,7 @@ from roost.gateway.busy_poll import BusyPoll
 from roost.gateway.limits import Counters
 from roost.gateway.reactor import Reactor
 
-LIMIT_S = 50e-6
+LIMIT_S = 100e-6
 US = 1e-6
 
 
@@ -76,6 +76,12 @@ def test_it_stops_when_waits_become_long(waits):
     assert waits.polled_s == before
 
 
+def test_waits_longer_than_a_look_are_spent_asleep(waits):
+    assert not any(waits.wait(1.2 * LIMIT_S) for _ in range(100))
+    assert waits.polled_s == 0
+    assert any(waits.wait(0.8 * LIMIT_S) for _ in range(100))
+
+
 def test_half_of_the_waits_decide(waits):
     """One short wait among three is not enough to go on polling."""
     for number in range(300):
@@ -91,8 +97,8 @@ def test_a_host_may_finish_its_turn_first(waits):
     for _ in range(20):
         waits.wait(30 * US)
     waits.poll.begin(waits.now)
-    assert waits.poll.goes_on(waits.now + 40 * US, 40 * US)
-    assert waits.poll.goes_on(waits.now + 60 * US, 1 * US)
+    assert waits.poll.goes_on(waits.now + 0.9 * LIMIT_S, 40 * US)
+    assert waits.poll.goes_on(waits.now + 1.1 * LIMIT_S, 1 * US)
 
 
 def test_others_who_need_the_processor_are_left_alone(waits):
@@ -174,7 +180,7 @@ def test_the_reactor_looks_between_turns_of_the_loop():
         assert seen.data == b"aaaaaaab"
         assert counters.busy_polls_found == 1
         assert len(loop.soon) == 1, "the next wait has begun"
-        now[0] += 60 * US
+        now[0] += LIMIT_S + 10 * US
         loop.turn()
         assert not loop.soon
         assert counters.busy_polls_missed == 1

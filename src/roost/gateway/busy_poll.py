@@ -3,7 +3,7 @@
 A processor that has gone to sleep takes its time to wake (50 µs on a virtual machine) and finds its caches cold, which is
 more than a whole echo takes otherwise. Linux's haltpoll stays awake for the same reason, where the provider lets it. Plain
 state, no I/O; `reactor` does the looking. The invariants: a wait costs at most `limit_s` of processor time; none does
-unless half of the recent ones were shorter than twice that, so a gateway with less than some thousand turns a second never
+unless half of the recent ones were shorter than that, so a gateway with less than some thousand turns a second never
 polls, an idle one least of all; and whoever else wants the processor gets it, and is left alone for a while.
 """
 
@@ -25,11 +25,10 @@ _MAX_PAUSE_S: Final = 1.0
 class BusyPoll:
     """One gateway's. All times are monotonic seconds."""
 
-    __slots__ = ("_counters", "_gave_way", "_limit_s", "_not_before", "_pause_s", "_short", "_short_s", "_since", "_until")
+    __slots__ = ("_counters", "_gave_way", "_limit_s", "_not_before", "_pause_s", "_short", "_since", "_until")
 
     def __init__(self, limit_s: float, counters: Counters) -> None:
         self._limit_s = limit_s
-        self._short_s = 2 * limit_s  # of a wait that was spent asleep, some was the waking up
         self._counters = counters
         self._short = 0.0  # the share of recent waits that were short
         self._since = 0.0  # when the present wait began; 0: it is over
@@ -55,7 +54,7 @@ class BusyPoll:
         if not since:
             return
         self._since = 0.0
-        self._short += ((now - since < self._short_s) - self._short) * _WEIGHT
+        self._short += ((now - since < self._limit_s) - self._short) * _WEIGHT
         if self._until:
             self._until = 0.0
             self._counters.busy_polls_found += 1

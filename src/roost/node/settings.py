@@ -79,7 +79,7 @@ class Network(msgspec.Struct, frozen=True):
     compression_level: int = 6
     compress_min_bytes: int = 256
     compress_max_bytes: int = 128 * 1024
-    busy_poll_us: int = 50
+    busy_poll_us: int = 100
     tls_cert: str = ""
     tls_key: str = ""
 
