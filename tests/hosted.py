@@ -78,7 +78,7 @@ def run_hosted(tmp_path: Path, source: str, test, *, classes=("Room",), compat=N
         gateway = Gateway(theirs)
         host.add_gateway(ours)
         await settle()
-        assert gateway.take(e.Hello) == [e.Hello(1, host.slot, host.slots, life=host.life)]
+        assert gateway.take(e.Hello) == [e.Hello(e.ENVELOPE_VERSION, host.slot, host.slots, life=host.life)]
         try:
             await test(host, gateway, module)
         finally:

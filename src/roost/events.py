@@ -20,7 +20,9 @@ import msgspec
 Headers = list[tuple[str, str]]
 """Header fields in order, names as received. Values are Latin-1 text (RFC 9110 §5.5)."""
 
-ENVELOPE_VERSION = 1
+ENVELOPE_VERSION = 2
+"""Of `protocol/envelope.py` and the events here: raised when what travels has another shape or meaning. Processes of
+different versions refuse each other (`tests/unit/test_versions.py` notices a new shape)."""
 
 BEGUN_OFFSET = 3072
 """Where in the file that a `Hello` names the counts of begun requests are: 8 bytes a link, in the machine's byte order."""

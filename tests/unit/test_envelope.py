@@ -25,7 +25,7 @@ samples = st.one_of(
     st.builds(e.Done, numbers, st.lists(numbers, max_size=5).map(tuple)),
     st.sampled_from(
         [
-            e.Hello(1, 0, 2),
+            e.Hello(e.ENVELOPE_VERSION, 0, 2),
             e.Request(2, "GET", "http://a/", [("A", "b")], b"\xff", True, True, 7, "127.0.0.1", REF),
             e.Response(2, 101, "", [], b"", False, e.Binding(REF, ("t",), b"\x00", e.AutoResponse("a", "b")), 9),
             e.BodyData(1, b"x", last=True),

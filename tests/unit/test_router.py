@@ -18,7 +18,7 @@ from roost.gateway.sockets import SocketTable
 from roost.link.unix import MAX_ENVELOPE_BYTES
 from roost.protocol.envelope import encode
 
-HELLO = e.Hello(1, 0, 1)
+HELLO = e.Hello(e.ENVELOPE_VERSION, 0, 1)
 REF = e.ObjectRef("Room", "ab" * 32, "x")
 
 
@@ -253,7 +253,7 @@ def test_clients_are_held_back_while_a_host_is_behind(gateway, slot):
 def test_one_bad_event_does_not_lose_the_batch(gateway, slot, caplog):
     socket = bound(gateway, slot, 7)
     gateway.reactor.table[7] = socket
-    gateway.router.from_host(slot, [e.Hello(1, 0, 1), e.Send([7], b"after", True)])
+    gateway.router.from_host(slot, [e.Hello(e.ENVELOPE_VERSION, 0, 1), e.Send([7], b"after", True)])
     assert socket.frames == [b"\x81\x05after"]
 
 
@@ -263,7 +263,13 @@ def test_sends_to_nobody_are_counted(gateway, slot):
 
 
 def test_hello():
-    assert check_hello(e.Hello(1, 1, 2), 2).slot == 1
-    for wrong in (None, e.Asleep(1), e.Hello(2, 0, 1), e.Hello(1, 3, 2), e.Hello(1, 0, 3)):
+    assert check_hello(e.Hello(e.ENVELOPE_VERSION, 1, 2), 2).slot == 1
+    for wrong in (
+        None,
+        e.Asleep(1),
+        e.Hello(e.ENVELOPE_VERSION - 1, 0, 1),
+        e.Hello(e.ENVELOPE_VERSION, 3, 2),
+        e.Hello(e.ENVELOPE_VERSION, 0, 3),
+    ):
         with pytest.raises(RemoteProtocolError):
             check_hello(wrong, 2)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
-HANDOVER_VERSION: Final = 1
+HANDOVER_VERSION: Final = 2
 _SOCKET_EVENTS: Final = (SocketMessage, SocketClose, SocketError, SocketOpened)
 _MAX_ENVELOPES_BYTES: Final = 1 << 30
 

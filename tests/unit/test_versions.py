@@ -1,0 +1,52 @@
+"""What travels between processes of different versions of Roost is told apart by its version."""
+
+import hashlib
+import json
+
+import msgspec
+
+from roost import events
+from roost.gateway import handover
+from roost.protocol import envelope
+
+
+def fingerprint(types, *more):
+    """Changes with the shape of what travels, not with its documentation. Counters have defaults and go by name."""
+
+    def bare(value):
+        if isinstance(value, dict):
+            return {key: bare(inner) for key, inner in value.items() if key not in ("description", "Counters")}
+        return [bare(inner) for inner in value] if isinstance(value, list) else value
+
+    _, parts = msgspec.json.schema_components(types)
+    return hashlib.sha256(json.dumps([bare(parts), more], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_the_envelope_has_changed_only_with_its_version():
+    """If this fails: raise ENVELOPE_VERSION (also when only a meaning changed) and write down the new pair here."""
+    kinds = {number: kind.__name__ for number, kind in envelope._STRUCTS.items()}
+    shape = fingerprint(list(envelope._STRUCTS.values()), envelope.HEADER.format, kinds)
+    assert (events.ENVELOPE_VERSION, shape) == (2, "c1cf10eeea122c60")
+
+
+def test_the_handover_has_changed_only_with_its_version():
+    """If this fails: raise HANDOVER_VERSION and write down the new pair here."""
+    assert (handover.HANDOVER_VERSION, fingerprint([handover.Handover])) == (2, "f8d1f4479cc4cae1")
+
+
+def test_a_changed_shape_is_noticed():
+    class Before(msgspec.Struct, array_like=True):
+        """One way to say it."""
+
+        number: int
+
+    class After(msgspec.Struct, array_like=True):
+        """Another."""
+
+        number: int
+        text: str
+
+    documented = msgspec.defstruct("Before", [("number", int)], array_like=True)
+    grown = msgspec.defstruct("Before", After.__annotations__.items(), array_like=True)
+    assert fingerprint([Before]) == fingerprint([documented])
+    assert fingerprint([Before]) != fingerprint([grown])
