@@ -62,7 +62,7 @@ def alarmed(tmp_path, test, **options):
 
 
 async def awake(host, ref=REF):
-    actor = host.awaken(ref, "test")
+    actor = host.waking.awaken(ref, "test")
     await until(lambda: actor.instance is not None)
     return actor
 

@@ -340,7 +340,7 @@ def test_roster_of_an_object_that_is_gone(tmp_path):
 
 def test_gateway_lost_while_waking_ends_the_wait(tmp_path):
     async def body(host, gateway, module):
-        actor = host.awaken(REF, "test")
+        actor = host.waking.awaken(REF, "test")
         assert actor.phase.value == "waking"
         gateway.link.close()
         await settle()

@@ -309,7 +309,7 @@ class Actor(Context):
         return len(self._waiting or ()) + len(self._running) >= self.host.limits.max_queued_events
 
     def _shed(self, link: GatewayLink, event: SocketMessage) -> None:
-        self.host.shed(link, event, "Too many messages wait for this object; try again later.")
+        self.host.waking.shed(link, event, "Too many messages wait for this object; try again later.")
         link.running.discard(event.event)
 
     def _wait(self, entry: Any) -> None:
@@ -599,7 +599,7 @@ class Actor(Context):
             if self.phase is Phase.GONE:
                 if not self.built and self.failure is not None:
                     raise self._cannot_be_built(self.failure)
-                return await self.host.awaken(self.ref, "a request that waited").serve(request, chain)
+                return await self.host.waking.awaken(self.ref, "a request that waited").serve(request, chain)
             if why := deadlock(self, chain, self.host.actors):
                 raise JsException(why)
             await self._opened()

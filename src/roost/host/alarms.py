@@ -120,7 +120,7 @@ class Alarms:
 
     def _fire(self, due: Due) -> None:
         try:
-            actor = self._host.awaken(due.ref, "alarm")
+            actor = self._host.waking.awaken(due.ref, "alarm")
         except (ConfigError, UnavailableError) as error:
             _log.error("alarm of %s(%s): %s It stays set.", due.ref.class_name, due.ref.name or due.ref.id[:8], error)
             try:

@@ -46,7 +46,7 @@ class Calls:
         itself), or why it was not run."""
         self._host.counters.calls += 1
         try:
-            actor = self._host.awaken(ref, f"{method}()")
+            actor = self._host.waking.awaken(ref, f"{method}()")
         except ConfigError as error:
             reply(b"", None, WorkerError(str(error)), None)
             return

@@ -21,7 +21,7 @@ from roost.api.service import AssetsStub, ServiceStub
 from roost.api.websocket import Accept
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
-from roost.errors import ConfigError, OverloadError, QuarantineError, WorkerError
+from roost.errors import ConfigError, WorkerError
 from roost.events import (
     ENVELOPE_VERSION,
     Abort,
@@ -39,7 +39,6 @@ from roost.events import (
     Response,
     Result,
     Roster,
-    RosterRequest,
     SocketClose,
     SocketError,
     SocketMessage,
@@ -48,7 +47,7 @@ from roost.events import (
     Welcome,
 )
 from roost.host import memory
-from roost.host.actor import Actor, Phase
+from roost.host.actor import Actor
 from roost.host.alarms import Alarms
 from roost.host.bodies import BodyReader
 from roost.host.calls import Calls
@@ -65,9 +64,9 @@ from roost.host.requests import Requests
 from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller, raised
+from roost.host.waking import GATEWAY_WAITS_S, ONE_MORE_POLL_S, Waking
 from roost.ids import id_from_random, namespace_key
 from roost.link.port import NO_CONTEXT
-from roost.protocol.websocket import CloseCode
 from roost.storage.dump import Restored, restoring_path
 
 if TYPE_CHECKING:
@@ -84,10 +83,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.host")
 
 
-_ROOM_RETRY_S = 0.5
 _LIFESPAN_S = 2.0  # for the shutdown of an ASGI app
-_GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
-_ONE_MORE_POLL_S = 0.05
 _MAX_ENDED = 100_000
 _MAX_UNSAID = 16  # gateways
 
@@ -140,15 +136,14 @@ class Host:
         self.leaving = False
         self.handled = 0  # events so far: the watchdog sees by it that the loop comes on
         self.not_again = not_again  # events (epoch, number) that an earlier host hung in
-        self.quarantined = quarantined  # objects (class, id) that have brought their hosts down
         self.mark = Mark(mark)
-        self._quarantine_told: set[tuple[str, str]] = set()
         self._random_bytes = random_bytes
         clock = clock or SystemClock()
         self.disk = Disk(loop, data, clock, slot=slot, slots=slots, max_open=max_open_files)
         self.alarms = Alarms(self, clock, random_bytes)
         self.crons = Crons(self, crons if slot == 0 else (), clock)
         self.calls = Calls(self)
+        self.waking = Waking(self, quarantined)
         self.outbound = Outbound(self)
         self.requests = Requests(self)
         self.warned_listeners: set[str] = set()
@@ -165,7 +160,6 @@ class Host:
         self.life = int.from_bytes(random_bytes(6), "big")  # of this process, for what its objects say
         self._ended: set[int] = set()  # sockets of gateways that died, whose ends their objects know
         self._unsaid: dict[int, list[bytes]] = {}  # for gateways that are not here yet, by epoch
-        self._slow: asyncio.TimerHandle | None = None
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
@@ -212,7 +206,7 @@ class Host:
             if self._early is None:
                 self._begin()
             else:
-                self.loop.call_later(_GATEWAY_WAITS_S, self._take_early_soon)
+                self.loop.call_later(GATEWAY_WAITS_S, self._take_early_soon)
 
     @property
     def awaits_gateways(self) -> bool:
@@ -233,7 +227,7 @@ class Host:
 
     def _take_early_soon(self) -> None:
         """The time is over; but if this process was stopped, what has arrived meanwhile is read first."""
-        self.loop.call_later(_ONE_MORE_POLL_S, self._take_early)
+        self.loop.call_later(ONE_MORE_POLL_S, self._take_early)
 
     def _take_early(self) -> None:
         """All gateways are here, or have had their time: what came before begins now."""
@@ -270,10 +264,7 @@ class Host:
         if len(self._ended) > _MAX_ENDED:
             self._ended = set(link.ended)
         self.requests.gateway_lost(link)
-        for actor in self.actors:
-            actor.asked.pop(link, None)
-            actor.late.pop(link, None)
-            self._wake_if_ready(actor)
+        self.waking.gateway_lost(link)
 
     def unique_numbers(self) -> int:
         """An even start for numbers that no earlier host of this slot has used."""
@@ -307,10 +298,10 @@ class Host:
                     if socket is not None:
                         socket._context.message(socket, event, link)  # type: ignore[union-attr]
                     else:
-                        self._unknown(link, event)
+                        self.waking.unknown(link, event)
                 elif type(event) is WakingMessage:
                     link.last_event = event.event
-                    self._waking_message(link, event)
+                    self.waking.message(link, event)
                 elif type(event) is SocketClose or type(event) is SocketError:
                     link.last_event = event.event
                     if event.socket in self._ended:  # its gateway died before it heard that this is done
@@ -321,7 +312,7 @@ class Host:
                     link.last_event = event.event
                     self.socket_event(link, event)
                 elif type(event) is Roster:
-                    self._roster(link, event)
+                    self.waking.roster(link, event)
                 else:
                     self._handlers[type(event)](link, event)
             except Exception:  # noqa: BLE001
@@ -333,7 +324,7 @@ class Host:
             self.counters.events += link.last_event - before
             link.say_done()
         if self._sweep is None and len(self.actors):
-            self._arm_sweep()
+            self.arm_sweep()
 
     def _passed_over(self, link: GatewayLink, event: Any) -> bool:
         """Whether an event is not for this host."""
@@ -353,7 +344,7 @@ class Host:
         """An event of a socket that may not be known here (yet)."""
         socket = link.sockets.get(event.socket)
         if socket is None or socket._context is None:
-            self._unknown(link, event)
+            self.waking.unknown(link, event)
         elif type(event) is SocketMessage:
             self.handled += 1  # many may have waited for one gate
             socket._context.message(socket, event, link)  # type: ignore[attr-defined]
@@ -364,200 +355,6 @@ class Host:
         else:
             socket._context.failed(socket, event, link)  # type: ignore[attr-defined]
 
-    def _unknown(self, link: GatewayLink, event: Any) -> None:
-        """A socket of a sleeping object: ask its gateway whose it is, and keep the event until then."""
-        waking = link.waking.get(event.actor)
-        if event.actor == 0 and type(event) is SocketMessage and event.socket in link.relayed:
-            payload = event.data.encode() if isinstance(event.data, str) else event.data
-            link.send_message(link.relayed[event.socket], payload, isinstance(event.data, str))
-        elif event.actor == 0:
-            self.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
-        elif waking is not None:
-            link.running.add(event.event)
-            waking.append(event)
-        else:
-            link.running.add(event.event)
-            offered, link.offered = link.offered, []
-            if offered and offered[0].actor == event.actor:
-                self._wake_by(link, offered[0], [event])  # its end is told at the end of this batch
-                for piece in offered[1:]:
-                    self._further(link, piece)
-            else:
-                link.waking[event.actor] = [event]
-                link.link.send(RosterRequest(event.actor, None))
-
-    def _waking_message(self, link: GatewayLink, event: WakingMessage) -> None:
-        """A message for an object that its gateway believes asleep."""
-        roster = event.roster
-        data: Any = event.binary if event.string is None else event.string
-        message = SocketMessage(event.event, roster.actor, event.socket, data)
-        if roster.object is None or roster.actor in link.waking:
-            self._roster(link, roster)
-            self.socket_event(link, message)
-        else:
-            self._wake_by(link, roster, [message])
-
-    def _roster(self, link: GatewayLink, roster: Roster) -> None:
-        if roster.piece:
-            self._further(link, roster)
-            return
-        events = link.waking.pop(roster.actor, []) if roster.actor else []
-        if roster.object is None:  # the socket is over and its record gone
-            for event in events:
-                link.running.discard(event.event)
-            self.counters.events_unknown += len(events)
-        elif not events and self.actors.get(roster.object) is None:
-            link.offered = [roster]  # for the event behind it; or answered too late
-            return
-        else:
-            self._wake_by(link, roster, events)
-        link.say_done()
-
-    def _further(self, link: GatewayLink, roster: Roster) -> None:
-        """Another piece of the roster before it. No event is between them."""
-        assert roster.object is not None
-        if link.offered and link.offered[0].actor == roster.actor:
-            link.offered.append(roster)
-        elif self.actors.get(roster.object) is not None:  # else there was no room for it
-            self._wake_by(link, roster, [])
-            link.say_done()
-
-    def _wake_by(self, link: GatewayLink, roster: Roster, events: list[Any]) -> None:
-        """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events.
-        Those that have to wait are in `link.running` until it is their turn."""
-        assert roster.object is not None
-        actor = self.actors.get(roster.object)
-        if actor is not None and actor.phase is Phase.GONE:
-            actor = None
-        if actor is None or actor.phase is Phase.WAKING:
-            try:
-                actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
-            except OverloadError as error:
-                kept = []
-                for event in events:
-                    if type(event) is SocketMessage and event.event > link.given_before:
-                        link.running.discard(event.event)
-                        self.shed(link, event, str(error))
-                    else:
-                        link.running.add(event.event)
-                        kept.append(event)
-                if kept:  # how a socket ended, and what was given before, waits for room
-                    link.waking[roster.actor] = kept
-                    self.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
-                return
-            except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
-                key = roster.object.class_name, roster.object.id
-                if key not in self._quarantine_told:  # once an object: its clients may go on sending
-                    self._quarantine_told.add(key)
-                    _log.error("host: events of %s are dropped: %s", roster.object.name, error)
-                for event in events:
-                    link.running.discard(event.event)
-                return
-            if roster.more:
-                actor.ask(link)
-            else:
-                actor.asked.pop(link, None)
-            actor.adopt(link, roster, None)
-            if actor.asked:
-                for event in events:
-                    actor.hold(link, event)
-                return
-            actor.wake()
-            for event in events:
-                link.running.discard(event.event)
-                if actor.phase is not Phase.GONE:
-                    self.socket_event(link, event)
-            return
-        late = link in actor.late
-        if not roster.more:
-            actor.late.pop(link, None)
-        actor.adopt(link, roster, None if late else {event.socket for event in events})
-        for event in events:  # it was awake after all: what it does not know of is over
-            link.running.discard(event.event)
-            if event.socket in link.sockets:
-                self.socket_event(link, event)
-
-    def awaken(self, ref: ObjectRef, why: str) -> Actor:
-        """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
-        actor = self.actors.get(ref)
-        if actor is None:
-            actor = self._new_actor(ref, why, ask_all_but=None)
-            self._wake_if_ready(actor)
-        return actor
-
-    def _new_actor(self, ref: ObjectRef, why: str, ask_all_but: GatewayLink | None) -> Actor:
-        kind = self.worker.classes.get(ref.class_name)
-        if kind is None:
-            raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
-        if (ref.class_name, ref.id) in self.quarantined:
-            self.counters.events_quarantined += 1
-            raise QuarantineError(
-                f"{ref.class_name}({ref.name or ref.id[:8]}) has twice brought its host down and is not woken any more;"
-                f" mend it, then `roost objects release {ref.id}`."
-            )
-        if len(self.actors) >= self.limits.max_live_objects:
-            self._make_room()
-        actor = Actor(self, ref, kind)
-        actor.woke_for = why
-        self.actors.add(actor)
-        self.counters.wakes += 1
-        for link in self.links:
-            if link is not ask_all_but:
-                self._ask(actor, link)
-        if self._sweep is None:
-            self._arm_sweep()
-        return actor
-
-    def _ask(self, actor: Actor, link: GatewayLink) -> None:
-        """Ask a gateway for an object's sockets; the object waits, unless that gateway is known not to answer."""
-        link.link.send(RosterRequest(0, actor.ref))
-        if link.slow or actor.phase is not Phase.WAKING:
-            actor.do_not_await(link)
-            return
-        actor.ask(link)
-        if self._slow is None:
-            self._slow = self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait_soon)
-
-    def _do_not_wait_soon(self) -> None:
-        self._slow = self.loop.call_later(_ONE_MORE_POLL_S, self._do_not_wait)
-
-    def _do_not_wait(self) -> None:
-        """A gateway that hangs must not keep objects from waking: they learn of their sockets there when it answers."""
-        self._slow = None
-        for actor in self.actors:
-            if actor.phase is Phase.WAKING and actor.asked:
-                if self.loop.time() - actor.asked_at < _GATEWAY_WAITS_S:
-                    self._slow = self._slow or self.loop.call_later(_GATEWAY_WAITS_S, self._do_not_wait)
-                    continue
-                for link in actor.asked:
-                    if not link.slow:
-                        _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
-                    link.slow = True
-                    actor.do_not_await(link)
-                actor.asked.clear()
-                self._wake_if_ready(actor)
-
-    def _make_room(self) -> None:
-        """Put some objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
-        slept = self.actors.put_oldest_to_sleep(self.loop.time(), max(1, self.limits.max_live_objects // 100))
-        self.counters.sleeps += slept
-        self.counters.sleeps_early += slept
-        if not slept:
-            self.counters.wakes_refused += 1
-            raise OverloadError(
-                f"{len(self.actors)} objects are awake and none can sleep (limits.max_live_objects); try again in a moment."
-            )
-
-    def shed(self, link: GatewayLink, event: SocketEvent, reason: str) -> None:
-        """There is no room for an event: its client is told to come back later."""
-        self.counters.events_shed += 1
-        if type(event) is SocketMessage:
-            link.close_socket(event.socket, CloseCode.TRY_AGAIN_LATER, reason)
-
-    def _wake_if_ready(self, actor: Actor) -> None:
-        if actor.phase is Phase.WAKING and not actor.asked:
-            actor.wake()
-
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)
         link.heard_before(event.life, event.said, event.said_besides)
@@ -565,7 +362,7 @@ class Host:
         for envelopes in self._unsaid.pop(event.epoch, ()):
             link.send_envelopes(envelopes)
         for actor in self.actors:  # awake before this gateway was here
-            self._ask(actor, link)
+            self.waking.ask(actor, link)
 
     def say_later(self, epoch: int, envelopes: bytes) -> None:
         """What an earlier life of an object had to say to a gateway that is not here."""
@@ -632,7 +429,9 @@ class Host:
     async def probe(self, class_name: str, timeout_s: float) -> None:
         """Build a new object of a class. Raises WorkerError if that fails, its cause what the constructor raised."""
         key = namespace_key("probe", class_name)
-        actor = self.awaken(ObjectRef(class_name, id_from_random(key, self._random_bytes(16))), "a probe of new code")
+        actor = self.waking.awaken(
+            ObjectRef(class_name, id_from_random(key, self._random_bytes(16))), "a probe of new code"
+        )
         deadline = self.loop.time() + timeout_s
         while actor.failure is None and (actor.blocked or not actor.built) and self.loop.time() < deadline:
             await asyncio.sleep(0.005)
@@ -705,15 +504,17 @@ class Host:
                     link.link.flush()
         tried.set_result(evicted)
 
-    def _arm_sweep(self) -> None:
-        self._sweep = self.loop.call_later(max(self._idle_s / 4, 0.01), self._sweep_now)
+    def arm_sweep(self) -> None:
+        """There is an object that will want to sleep some time."""
+        if self._sweep is None:
+            self._sweep = self.loop.call_later(max(self._idle_s / 4, 0.01), self._sweep_now)
 
     def _sweep_now(self) -> None:
         self._sweep = None
         slept = self.actors.put_to_sleep(self.loop.time(), self._idle_s)
         self.counters.sleeps += slept
         if len(self.actors):
-            self._arm_sweep()
+            self.arm_sweep()
         elif slept:
             self._give_back_memory()
 

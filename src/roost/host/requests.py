@@ -65,7 +65,7 @@ class Requests:
     async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
         host = self._host
         if event.target is not None:
-            return await host.awaken(event.target, f"fetch {event.method}").serve(request, event.chain)
+            return await host.waking.awaken(event.target, f"fetch {event.method}").serve(request, event.chain)
         return await self.default_fetch(request, context)
 
     async def default_fetch(self, request: Request, context: RequestContext) -> Response:

@@ -173,7 +173,7 @@ class StubCaller:
         host = self._host
         await self._behind_calls(ref)
         if slot_of(ref.id, host.slots) == host.slot:
-            response = await in_callee(host.awaken(ref, f"fetch {request.method}").serve(request, chain))
+            response = await in_callee(host.waking.awaken(ref, f"fetch {request.method}").serve(request, chain))
             received = received_sockets.get()
             if received is not None and response.web_socket is not None:
                 received.append(response.web_socket)

@@ -342,7 +342,7 @@ class _HostRole:
 
     def know(self, order: ToChild) -> None:
         """What has brought other hosts down."""
-        self._host.quarantined = frozenset(order.quarantined)
+        self._host.waking.quarantined = frozenset(order.quarantined)
         self._host.not_again |= frozenset(order.not_again)
 
     async def evict(self, arguments: dict[str, Any]) -> dict[str, Any]:
