@@ -12,7 +12,7 @@ import struct
 import time
 from pathlib import Path
 
-from servers import CACHE, HERE, Server, load, roost
+from servers import CACHE, HERE, LOAD_CORE, Server, load, roost
 from works import Held
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -122,7 +122,7 @@ def serving(stack, *arguments, hosts=1, app="room"):
 
 def main():
     CACHE.mkdir(exist_ok=True)
-    os.sched_setaffinity(0, {1})  # with the load
+    os.sched_setaffinity(0, {int(LOAD_CORE)})  # with the load
     with contextlib.ExitStack() as stack:
         server = serving(stack)
         section("Echo, 64 bytes, 1 in flight, one object: sockets")
