@@ -20,7 +20,6 @@ WRITER = """
 import sys
 from pathlib import Path
 from roost.storage import database as storage
-storage.CHECKPOINT_BYTES, storage._SYNCS_BETWEEN_CHECKPOINTS = 60_000, 7
 path, log = Path(sys.argv[1]), open(sys.argv[2], "w")
 database = storage.Database(path)
 database.execute("CREATE TABLE IF NOT EXISTS part (n INTEGER, half TEXT, filler TEXT)", ())
@@ -38,6 +37,10 @@ while True:
         size = file.seek(0, 2)
     log.write(f"{k} {size} {salt}\\n")
     log.flush()
+    if size > 60_000:
+        assert not database.fold().held
+        log.write(f"{k} 0 folded\\n")
+        log.flush()
     if k % 60 == 0:
         database.close()
         database = storage.Database(path)
@@ -72,6 +75,9 @@ def snapshots(tmp_path_factory):
     finally:
         writer.kill()
         writer.wait()
+    folds = log.read_text().count("folded")
+    print(f"{folds} folds crossed in {len(found)} snapshots")
+    assert folds > len(found) // 4, "the log was hardly ever folded"
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import apsw
@@ -18,6 +19,7 @@ from roost.host.delivered import Delivered
 from roost.host.gates import OutputGate
 from roost.link.port import NO_CONTEXT
 from roost.storage.database import Database, StorageError
+from roost.storage.folding import LARGE_COMMITS, Folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,9 +69,9 @@ class ActorStorage:
 
     __slots__ = (
         "_alarm_after", "_alarm_changed", "_alarm_running", "_alarm_told", "_alarm_touched", "_batch", "_closed",
-        "_commits", "_database_made", "_delivered", "_depth", "_disk", "_loop", "_on_disk", "_owner", "_ref", "_scheduled",
-        "_sync_wanted", "_syncing", "_to_sync", "_touched_before", "_transactions", "_unconfirmed_syncing",
-        "_unconfirmed_to_sync", "gate", "used",
+        "_commits", "_database_made", "_delivered", "_depth", "_disk", "_fold_at", "_folding", "_log_bytes", "_loop",
+        "_on_disk", "_owner", "_ref", "_scheduled", "_sync_wanted", "_syncing", "_to_sync", "_touched_before",
+        "_transactions", "_unblock", "_unconfirmed_syncing", "_unconfirmed_to_sync", "gate", "used",
     )  # fmt: skip
 
     def __init__(self, ref: ObjectRef, disk: Disk, owner: Owner, gate: OutputGate | None = None) -> None:
@@ -90,9 +92,13 @@ class ActorStorage:
         self._unconfirmed_to_sync = False
         self._unconfirmed_syncing = False
         self._sync_wanted = False
-        self._syncing: asyncio.Future[None] | None = None
-        self._on_disk: Future[None] | None = None
+        self._syncing: asyncio.Future[Folded | None] | None = None
+        self._on_disk: Future[Any] | None = None
         self._closed = False
+        self._log_bytes = 0
+        self._fold_at = 0  # it was tried before and something held the log: not again before it has grown so much
+        self._unblock: Callable[[], None] | None = None  # the log is to be folded: no event begins before it is
+        self._folding = False
         self._alarm_running = False
         self._alarm_touched = False  # since the alarm's handler began
         self._alarm_changed = False  # in the open transaction
@@ -105,7 +111,14 @@ class ActorStorage:
         database = self._database_made
         if database is None:
             path = self._disk.path(self._ref)
-            database = Database(path, self._ref.name, lambda: self._disk.wait_for_earlier(path), self._opened)
+            disk, ref = self._disk, self._ref
+            database = Database(
+                path,
+                ref.name,
+                lambda: disk.wait_for_earlier(path),
+                self._opened,
+                lambda: disk.alarms.due_ms(ref) is not None,
+            )
             self._database_made = database
             if self._closed:
                 database.close()  # what is used now belongs to an earlier life
@@ -272,13 +285,84 @@ class ActorStorage:
         if not wrote:
             if batch:
                 self.gate.confirm(batch)  # it only read: no disk is needed for it
+            if self._unblock is not None:
+                self._sync_if_possible()
             return
         self._commits += 1
         if batch:
             self._to_sync += (batch,)
         self._sync_wanted = True
-        if self._syncing is None:
+        self._look_at_log()
+        if self.gate.broken is None and self._syncing is None:
             self._sync()
+
+    # the log
+
+    def _look_at_log(self) -> None:
+        """A commit is over: if the log is large, no event begins until a thread has folded it. If it is so large that it
+        may not grow any more (a handler that is running may go on writing meanwhile), fold it here and now."""
+        size, before = self._database.log_bytes, self._log_bytes
+        self._log_bytes = size
+        if size < self._disk.fold_bytes or size < self._fold_at:
+            return
+        largest = self._disk.log_bounds.max_bytes
+        if size - before > largest // 2:
+            largest *= LARGE_COMMITS
+        if size > largest // 2:
+            self._fold_here()
+        else:
+            self.fold_soon()
+
+    @property
+    def is_folding(self) -> bool:
+        """Whether its log is folded as soon as that is possible."""
+        return self._unblock is not None
+
+    def fold_soon(self) -> None:
+        """Fold the log as soon as no write is open; no event begins before that."""
+        if self._unblock is None and self.gate.broken is None and not self._closed:
+            self._unblock = self._owner.block()
+            self._sync_if_possible()
+
+    def _sync_if_possible(self) -> None:
+        """Begin what waits for the disk's thread, if that is free."""
+        if self._syncing is None and (self._sync_wanted or (self._unblock is not None and self._may_fold)):
+            self._sync()
+
+    @property
+    def _may_fold(self) -> bool:
+        """Whether no transaction is open, which would hold the log."""
+        return not self._scheduled and not self._depth
+
+    def _fold_here(self) -> None:
+        """On the loop, which waits for the disk: what bounds the log whatever a handler does."""
+        self._disk.folds_waited_for += 1
+        try:
+            if self._on_disk is not None:
+                self._on_disk.exception()  # one at a time on a file
+            folded = self._database.fold()
+            if folded.held and (ended := self._database.end_cursors()):
+                _log.warning("storage: %s: %d cursors that held its log were ended", self._ref.id[:8], ended)
+                folded = self._database.fold()
+        except (StorageError, apsw.Error, OSError) as error:
+            self.fail(StorageError(f"the log has reached its bound (storage.max_log_bytes) and cannot be folded: {error}"))
+            return
+        self._folded(folded)
+
+    def _sync_and_fold(self, *, alarm_first: bool) -> Folded:
+        if alarm_first:
+            self._disk.alarms.sync()
+        database = self._database
+        database.sync()
+        try:
+            return database.fold()
+        except (apsw.Error, OSError) as error:  # the commits are on the disk: only the log stays long
+            return Folded(0, 0, str(error))
+
+    def _folded(self, folded: Folded) -> None:
+        self._log_bytes = self._database.log_bytes
+        self._fold_at = self._log_bytes + self._disk.fold_bytes if folded.held else 0
+        self._disk.folded(self._ref, folded, self._log_bytes)
 
     def _commit_with_records(self, batch: int) -> bool:
         """Commit what is open with what belongs to it: the alarm's index, the finished events. Whether it wrote."""
@@ -305,7 +389,11 @@ class ActorStorage:
         told, self._alarm_told = self._alarm_told, False
         self._unconfirmed_syncing, self._unconfirmed_to_sync = self._unconfirmed_to_sync, False
         self._sync_wanted = False
-        self._on_disk = self._disk.submit(self._sync_alarm_first if told else self._database.sync)
+        self._folding = self._unblock is not None and self._may_fold
+        if self._folding:
+            self._on_disk = self._disk.submit(partial(self._sync_and_fold, alarm_first=told))
+        else:
+            self._on_disk = self._disk.submit(self._sync_alarm_first if told else self._database.sync)
         self._syncing = asyncio.wrap_future(self._on_disk, loop=self._loop)
         commits = self._commits
         self._syncing.add_done_callback(lambda future: self._synced(future, batches, commits), context=NO_CONTEXT)
@@ -314,9 +402,12 @@ class ActorStorage:
         self._disk.alarms.sync()
         self._database.sync()
 
-    def _synced(self, future: asyncio.Future[None], batches: tuple[int, ...], commits: int) -> None:
+    def _synced(self, future: asyncio.Future[Folded | None], batches: tuple[int, ...], commits: int) -> None:
         self._syncing = None
         self._unconfirmed_syncing = False
+        if self._folding and self._unblock is not None:
+            unblock, self._unblock = self._unblock, None
+            unblock()
         error = None if future.cancelled() else future.exception()
         try:
             # Not for an object that was reset: the index is its successor's to tell.
@@ -332,9 +423,12 @@ class ActorStorage:
         for batch in batches:
             self.delivered.release(batch)
             self.gate.confirm(batch)
-        if self._sync_wanted and self.gate.broken is None:
-            self._sync()
-        else:
+        if self.gate.broken is None and not self._closed:
+            if (folded := future.result()) is not None:
+                self._folded(folded)
+            self._disk.log_is(self, self._log_bytes)
+            self._sync_if_possible()
+        if self._syncing is None:
             self._disk.close_some()
 
     def fail(self, error: BaseException) -> StorageError:
@@ -397,7 +491,9 @@ class ActorStorage:
     @property
     def busy(self) -> bool:
         """Whether writes are on their way to the disk, so that the object must stay."""
-        return self.gate.shut or self._scheduled or self._syncing is not None or bool(self._depth)
+        return (
+            self.gate.shut or self._scheduled or self._syncing is not None or self._unblock is not None or bool(self._depth)
+        )
 
     def park(self) -> bool:
         """Close the file, to be opened again when it is next used; whether that is possible at the moment."""
@@ -405,6 +501,7 @@ class ActorStorage:
         if self.busy or self._closed or database is None or not database.is_idle:
             return False
         self._database_made = None
+        self._log_bytes = self._fold_at = 0
         self._disk.close(self._disk.path(self._ref), database, self._on_disk)
         return True
 

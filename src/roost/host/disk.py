@@ -7,16 +7,18 @@ file at a time.
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from roost.errors import InternalError
 from roost.host.actor_storage import close_database
 from roost.storage.alarm_index import AlarmIndex, index_path, object_path
 from roost.storage.dump import put_in_place
+from roost.storage.folding import FOLD_BYTES, MAX_LOG_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +29,21 @@ if TYPE_CHECKING:
     from roost.host.actor_storage import ActorStorage
     from roost.storage.database import Database
     from roost.storage.dump import Restored
+    from roost.storage.folding import Folded
+
+_log = logging.getLogger("roost.storage")
 
 THREADS = 4  # fsyncs at once
+_HELD_LOGGED_S = 60.0  # how often it is said that a log cannot be folded
 _CLOSING_WAIT_S = 30
 _LOOKS = 8
+
+
+class LogBounds(NamedTuple):
+    """How large a log of a host's open databases may be, and all of them together, in bytes."""
+
+    max_bytes: int = MAX_LOG_BYTES
+    total_bytes: int = 64 * MAX_LOG_BYTES
 
 
 class Disk:
@@ -45,10 +58,19 @@ class Disk:
         slot: int = 0,
         slots: int = 1,
         max_open: int = 1000,
+        log_bounds: LogBounds | None = None,
     ) -> None:
         self.loop = loop
         self.clock = clock
+        self.log_bounds = log_bounds or LogBounds()
+        self.fold_bytes = min(FOLD_BYTES, self.log_bounds.max_bytes // 4)  # from this size on a log is folded
         self.parked = 0  # files closed because too many were open
+        self.logs_folded = 0
+        self.folds_held = 0  # that did not empty their log, as something held it
+        self.folds_waited_for = 0  # by the whole host: a log had reached its bound
+        self.log_bytes = 0  # of all open databases
+        self._logs: dict[ActorStorage, int] = {}
+        self._held_logged_at = -_HELD_LOGGED_S
         self.alarm_changed: Callable[[], None] = lambda: None
         self._scratch = None if data is not None else tempfile.TemporaryDirectory(prefix="roost-scratch-")
         self.data = data if data is not None else Path(self._scratch.name)  # type: ignore[union-attr]
@@ -96,6 +118,7 @@ class Disk:
             oldest = next(iter(self._open))
             if not oldest.used and oldest is not but and oldest.park():
                 del self._open[oldest]
+                self.log_is(oldest, 0)
                 self.parked += 1
             else:
                 oldest.used = False
@@ -103,6 +126,35 @@ class Disk:
 
     def forget(self, storage: ActorStorage) -> None:
         self._open.pop(storage, None)
+        self.log_is(storage, 0)
+
+    # logs
+
+    def log_is(self, storage: ActorStorage, size: int) -> None:
+        """How large an open database's log is now. If all of them are too large together, the largest is folded."""
+        self.log_bytes += size - self._logs.get(storage, 0)
+        if size:
+            self._logs[storage] = size
+        else:
+            self._logs.pop(storage, None)
+        if self.log_bytes > self.log_bounds.total_bytes:
+            largest = max(self._logs, key=self._logs.__getitem__)
+            if not largest.is_folding:
+                largest.fold_soon()
+
+    def folded(self, ref: ObjectRef, folded: Folded, size: int) -> None:
+        """A log was folded, or could not be: then that is counted, and said once a minute."""
+        if not folded.held:
+            self.logs_folded += 1
+            return
+        self.folds_held += 1
+        if self.loop.time() - self._held_logged_at >= _HELD_LOGGED_S:
+            self._held_logged_at = self.loop.time()
+            _log.warning(
+                "storage: the log of %s(%s) has %d bytes and cannot be folded: %s holds it (%d of %d pages were moved; %d"
+                " such cases so far)",
+                ref.class_name, ref.name or ref.id[:8], size, folded.held, folded.moved, folded.pages, self.folds_held,
+            )  # fmt: skip
 
     def close(self, path: Path, database: Database, running: Future[None] | None) -> None:
         """Close a database on a thread; who opens the same file meanwhile waits."""

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
 
     from roost.clock import Clock
     from roost.events import Event
+    from roost.host.disk import LogBounds
     from roost.host.loader import Worker
     from roost.link.port import Link
     from roost.storage.assets import Assets
@@ -109,6 +110,7 @@ class Host:
         io_pin_s: float = 900.0,
         data: Path | None = None,
         max_open_files: int = 1000,
+        log_bounds: LogBounds | None = None,
         limits: HostLimits | None = None,
         services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
         crons: Sequence[str] = (),
@@ -139,7 +141,7 @@ class Host:
         self.mark = Mark(mark)
         self._random_bytes = random_bytes
         clock = clock or SystemClock()
-        self.disk = Disk(loop, data, clock, slot=slot, slots=slots, max_open=max_open_files)
+        self.disk = Disk(loop, data, clock, slot=slot, slots=slots, max_open=max_open_files, log_bounds=log_bounds)
         self.alarms = Alarms(self, clock, random_bytes)
         self.crons = Crons(self, crons if slot == 0 else (), clock)
         self.calls = Calls(self)

@@ -89,6 +89,7 @@ def make_host(
     gateways: int = 1,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
+    from roost.host.disk import LogBounds
     from roost.host.host import Host
     from roost.host.limits import HostLimits
 
@@ -107,6 +108,7 @@ def make_host(
         io_pin_s=settings.hibernation.io_pin_s,
         data=None if data is None else Path(data),
         max_open_files=settings.limits.max_open_databases,
+        log_bounds=LogBounds(settings.storage.max_log_bytes, settings.storage.max_node_log_bytes // slots),
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
         kv_namespaces=app.kv_namespaces,
@@ -177,6 +179,11 @@ def host_report(host: Host) -> dict[str, Any]:
         "awake": host.actors.report(),
         "open_databases": host.disk.open_files,
         "databases_parked": host.disk.parked,
+        "log_bytes": host.disk.log_bytes,
+        "logs_folded": host.disk.logs_folded,
+        "log_folds_held": host.disk.folds_held + host.disk.alarms.folds_held,
+        "log_folds_waited_for": host.disk.folds_waited_for,
+        "alarm_log_bytes": host.disk.alarms.log_bytes,
         "alarms_set": host.disk.alarms.count(),
         "alarms_running": host.alarms.running,
         "links": len(host.links),

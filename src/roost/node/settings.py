@@ -70,6 +70,13 @@ class Hibernation(msgspec.Struct, frozen=True):
     io_pin_s: float = 900.0
 
 
+class Storage(msgspec.Struct, frozen=True):
+    """`[storage]`: what objects may take of the disk besides what they store."""
+
+    max_log_bytes: int = 16 * 1024 * 1024
+    max_node_log_bytes: int = 1024 * 1024 * 1024
+
+
 class Network(msgspec.Struct, frozen=True):
     """`[network]`: who may connect, and through what."""
 
@@ -91,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     hibernation: Hibernation = Hibernation()
+    storage: Storage = Storage()
 
     def gateway_limits(self) -> GatewayLimits:
         """What of it a gateway needs."""
@@ -126,6 +134,7 @@ class Settings(msgspec.Struct, frozen=True):
         )
 
 
+_SMALLEST_LOG_BYTES = 1024 * 1024
 _LARGEST_MESSAGE_BYTES = 32 * 1024 * 1024
 
 
@@ -211,6 +220,11 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
         if cpu_ms < 50:
             name = key if key == "cpu_ms" else f"class_cpu_ms.{key}"
             raise ConfigError(f"{where}: limits.{name} must be at least 50.", key=f"limits.{name}")
+    for key in ("max_log_bytes", "max_node_log_bytes"):
+        if getattr(settings.storage, key) < _SMALLEST_LOG_BYTES:
+            raise ConfigError(
+                f"{where}: storage.{key} must be at least {_SMALLEST_LOG_BYTES} (1 MiB).", key=f"storage.{key}"
+            )
     if not settings.limits.max_open_databases:
         raise ConfigError(f"{where}: limits.max_open_databases must be at least 1.", key="limits.max_open_databases")
     return settings

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import apsw
 
+from roost.errors import ConfigError
 from roost.events import ObjectRef
 from roost.ids import is_object_id, slot_of
-from roost.storage.database import CHECKPOINT_BYTES, StorageError, fold_log, read_alarm, sync_path
+from roost.storage.database import NeverWritten, StorageError, read_alarm
+from roost.storage.folding import FOLD_BYTES, MAX_LOG_BYTES, fold, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +30,8 @@ _log = logging.getLogger("roost.storage")
 
 FORMAT: Final = 1
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_SYNCS_BETWEEN_CHECKPOINTS: Final = 100
+_LOOKS_EVERY: Final = 50  # statements, at the size of the log
+_BUSY_TIMEOUT_MS: Final = 10_000  # its log is being folded
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS alarm (class TEXT, id TEXT, name TEXT, due_ms INTEGER, retries INTEGER, setbacks INTEGER,"
     " PRIMARY KEY (class, id)) WITHOUT ROWID;"
@@ -47,21 +50,26 @@ class Due(NamedTuple):
 
 
 class AlarmIndex:
-    """One slot's index. A file only once there is an alarm; `sync` is for another thread."""
+    """One slot's index. A node makes the file before its hosts start; `sync` is for another thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_log_bytes: int = MAX_LOG_BYTES) -> None:
+        self.folds_held = 0
         self._path = path
+        self._max_log_bytes = max_log_bytes
+        self._fold_bytes = min(FOLD_BYTES, max_log_bytes // 4)
         self._connection: apsw.Connection | None = None
         self._log_fd = self._file_fd = -1  # kept open: closing one of the file's would drop this process's locks on it
-        self._is_new = not path.exists()
-        self._syncs = 0
+        self._is_new = True  # the log's name, at least
+        self._runs = 0
         self._syncing = threading.Lock()
+        self._folding = threading.Lock()
 
     def _open(self, *, create: bool) -> apsw.Connection | None:
         if self._connection is None and (create or self._path.exists()):
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 connection = apsw.Connection(str(self._path))
+                connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
                 connection.pragma("synchronous", "off")  # as in `database.py`: every sync is ours
                 connection.pragma("journal_mode", "wal")
                 connection.pragma("wal_autocheckpoint", 0)
@@ -71,13 +79,25 @@ class AlarmIndex:
             self._connection = connection
         return self._connection
 
+    def create(self) -> None:
+        """Make the file, so that a missing one is a lost one. Raises StorageError."""
+        self._open(create=True)
+
     def _run(self, sql: str, bindings: tuple[Any, ...]) -> None:
         connection = self._open(create=True)
         assert connection is not None
         try:
             connection.execute(sql, bindings)
-        except apsw.Error as error:
+            self._runs += 1
+            if not self._runs % _LOOKS_EVERY and self._log_fd >= 0 and self.log_bytes > self._max_log_bytes // 2:
+                self._fold()  # here, while the loop waits: it grows faster than a thread folds it
+        except (apsw.Error, OSError) as error:
             raise StorageError(f"the alarm index cannot be written: {error}") from error
+
+    @property
+    def log_bytes(self) -> int:
+        """How large the log is; 0 until it has first been synced."""
+        return os.fstat(self._log_fd).st_size if self._log_fd >= 0 else 0
 
     def _rows(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
         connection = self._open(create=False)
@@ -141,19 +161,32 @@ class AlarmIndex:
         try:
             with self._syncing:  # the disk has several threads
                 if self._log_fd < 0:
+                    self._file_fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
                     self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-                self._syncs += 1
-                fold = self._syncs % _SYNCS_BETWEEN_CHECKPOINTS == 0
-                is_new, self._is_new = self._is_new, False
+                if self._is_new:
+                    os.fsync(self._file_fd)
+                    os.fsync(self._log_fd)
+                    sync_path(self._path.parent)
+                    self._is_new = False
             os.fsync(self._log_fd)
-            if is_new:
-                self._file_fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                os.fsync(self._file_fd)
-                sync_path(self._path.parent)
-            if fold and os.fstat(self._log_fd).st_size > CHECKPOINT_BYTES:
-                fold_log(self._path)
-        except (OSError, apsw.Error) as error:
+            if not os.fstat(self._log_fd).st_nlink or not os.fstat(self._file_fd).st_nlink:
+                raise StorageError(f"the alarm index {self._path} was removed while it was in use.")
+        except OSError as error:
             raise StorageError(f"the alarm index could not be made durable: {error}") from error
+        if self.log_bytes > self._fold_bytes:
+            try:
+                self._fold()
+            except (apsw.Error, OSError) as error:
+                _log.warning("storage: the log of the alarm index %s could not be folded: %s", self._path, error)
+
+    def _fold(self) -> None:
+        """Empty the log. One at a time; who finds another at it leaves it to that one."""
+        if self._folding.acquire(blocking=False):
+            try:
+                if fold(self._path, self._log_fd).held:
+                    self.folds_held += 1
+            finally:
+                self._folding.release()
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -164,6 +197,7 @@ class AlarmIndex:
             if fd >= 0:
                 os.close(fd)
         self._log_fd = self._file_fd = -1
+        self._is_new = True
 
 
 def _entries(rows: list[Any]) -> list[Due]:
@@ -194,21 +228,52 @@ def object_files(data: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def prepare(data: Path, slots: int) -> None:
-    """Make the indexes fit before any host starts: for another number of slots, after a power loss, or if one is lost."""
+    """Make the indexes fit before any host starts: for another number of slots, after a power loss, or if one is lost.
+
+    A lost one is missing, empty, damaged, or has not as many entries as when the node ended. Raises StorageError, and
+    ConfigError for a newer format.
+    """
     state_path = data / "alarms" / "state.json"
     boot_id = _boot_id()
+    fault = ""
+    count = slots
     try:
         state = json.loads(state_path.read_text())
-        known = state["format"] == FORMAT and (state["clean"] or state["boot_id"] == boot_id != "")
+        if state["format"] != FORMAT:
+            raise ConfigError(f"{state_path} has format {state['format']}; this Roost knows {FORMAT}. Use the newer one.")
+        if not state["clean"] and not state["boot_id"] == boot_id != "":
+            fault = "the machine has ended without the node's doing"
         count = int(state["slots"])
-    except (OSError, ValueError, KeyError, TypeError):
-        known, count = False, slots
-    if not known and (data / "objects").is_dir():
+        fault = fault or _fault_of_any(data, count, state.get("counts") if state["clean"] else None)
+    except FileNotFoundError:
+        fault = "alarms/state.json is missing" if (data / "objects").is_dir() else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = f"alarms/state.json is damaged ({error})"
+    if fault:
+        _log.warning("storage: %s: the alarm index is made anew from the objects", fault)
         _rebuild(data, slots, _from_objects(data))
-    elif known and (count != slots or not all(_sound(index_path(data, slot, count)) for slot in range(count))):
-        entries = _from_indexes(data, count)
-        _rebuild(data, slots, _from_objects(data) if entries is None else entries)
+    elif count != slots:
+        _rebuild(data, slots, _from_indexes(data, count))
+    for slot in range(slots):
+        index = AlarmIndex(index_path(data, slot, slots))
+        try:
+            index.create()
+        finally:
+            index.close()
+    sync_path(data)
     mark(data, slots, clean=False)
+
+
+def _fault_of_any(data: Path, slots: int, counts: Any) -> str:
+    """What is wrong with the indexes; empty if nothing is. `counts`: how many entries each had, if that is known."""
+    for slot in range(slots):
+        path = index_path(data, slot, slots)
+        found = _count_of(path)
+        if isinstance(found, str):
+            return f"the alarm index of host {slot} {found}"
+        if isinstance(counts, list) and slot < len(counts) and counts[slot] != found:
+            return f"the alarm index of host {slot} has {found} entries instead of {counts[slot]}"
+    return ""
 
 
 def slots_of(data: Path) -> int | None:
@@ -220,22 +285,25 @@ def slots_of(data: Path) -> int | None:
 
 
 def mark(data: Path, slots: int, *, clean: bool) -> None:
-    """Write down whose indexes these are, and whether the node has ended in order."""
+    """Write down whose indexes these are, and whether the node has ended in order (and with how many entries)."""
     state_path = data / "alarms" / "state.json"
     state_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(f"{state_path}.new", "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "slots": slots, "boot_id": _boot_id(), "clean": clean}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    state: dict[str, Any] = {"format": FORMAT, "slots": slots, "boot_id": _boot_id(), "clean": clean}
     if clean:  # also of hosts that had to be killed: fold their logs, so that the indexes are on the disk
+        counts: list[int] = []
         for slot in range(slots):
             index = AlarmIndex(index_path(data, slot, slots))
             try:
-                index.count()
+                counts.append(index.count())
                 index.close()
             except (StorageError, apsw.Error) as error:
                 _log.error("storage: the alarm index of slot %d: %s", slot, error)
                 return
+        state["counts"] = counts
+    with open(f"{state_path}.new", "w", encoding="utf-8") as file:
+        json.dump(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(f"{state_path}.new", state_path)
     sync_path(state_path.parent)
 
@@ -247,39 +315,43 @@ def _boot_id() -> str:
         return ""  # not Linux: an unclean end always rebuilds
 
 
-def _sound(path: Path) -> bool:
-    if not path.exists():
-        return True
+def _count_of(path: Path) -> int | str:
+    """How many entries an index has, or what is wrong with it."""
     try:
-        connection = apsw.Connection(str(path))
+        if not path.stat().st_size:
+            return "is empty"
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
-            return bool(connection.pragma("quick_check") == "ok")
+            if (problem := connection.pragma("quick_check")) != "ok":
+                return f"is damaged ({problem})"
+            return int(connection.execute("SELECT count(*) FROM alarm").get)
         finally:
             connection.close()
-    except apsw.Error:
-        return False
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    except apsw.Error as error:
+        return f"is damaged ({error})"
 
 
-def _from_indexes(data: Path, slots: int) -> list[Due] | None:
-    """Every entry of the indexes; None if one cannot be read."""
+def _from_indexes(data: Path, slots: int) -> list[Due]:
+    """Every entry of the indexes. Raises StorageError."""
     found: list[Due] = []
     for slot in range(slots):
         index = AlarmIndex(index_path(data, slot, slots))
         try:
             found += index.entries()
-        except (StorageError, apsw.Error) as error:
-            _log.warning("storage: the alarm index of slot %d is lost (%s) and is made anew", slot, error)
-            return None
         finally:
             index.close()
     return found
 
 
 def _from_objects(data: Path) -> Iterator[Due]:
-    _log.info("storage: the alarm index is made anew from the objects")
     for class_name, object_id, path in object_files(data):
         try:
             name, due_ms = read_alarm(path)
+        except NeverWritten as error:
+            _log.warning("storage: %s", error)
+            continue
         except (StorageError, apsw.Error) as error:
             _log.error("storage: %s(%s) cannot be read: %s; `roost check` tells more", class_name, object_id[:8], error)
             continue

@@ -15,27 +15,33 @@ import logging
 import os
 import re
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
+from weakref import WeakSet
 
 import apsw
 
 from roost.errors import ConfigError, JsException, RoostError
+from roost.storage.folding import fold, has_commits, size_of, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from roost.storage.folding import Folded
 
 _log = logging.getLogger("roost.storage")
 
 FORMAT: Final = 1
-_SYNCS_BETWEEN_CHECKPOINTS: Final = 100
-CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 MAX_PAGES: Final = 10 * 1024**3 // 4096  # 10 GB (reference 5)
 _TRANSACTION_WORD: Final = re.compile(r"\s*(begin|commit|end|rollback|savepoint|release)\b", re.IGNORECASE)
 _WRITE: Final = 2  # SQLITE_TXN_WRITE
 _MAX_REMEMBERED: Final = 200
-_BUSY_TIMEOUT_MS: Final = 2000
+_CURSOR_ENDED: Final = (
+    "this cursor was not read to its end while the object wrote more than its log may hold (storage.max_log_bytes); read"
+    " cursors to their end, or with toArray(), before writing much."
+)
+_BUSY_TIMEOUT_MS: Final = 10_000  # for its log to be folded while a handler goes on, or `roost storage` to look at the file
 
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS _cf_KV (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
@@ -65,47 +71,42 @@ _ALLOWED_PRAGMAS: Final = frozenset(
 _durable_folders: set[Path] = set()  # their names are on the disk; at most 256 a class
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def sync_path(path: Path) -> None:
-    """Make a file, or the names in a folder, durable. Blocks."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def fold_log(path: Path) -> None:
-    """Fold a log into its file, through a connection of its own: the owner's goes on meanwhile. Blocks on the disk."""
-    other = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    try:
-        other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-    except apsw.BusyError:
-        pass  # the next time
-    finally:
-        other.close()
-
-
 def read_alarm(path: Path) -> tuple[str | None, int | None]:
-    """Name and alarm (ms) of an object that nobody has open. Raises StorageError or apsw.Error for a damaged file."""
+    """Name and alarm (ms) of an object that nobody has open. Raises StorageError or apsw.Error for a damaged file,
+    NeverWritten for one that was cut short at its birth."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        if connection.pragma("user_version") != FORMAT:
-            raise StorageError(f"{path} has format {connection.pragma('user_version')}; this Roost knows {FORMAT}.")
+        check_format(connection, path)
         found = dict(connection.execute("SELECT key, value FROM _cf_METADATA WHERE key IN ('name', 'alarm')"))
         return found.get("name"), found.get("alarm")
     finally:
         connection.close()
 
 
+def check_format(connection: apsw.Connection, path: Path) -> None:
+    """Raise StorageError unless the file is an object's of this format; NeverWritten if its object was never born.
+
+    An object's first commit makes its tables. What a full disk or a kill leaves of it is an empty file, or one without a
+    table and without a page in its log. Format 0 with anything else in it is damage.
+    """
+    version = connection.pragma("user_version")
+    if version == FORMAT:
+        return
+    if version != 0:
+        raise StorageError(f"{path} has format {version}; this Roost knows {FORMAT}.")
+    if connection.execute("SELECT count(*) FROM sqlite_schema").get:
+        raise StorageError(f"{path} is damaged: it has tables, but no format; `roost check` tells more.")
+    if has_commits(f"{path}-wal"):
+        raise StorageError(f"{path} is damaged: its log has commits, but it has no tables; `roost check` tells more.")
+    raise NeverWritten(f"{path} is left of a first write that was cut short: its object has never written anything.")
+
+
 class StorageError(RoostError):
     """A commit could not be made durable: the disk is full or broken. The object is reset; what it held back is dropped."""
+
+
+class NeverWritten(StorageError):
+    """The file is what a cut first write has left: there is no object yet, and the next write makes it."""
 
 
 class SqlError(JsException):
@@ -121,11 +122,14 @@ class Database:
         name: str | None = None,
         before_opening: Callable[[], None] = lambda: None,
         opened: Callable[[], None] = lambda: None,
+        is_known: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = path
         self._name = name  # of the object: kept in the file, for those who read it without a worker
         self._before_opening = before_opening  # waits until an earlier owner has closed the same file
         self._opened = opened
+        self._is_known = is_known  # whether somebody else says that the object has written
+        self._unborn = False  # the file is what a cut first write has left
         self._connection: apsw.Connection | None = None
         self.was_left_unsynced = False  # found a log of an earlier life that may not be on the disk
         self._reader: apsw.Connection | None = None
@@ -134,10 +138,11 @@ class Database:
         self._closed = False
         self._log_fd = -1
         self._file_fd = -1  # kept open: closing any descriptor of the file drops this process's locks on it (POSIX)
-        self._is_new = False
+        self._is_new = False  # the file and its name may not be on the disk yet
+        self._log_is_new = False  # nor the log's name
         self._rowless_cursor: Any = None
         self._rowless: set[str] = set()  # statements that write and never return rows: they need no description
-        self._syncs_since_checkpoint = 0
+        self._cursors: WeakSet[SqlRun | Listing] = WeakSet()  # that read rows as they are asked for
 
     # opening and closing
 
@@ -151,11 +156,27 @@ class Database:
         return self._connection is not None
 
     def exists(self) -> bool:
-        """Whether the object has ever written (and not deleted everything since)."""
+        """Whether the object has ever written (and not deleted everything since). Raises StorageError if the file is what
+        a cut first write leaves, though the object is known to have written."""
         if self._connection is not None or self._reader is not None:
             return True
+        if self._unborn:
+            return False
         self._before_opening()
-        return self._path.exists()
+        if not self._path.exists():
+            return False
+        try:
+            return self._reading() is not None
+        except NeverWritten as error:
+            self._check_unborn(error)
+            return False
+
+    def _check_unborn(self, error: NeverWritten) -> None:
+        if not self._unborn:
+            if self._is_known():
+                raise StorageError(f"{self._path} is damaged: it is empty, but its object has an alarm.") from None
+            self._unborn = True
+            _log.warning("storage: %s", error)
 
     def _reading(self) -> apsw.Connection:
         """A connection to read by. Until the object first writes, one without locks, log and shared memory.
@@ -166,25 +187,30 @@ class Database:
         if self._connection is not None or self._closed:
             return self.connection()
         if self._reader is None:
-            if _size(Path(f"{self._path}-wal")) > 0:
+            if size_of(f"{self._path}-wal") > 0:
                 return self.connection()
             self._before_opening()
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             try:
                 reader = apsw.Connection(f"file:{quote(str(self._path))}?immutable=1", flags=flags)
-                self._check_format(reader)
+                try:
+                    self._check_version(reader)
+                except BaseException:
+                    reader.close()
+                    raise
             except apsw.Error as error:
                 raise self._unreadable(error) from error
             self._reader = reader
             self._opened()
         return self._reader
 
-    def _check_format(self, connection: apsw.Connection) -> int:
+    def _check_version(self, connection: apsw.Connection) -> None:
         version = connection.pragma("user_version")
-        if version not in (0, FORMAT):
-            connection.close()
+        if version == FORMAT:
+            return
+        if version != 0:
             raise ConfigError(f"{self._path} has format {version}; this Roost knows {FORMAT}. Use the newer one.")
-        return int(version)
+        check_format(connection, self._path)
 
     def connection(self) -> apsw.Connection:
         """The connection, opened (and the file created) if need be. Raises ConfigError for a newer format."""
@@ -193,30 +219,18 @@ class Database:
         if self._connection is None:
             self._before_opening()
             # A file that an earlier life has not lived to sync is as good as new; so is a log that it has left.
-            self.was_left_unsynced = _size(Path(f"{self._path}-wal")) > 0
-            self._is_new = self.was_left_unsynced or not _size(self._path)
+            self.was_left_unsynced = size_of(f"{self._path}-wal") > 0
+            self._is_new = self.was_left_unsynced or not size_of(self._path)
+            self._log_is_new = True
+            existed = self._path.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
-                connection = apsw.Connection(str(self._path))
-                connection.set_busy_timeout(_BUSY_TIMEOUT_MS)  # `roost storage` may look at the file
-                connection.pragma("synchronous", "off")  # every sync is ours, on another thread; `close` turns it on
-                connection.pragma("journal_mode", "wal")
-                connection.pragma("wal_autocheckpoint", 0)
-                connection.pragma("foreign_keys", 1)
-                connection.pragma("max_page_count", MAX_PAGES)
-                version = self._check_format(connection)
+                connection = self._open(existed=existed)
             except apsw.Error as error:
                 raise self._unreadable(error) from error
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
-            if version == 0:
-                with connection:
-                    for statement in _SCHEMA:
-                        connection.execute(statement)
-                    if self._name is not None:
-                        connection.execute("INSERT INTO _cf_METADATA VALUES ('name', ?)", (self._name,))
-                    connection.pragma("user_version", FORMAT)
             for limit, value in _LIMITS.items():
                 connection.limit(limit, value)
             connection.set_authorizer(self._authorize)
@@ -224,6 +238,35 @@ class Database:
             self._connection = connection
             self._opened()
         return self._connection
+
+    def _open(self, *, existed: bool) -> apsw.Connection:
+        """Open the file; give one that was never written (or not to the end of its first commit) its tables."""
+        connection = apsw.Connection(str(self._path))
+        try:
+            connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+            connection.pragma("synchronous", "off")  # every sync is ours, on another thread; `close` turns it on
+            if connection.pragma("journal_mode", "wal") != "wal":
+                raise StorageError(f"{self._path}: SQLite cannot keep a log (-wal) on this file system.")
+            connection.pragma("wal_autocheckpoint", 0)
+            connection.pragma("foreign_keys", 1)
+            connection.pragma("max_page_count", MAX_PAGES)
+            try:
+                self._check_version(connection)
+            except NeverWritten as error:
+                if existed:
+                    self._check_unborn(error)
+                self._is_new = True
+                with connection:
+                    for statement in _SCHEMA:
+                        connection.execute(statement)
+                    if self._name is not None:
+                        connection.execute("INSERT INTO _cf_METADATA VALUES ('name', ?)", (self._name,))
+                    connection.pragma("user_version", FORMAT)
+                self._unborn = False
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @property
     def is_idle(self) -> bool:
@@ -239,12 +282,14 @@ class Database:
             self._reader = None
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.pragma("synchronous", "normal")  # for the checkpoint that closing is
-            connection.close()
-        for fd in (self._log_fd, self._file_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._log_fd = self._file_fd = -1
+            try:
+                connection.pragma("synchronous", "normal")  # for the checkpoint that closing is
+                connection.close()
+            finally:
+                for fd in (self._log_fd, self._file_fd):
+                    if fd >= 0:
+                        os.close(fd)
+                self._log_fd = self._file_fd = -1
 
     def destroy(self) -> None:
         """Close and remove the files: an object that deleted everything leaves none."""
@@ -313,25 +358,42 @@ class Database:
         """Make every commit before this call durable. Blocks on the disk: for another thread. Raises StorageError."""
         try:
             if self._log_fd < 0:
+                self._file_fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
                 self._log_fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-            os.fsync(self._log_fd)
-            if self._is_new:  # a log beside an empty file would be thrown away
-                if self._file_fd < 0:
-                    self._file_fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._is_new:  # before the log: one beside an empty file would be thrown away
                 os.fsync(self._file_fd)
+            os.fsync(self._log_fd)
+            if self._is_new or self._log_is_new:
                 sync_path(self._path.parent)
                 if self._path.parent not in _durable_folders:
                     for folder in list(self._path.parents)[1:4]:
                         sync_path(folder)
                     _durable_folders.add(self._path.parent)
-                self._is_new = False
-            size = os.fstat(self._log_fd).st_size
-            self._syncs_since_checkpoint += 1
-            if size > CHECKPOINT_BYTES and self._syncs_since_checkpoint > _SYNCS_BETWEEN_CHECKPOINTS:
-                self._syncs_since_checkpoint = 0  # the log does not shrink, so its size alone would ask every time
-                fold_log(self._path)
-        except (OSError, apsw.Error) as error:
+                self._is_new = self._log_is_new = False
+            if not os.fstat(self._log_fd).st_nlink or not os.fstat(self._file_fd).st_nlink:
+                raise StorageError(f"{self._path} was removed while it was in use.")
+        except OSError as error:
             raise StorageError(f"a write could not be made durable: {error}") from error
+
+    # the log
+
+    @property
+    def log_bytes(self) -> int:
+        """How large the log is now; 0 until it has first been synced."""
+        return os.fstat(self._log_fd).st_size if self._log_fd >= 0 else 0
+
+    def fold(self) -> Folded:
+        """Make every commit durable and empty the log, unless something holds it. Blocks on the disk. Raises
+        StorageError, apsw.Error or OSError; nothing is lost then."""
+        self.sync()
+        return fold(self._path, self._log_fd)
+
+    def end_cursors(self) -> int:
+        """End what reads rows of the user's, as an open cursor keeps the log from being folded. How many there were."""
+        open_cursors = [cursor for cursor in self._cursors if cursor.is_open]
+        for cursor in open_cursors:
+            cursor.end()
+        return len(open_cursors)
 
     # key-value
 
@@ -381,7 +443,9 @@ class Database:
         rows = connection.execute(sql, tuple(bindings))
         if connection is self._reader:
             return iter(rows.fetchall())  # type: ignore[arg-type] # the reader goes at the first write
-        return iter(rows)
+        listing = Listing(rows)
+        self._cursors.add(listing)
+        return listing
 
     def delete_all(self) -> None:
         """Empty the database: all keys and all of the user's tables. `destroy` frees the disk once that is committed."""
@@ -462,6 +526,8 @@ class Database:
             run.start(sql, bindings)
             if run.is_rowless and len(self._rowless) < _MAX_REMEMBERED:
                 self._rowless.add(sql)
+            if run.is_open:
+                self._cursors.add(run)
         except apsw.Error as error:
             text = str(error)
             if _TRANSACTION_WORD.match(sql):
@@ -514,7 +580,40 @@ class Database:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StorageError:
+        if isinstance(error, apsw.FullError):
+            return StorageError(f"the object's file {self._path} cannot be written: {error}; make room on its disk.")
         return StorageError(f"the object's file {self._path} cannot be read: {error}; `roost check` tells more.")
+
+
+class Listing:
+    """Pairs of a `list`, read as they are asked for."""
+
+    def __init__(self, rows: apsw.Cursor) -> None:
+        self._rows = rows
+        self._ended = self._finished = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it keeps a view of the database, until its last pair is read."""
+        return not self._ended and not self._finished
+
+    def end(self) -> None:
+        """Give up the view of the database; whoever asks for another pair is told."""
+        self._ended = True
+        self._rows.close(True)
+
+    def __iter__(self) -> Listing:
+        return self
+
+    def __next__(self) -> tuple[str, bytes]:
+        if self._ended:
+            raise SqlError(_CURSOR_ENDED)
+        try:
+            key, value = next(self._rows)
+            return key, value
+        except StopIteration:
+            self._finished = True
+            raise
 
 
 class RowlessRun:
@@ -544,6 +643,17 @@ class SqlRun:
         self._readonly = True
         self._statements = 0
         self._rows: deque[tuple[Any, ...]] | None = None
+        self._ended = False  # by us
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it keeps a view of the database, until its last row is read."""
+        return self._rows is None and not self._finished and not self._ended
+
+    def end(self) -> None:
+        """Give up the view of the database; whoever asks for another row is told."""
+        self._ended = True
+        self._cursor.close(True)
 
     def start(self, sql: str, bindings: tuple[Any, ...]) -> None:
         self._cursor = self._connection.cursor()
@@ -575,6 +685,8 @@ class SqlRun:
             row = self._rows.popleft() if self._rows else None
             self.rows_read += row is not None
             return row
+        if self._ended:
+            raise SqlError(_CURSOR_ENDED)
         try:
             row = next(self._cursor, None)
         except apsw.Error as error:

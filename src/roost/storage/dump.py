@@ -19,7 +19,8 @@ import msgspec
 from roost.errors import ConfigError, JsException
 from roost.events import ObjectRef
 from roost.storage.alarm_index import AlarmIndex, index_path, object_files, object_path
-from roost.storage.database import FORMAT, Database, StorageError, sync_path
+from roost.storage.database import Database, NeverWritten, StorageError, check_format
+from roost.storage.folding import sync_path
 from roost.values import decode, encode
 
 if TYPE_CHECKING:
@@ -41,16 +42,14 @@ class Stored(msgspec.Struct):
 
 @contextmanager
 def reading(path: Path) -> Iterator[apsw.Connection]:
-    """One consistent view of a file. Raises StorageError."""
+    """One consistent view of a file. Raises StorageError, NeverWritten for what a cut first write has left."""
     connection = None
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.pragma("query_only", 1)
         connection.set_busy_timeout(5000)
         connection.execute("BEGIN")
-        found = connection.pragma("user_version")
-        if found != FORMAT:
-            raise StorageError(f"{path} has format {found}; this Roost knows {FORMAT}.")
+        check_format(connection, path)
         yield connection
     except apsw.Error as error:
         raise StorageError(f"{path}: {error}") from error
@@ -78,8 +77,8 @@ def list_objects(data: Path) -> Iterator[Stored | StorageError]:
                     tables,
                     metadata.get("alarm"),
                 )
-        except FileNotFoundError:
-            continue  # it deleted everything just now
+        except (FileNotFoundError, NeverWritten):
+            continue  # it deleted everything just now, or has not written anything yet
         except StorageError as error:
             if path.exists():
                 yield error

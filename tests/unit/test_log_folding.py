@@ -1,0 +1,251 @@
+"""The logs (`-wal`) of objects and of the alarm index stay below their bounds, whatever is written and whoever reads."""
+
+import asyncio
+import logging
+import os
+import time
+
+import apsw
+import pytest
+
+from roost.clock import SystemClock
+from roost.events import ObjectRef
+from roost.host.actor_storage import ActorStorage
+from roost.host.disk import Disk, LogBounds
+from roost.storage import database as database_module
+from roost.storage.alarm_index import AlarmIndex
+from roost.storage.database import SqlError, StorageError
+from roost.storage.folding import Folded
+from unit.test_database import Owner
+
+MIB = 1024 * 1024
+BOUNDS = LogBounds(MIB, 64 * MIB)
+
+
+class Object(Owner):
+    """Counts how often its events are held back."""
+
+    def __init__(self, disk, number=0):
+        super().__init__()
+        self.blocks = self.blocked = 0
+        self.ref = ObjectRef("Room", f"{number:064x}", f"room {number}")
+        self.store = ActorStorage(self.ref, disk, self)
+        self.path = disk.path(self.ref)
+        self.largest_log = 0
+
+    def block(self):
+        self.blocked += 1
+        self.blocks += 1
+
+        def unblock():
+            self.blocked -= 1
+
+        return unblock
+
+    def look(self):
+        try:
+            self.largest_log = max(self.largest_log, os.path.getsize(f"{self.path}-wal"))
+        except OSError:
+            pass
+
+    async def write(self, size=20_000, key="k"):
+        self.store.put(key, os.urandom(size), unconfirmed=False)
+        await asyncio.sleep(0)
+        self.look()
+
+    async def settle(self):
+        await self.store.durable()
+        while self.store.busy:
+            await asyncio.sleep(0.001)
+        self.look()
+
+
+def with_disk(tmp_path, test, bounds=BOUNDS):
+    async def main():
+        disk = Disk(asyncio.get_running_loop(), tmp_path, SystemClock(), log_bounds=bounds)
+        try:
+            await test(disk)
+        finally:
+            disk.end()
+
+    asyncio.run(main())
+
+
+async def steady(disk):
+    room = Object(disk)
+    for number in range(300):
+        await room.write()
+        if number % 3 == 0:
+            await room.settle()
+    await room.settle()
+    room.store.close_now()
+    assert room.largest_log <= BOUNDS.max_bytes
+    assert disk.logs_folded > 10
+    assert not disk.folds_held
+    assert not room.blocked
+    assert not room.failures
+    assert disk.log_bytes <= BOUNDS.max_bytes
+
+
+def test_steady_writes(tmp_path):
+    with_disk(tmp_path, steady)
+
+
+def test_a_mutant_that_has_not_read_before_it_folds_is_seen(tmp_path, monkeypatch):
+    """As version 0.1 did: SQLite then knows of no log, says (-1, -1) and moves nothing."""
+
+    def fold(path, log_fd):
+        other = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        found = other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        other.close()
+        return Folded(*found, "")
+
+    monkeypatch.setattr(database_module, "fold", fold)
+    with pytest.raises(AssertionError):
+        with_disk(tmp_path, steady)
+
+
+def test_a_handler_that_goes_on_writing_while_the_disk_is_slow(tmp_path, monkeypatch):
+    """It never lets the object's events be over: the host folds the log itself, and waits."""
+    fsync = os.fsync
+
+    def slow(fd):
+        time.sleep(0.05)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+
+    async def body(disk):
+        room = Object(disk)
+        for _ in range(100):
+            await room.write(60_000)
+        await room.settle()
+        assert room.largest_log <= BOUNDS.max_bytes
+        assert disk.folds_waited_for > 0
+        assert not room.failures
+        room.store.close_now()
+
+    with_disk(tmp_path, body)
+
+
+def test_one_large_commit(tmp_path):
+    async def body(disk):
+        room = Object(disk)
+        await room.write(10)
+        await room.settle()
+        for key in range(6):
+            room.store.put(f"large {key}", os.urandom(MIB // 3), unconfirmed=False)
+        await asyncio.sleep(0)
+        room.look()
+        await room.settle()
+        await room.write(10)
+        await room.settle()
+        assert MIB < room.largest_log <= 4 * MIB
+        assert os.path.getsize(f"{room.path}-wal") < MIB // 4
+        room.store.close_now()
+
+    with_disk(tmp_path, body)
+
+
+@pytest.mark.parametrize("kind", ["sql", "list"])
+def test_a_cursor_that_is_not_read_is_ended_and_says_so(tmp_path, kind):
+    async def body(disk):
+        room = Object(disk)
+        for key in range(50):
+            room.store.put(f"key {key:02}", b"x", unconfirmed=False)
+        room.store.execute(
+            "CREATE TABLE t AS WITH RECURSIVE n(x) AS (SELECT 1 UNION SELECT x+1 FROM n LIMIT 50) SELECT x FROM n", ()
+        )
+        await room.settle()
+        if kind == "sql":
+            run = room.store.execute("SELECT x FROM t", ())
+            read = run.next_row
+        else:
+            bounds = {"start": None, "after": None, "end": None, "prefix": "", "reverse": False, "limit": None}
+            read = iter(room.store.list(**bounds)).__next__
+        assert read()
+        for _ in range(100):
+            await room.write()
+        await room.settle()
+        assert room.largest_log <= BOUNDS.max_bytes
+        with pytest.raises(SqlError, match="max_log_bytes"):
+            read()
+        room.store.close_now()
+
+    with_disk(tmp_path, body)
+
+
+def test_a_reader_outside_is_waited_for_and_told_of_once(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+
+    async def body(disk):
+        room = Object(disk)
+        await room.write()
+        await room.settle()
+        reader = apsw.Connection(str(room.path))
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM _cf_KV").fetchall()
+        for _ in range(60):
+            await room.write()
+            await room.settle()
+        assert disk.folds_held >= 2
+        said = [record.getMessage() for record in caplog.records if "cannot be folded" in record.getMessage()]
+        assert len(said) == 1
+        assert "a reader holds it" in said[0]
+        assert "Room(room 0)" in said[0]
+        reader.close()
+        for _ in range(60):
+            await room.write()
+            await room.settle()
+        assert os.path.getsize(f"{room.path}-wal") <= BOUNDS.max_bytes
+        assert not room.failures
+        room.store.close_now()
+
+    with_disk(tmp_path, body)
+
+
+def test_all_logs_of_a_host_together(tmp_path):
+    async def body(disk):
+        rooms = [Object(disk, number) for number in range(20)]
+        largest = 0
+        for _ in range(12):
+            for room in rooms:
+                await room.write(15_000)
+                await room.settle()
+                largest = max(largest, sum(os.path.getsize(f"{each.path}-wal") for each in rooms if each.largest_log))
+        assert largest <= 2 * MIB + 100_000  # each alone would be folded at 256 KiB
+        assert disk.logs_folded
+        for room in rooms:
+            room.store.close_now()
+
+    with_disk(tmp_path, body, LogBounds(MIB, 2 * MIB))
+
+
+def test_the_alarm_index(tmp_path):
+    index = AlarmIndex(tmp_path / "0-of-1.sqlite", max_log_bytes=MIB)
+    largest = 0
+    for number in range(2000):
+        index.put(ObjectRef("Room", f"{number:064x}", None), number)
+        if number % 10 == 0:
+            index.sync()
+        largest = max(largest, os.path.getsize(tmp_path / "0-of-1.sqlite-wal"))
+    assert largest <= MIB
+    assert index.count() == 2000
+    assert not index.folds_held
+    index.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_a_file_that_was_removed_in_use_is_an_error_not_an_acknowledged_write(tmp_path, suffix):
+    async def body(disk):
+        room = Object(disk)
+        await room.write()
+        await room.settle()
+        os.unlink(f"{room.path}{suffix}")
+        room.store.put("k", b"2", unconfirmed=False)
+        with pytest.raises(StorageError, match="removed while it was in use"):
+            await room.store.durable()
+        assert len(room.failures) == 1
+        room.store.close_now()
+
+    with_disk(tmp_path, body)
