@@ -1,8 +1,9 @@
 """A disk that forgets what was not synced: what SQLite and Roost write to a folder, and what a power loss leaves of it.
 
 A SQLite file system (VFS) under every connection of the process notes each write, truncation, creation and removal;
-`os.fsync` notes what is made durable. An image of the folder after a power loss has, of every file, what was synced, and of
-what came after it any part: each write or truncation by itself, in order. A name is durable only once its folder was synced.
+`os.fsync` notes what is made durable. An image of the folder after a power loss has, of every file, what was synced, and
+of what came after it any part: each write or truncation by itself, in order. A name is durable only once its folder was
+synced.
 
 This is stricter than any real file system. Source: the model of LazyFS, and of "All File Systems Are Not Created Equal"
 (Pillai et al., OSDI 2014).

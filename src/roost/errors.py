@@ -3,6 +3,7 @@
 RoostError
 ├── RemoteProtocolError   the peer's: bytes that break RFC 6455 or RFC 9112
 ├── WorkerError           the worker's: the user's exception is `__cause__`
+│   ├── Superseded        an object's instance makes room for another
 │   └── UnavailableError  not now: `retry_after_s` says when to try again
 │       ├── QuarantineError   an object that is not woken any more
 │       └── OverloadError     a queue or a table is full
@@ -51,6 +52,10 @@ class QuarantineError(UnavailableError):
 
 class OverloadError(UnavailableError):
     """A limit is reached: too many events wait for an object, or too many objects are busy."""
+
+
+class Superseded(WorkerError):
+    """The object makes room for another instance of it, which gets the events that wait."""
 
 
 class ConfigError(RoostError):

@@ -1,8 +1,10 @@
 """`roost storage list|dump|restore` and `roost check`: offline and beside a running node."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from conftest import write_app
 from roost.testing import running
 
 SOURCE = """
+import asyncio
+import time
 from datetime import datetime, UTC
 from js import WebSocketPair
 from workers import DurableObject, Response, WorkerEntrypoint
@@ -68,7 +72,13 @@ class Box(DurableObject):
         self.ctx.acceptWebSocket(server)
         return Response(None, status=101, web_socket=client)
 
+    async def large(self):
+        await self.ctx.storage.put("large", "x" * 100_000)
+
     async def webSocketMessage(self, ws, message):
+        if message == "slow":
+            await asyncio.sleep(0.02)
+            await self.ctx.storage.put("slow", time.time())
         ws.send(str(self.ctx.storage.kv.get("number")))
 
 class Default(WorkerEntrypoint):
@@ -158,13 +168,15 @@ def test_a_bad_dump_changes_nothing(app, tmp_path):
     header = json.loads(lines[0])
     bad = {
         "JSON": [*lines[:3], "{", *lines[3:]],
-        "ends in the middle": lines[:-1],
+        "ends in the middle": lines[:-2],
+        "cut short": lines[:-1],
+        "should end with": [*lines, *lines[:-1], json.dumps({"dump": {"objects": 2, "broken": 0}})],
         "keys and": [lines[0], *lines[2:]],
         "begins with a line": lines[1:],
         "version 99": [json.dumps({**header, "version": 99}), *lines[1:]],
         "cannot name a file": [json.dumps({**header, "object": {**header["object"], "id": "../../etc"}}), *lines[1:]],
         "cannot name": [json.dumps({**header, "object": {**header["object"], "class": "../x"}}), *lines[1:]],
-        "not authorized": [*lines[:-1], json.dumps({"sql": "ATTACH '/tmp/x' AS y"}), lines[-1]],
+        "not authorized": [*lines[:-2], json.dumps({"sql": "ATTACH '/tmp/x' AS y"}), *lines[-2:]],
         "damaged": [lines[0], json.dumps({"key": "k", "encoded": "AQ=="}), *lines[1:]],
     }
     for why, broken in bad.items():
@@ -174,6 +186,103 @@ def test_a_bad_dump_changes_nothing(app, tmp_path):
             assert why in said, said
         assert roost("storage", "dump", "--data", str(data)) == dump
         assert not list(data.glob("**/*.restoring*"))
+
+
+def test_a_dump_without_a_count_is_one_of_version_1(app, tmp_path):
+    data = tmp_path / "data"
+    with running(app, data=str(data)) as node:
+        ask(node, "/one/fill/0")
+    lines = roost("storage", "dump", "--data", str(data)).splitlines()
+    old = [json.dumps({**json.loads(lines[0]), "version": 1}), *lines[1:-1]]
+    assert "1 objects restored" in roost("storage", "restore", "--data", str(data), stdin="\n".join(old))
+
+
+def _long_value(path):
+    content = bytearray(path.read_bytes())
+    for at in range(4096 * 4 + 100, len(content), 997):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _sql(statement):
+    def damage(path):
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+
+    return damage
+
+
+DAMAGE = {
+    "long value": _long_value,
+    "not Roost's": _sql("UPDATE _cf_KV SET value = x'ff00'"),
+    "text": _sql("UPDATE _cf_KV SET value = 'abc'"),
+    "alarm": _sql("INSERT OR REPLACE INTO _cf_METADATA VALUES ('alarm', 'soon')"),
+    "no table": _sql("DROP TABLE _cf_KV"),
+    "no format": _sql("PRAGMA user_version = 0"),
+    "no database": lambda path: path.write_bytes(b"nothing" * 999),
+}
+
+
+def test_a_dump_passes_over_the_damaged_and_names_them(app, tmp_path):
+    data, second = tmp_path / "data", tmp_path / "second"
+    second.mkdir()
+    with running(app, data=str(data)) as node:
+        for number in range(len(DAMAGE) + 3):
+            ask(node, f"/o{number}/large")
+    files = sorted(data.glob("objects/Box/*/*.sqlite"))
+    for path, damage in zip(files, DAMAGE.values(), strict=False):
+        damage(path)
+    (data / "objects/Box" / ("0" * 2)).mkdir(exist_ok=True)
+    unborn = data / "objects/Box/00" / ("0" * 64 + ".sqlite")
+    unborn.write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "roost", "storage", "dump", "--data", str(data)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    damaged = {path.stem for path in files[: len(DAMAGE)]}
+    whole = {path.stem for path in files[len(DAMAGE) :]}
+    assert all(stem in done.stderr for stem in damaged)
+    assert not any(stem in done.stderr for stem in whole)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["dump"] == {"objects": len(whole), "broken": len(damaged)}
+    said = roost("check", "--data", str(data), code=1)
+    assert "note: " in said
+    assert str(unborn) in said
+    for path in files[: len(DAMAGE)]:
+        assert path.stem in said
+    said = roost("storage", "restore", "--data", str(second), stdin=done.stdout)
+    assert f"{len(whole)} objects restored" in said
+
+
+@pytest.mark.parametrize("mode", [("--hosts", "2", "--gateways", "2"), ("--inline",)], ids=" ".join)
+def test_messages_that_are_being_handled_while_an_object_is_restored_are_answered(app, tmp_path, mode):
+    with running(app, *mode) as node:
+        ask(node, "/one/change")
+        dump = roost("storage", "dump", "--data", node.data, "--name", "one")
+        asked, answered, wrong = [0] * 3, [0] * 3, []
+        over = threading.Event()
+
+        def client(number):
+            with node.connect("/one/ws") as ws:
+                while not over.is_set():
+                    asked[number] += 1
+                    ws.send("slow")
+                    if ws.recv(20) != "6":
+                        wrong.append(number)
+                    answered[number] += 1
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(6):
+            assert "1 objects restored" in roost("storage", "restore", "--data", node.data, stdin=dump)
+        over.set()
+        for thread in threads:
+            thread.join(30)
+        assert asked == answered
+        assert sum(answered) > 20
+        assert not wrong
 
 
 def test_check_finds_damage(app, tmp_path):

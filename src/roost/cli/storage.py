@@ -77,9 +77,14 @@ def _dump(data: Path, parsed: Any) -> int:
             if isinstance(stored, StorageError):
                 damaged += 1
                 print(f"roost: {stored}", file=sys.stderr)
+                dump.note_broken(out, stored)
                 continue
-            dump.dump_object(stored.ref, stored.path, out)
-            count += 1
+            if problem := dump.dump_object(stored.ref, stored.path, out):
+                damaged += 1
+                print(f"roost: {problem}", file=sys.stderr)
+            else:
+                count += 1
+        dump.end_dump(out, count, damaged)
     finally:
         if out is not sys.stdout:
             out.close()
@@ -93,23 +98,27 @@ def _dump(data: Path, parsed: Any) -> int:
 def _restore(data: Path, parsed: Any) -> int:
     lock = _lock(data)
     source = open(parsed.file, encoding="utf-8") if parsed.file else sys.stdin  # noqa: SIM115 - closed below
+    made: list[Restored] = []
     count = 0
     try:
-        for restored in dump.restore_objects(data, source):
-            try:
-                if lock is None:
-                    _through_node(data, restored)
-                else:
-                    if restored.alarm_ms is not None:
-                        _tell_index(data, restored)  # too early wakes for nothing; too late would be missed
-                    dump.put_in_place(data, restored)
-                    _tell_index(data, restored)
-            except Exception:
-                dump.discard(restored.path)
-                raise
+        made.extend(dump.restore_objects(data, source))
+        while made:  # the dump is whole
+            restored = made[0]
+            if lock is None:
+                _through_node(data, restored)
+            else:
+                if restored.alarm_ms is not None:
+                    _tell_index(data, restored)  # too early wakes for nothing; too late would be missed
+                dump.put_in_place(data, restored)
+                _tell_index(data, restored)
+            del made[0]
             count += 1
             print(f"restored {restored.ref.class_name}  {restored.ref.name or ''}  {restored.ref.id}")
+        if lock is not None:
+            alarm_index.recount(data)
     finally:
+        for restored in made:
+            dump.discard(restored.path)
         if source is not sys.stdin:
             source.close()
         if lock is not None:
@@ -129,7 +138,7 @@ def _lock(data: Path) -> int | None:
 def _through_node(data: Path, restored: Restored) -> None:
     ref = restored.ref
     request = {"command": "restore", "class": ref.class_name, "id": ref.id, "name": ref.name, "alarm_ms": restored.alarm_ms}
-    answer = control.ask(str(data), request)
+    answer = control.ask(str(data), request, timeout_s=60)  # it waits for the object's running handlers
     if "error" in answer:
         raise StorageError(f"{ref.class_name}({ref.id[:8]}) was not restored: {answer['error']}")
 
@@ -152,7 +161,7 @@ def _check(data: Path) -> int:
         objects = sum(1 for _ in alarm_index.object_files(data))
         problems = 0
         for problem in dump.check_objects(data, None if lock is None else alarm_index.slots_of(data)):
-            problems += 1
+            problems += not problem.startswith(dump.NOTE)
             print(problem)
         note = " (a node runs on it: its alarm index was not compared)" if lock is None else ""
         print(f"{objects} objects checked, {problems} problems{note}")

@@ -27,7 +27,7 @@ from roost.api.runtime import current_context
 from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
-from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, WorkerError
+from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, Superseded, WorkerError
 from roost.events import (
     Asleep,
     AutoResponse,
@@ -243,6 +243,11 @@ class Actor(Context):
         return {(epochs.get(index, 0), event) for index, event in self._running}
 
     @property
+    def is_handling(self) -> bool:
+        """Whether a handler, call or request of it runs, or has not begun though it may."""
+        return self.phase is Phase.WAKING or bool(self._unfinished) or any("running" in what for what in self.pins.values())
+
+    @property
     def blocked(self) -> bool:
         """Whether a section of `blockConcurrencyWhile` (or a transaction) holds events back."""
         return self._blocks > 0
@@ -435,7 +440,7 @@ class Actor(Context):
 
         def entry(error: BaseException | None) -> None:
             link.running.discard(event)
-            if error is None:
+            if error is None or type(error) is Superseded:
                 again()
             link.say_done()
 

@@ -21,7 +21,7 @@ from roost.api.service import AssetsStub, ServiceStub
 from roost.api.websocket import Accept
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
-from roost.errors import ConfigError, WorkerError
+from roost.errors import ConfigError, Superseded, UnavailableError, WorkerError
 from roost.events import (
     ENVELOPE_VERSION,
     Abort,
@@ -47,7 +47,7 @@ from roost.events import (
     Welcome,
 )
 from roost.host import memory
-from roost.host.actor import Actor
+from roost.host.actor import Actor, Phase
 from roost.host.alarms import Alarms
 from roost.host.bodies import BodyReader
 from roost.host.calls import Calls
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.host")
 
 
+_RESTORE_WAITS_S = 30.0  # for the handlers that an object runs
 _LIFESPAN_S = 2.0  # for the shutdown of an ASGI app
 _MAX_ENDED = 100_000
 _MAX_UNSAID = 16  # gateways
@@ -447,7 +448,17 @@ class Host:
         """Put the file that `roost storage restore` has made in the object's place. Its sockets stay."""
         actor = self.actors.get(ref)
         if actor is not None:
-            actor.reset(WorkerError("its storage was restored"))
+            unblock = actor.block()  # what comes from now on is the restored one's
+            deadline = self.loop.time() + _RESTORE_WAITS_S
+            try:
+                while actor.phase is not Phase.GONE and (actor.is_handling or actor.is_writing):
+                    if self.loop.time() > deadline:
+                        raise UnavailableError(f"{actor.label} is handling events and was not replaced; try again later.")
+                    await asyncio.sleep(0.002)
+            except BaseException:
+                unblock()
+                raise
+            actor.reset(Superseded(f"the storage of {actor.label} was restored"))
         await self.disk.replace(Restored(ref, restoring_path(self.disk.data, ref), alarm_ms))
 
     # tasks

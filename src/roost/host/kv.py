@@ -5,11 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+import apsw
+
 from roost.api.kv import KvNamespace
 from roost.api.runtime import current_context
 from roost.errors import OverloadError
 from roost.host.io_context import Context
 from roost.host.stubs import calling_actor
+from roost.storage.database import StorageError
 from roost.storage.key_values import KeyValues, Pair, namespace_path
 
 if TYPE_CHECKING:
@@ -58,9 +61,14 @@ class KvStores:
                 context.unpin(pinned)
 
     def _in_thread(self, path: Path, operation: Callable[[KeyValues], Any]) -> Any:
-        if path not in self._open:
-            self._open[path] = KeyValues(path)
-        return operation(self._open[path])
+        try:
+            if path not in self._open:
+                self._open[path] = KeyValues(path)
+            return operation(self._open[path])
+        except apsw.Error as error:
+            raise StorageError(
+                f"the KV namespace's file {path} cannot be used: {error}; `roost check` tells more."
+            ) from error
 
     def close(self) -> None:
         """After the last operation. Blocks for as long as one takes."""

@@ -40,6 +40,8 @@ from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from roost.gateway.tls_pump import TlsPump
     from roost.host.loader import Worker
     from roost.host.watchdog import Stuck
@@ -58,7 +60,7 @@ class Child:
         self._reader = reader
         self._writer = writer
         self._decoder = msgspec.json.Decoder(ToChild)
-        self._done = asyncio.Event()
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         order = await self._next()
@@ -111,9 +113,9 @@ class Child:
             if order.command == "quarantine":
                 role.know(order)
             if order.command == "restore":
-                await self._report(order, await role.restore(order.arguments))
+                self._answer_later(order, role.restore(order.arguments))
             if order.command == "evict":
-                await self._report(order, await role.evict(order.arguments))
+                self._answer_later(order, role.evict(order.arguments))
         await role.drain(0.5)
         return 1
 
@@ -135,6 +137,16 @@ class Child:
         orders.cancel()
         role.end_pumps()
         return 0
+
+    def _answer_later(self, order: ToChild, work: Coroutine[Any, Any, dict[str, Any]]) -> None:
+        """What takes its time must not keep other orders waiting."""
+
+        async def answer() -> None:
+            await self._report(order, await work)
+
+        task = asyncio.get_running_loop().create_task(answer())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     async def _report(self, order: ToChild, report: dict[str, Any]) -> None:
         raw = msgspec.Raw(msgspec.json.encode(report))

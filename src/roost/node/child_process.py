@@ -132,13 +132,13 @@ class ChildProcess:
         answer = waiting.result() if waiting in done else None
         return str(answer["error"]) if answer else "it does not answer"
 
-    async def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+    async def ask(self, command: str, arguments: dict[str, Any] | None = None, timeout_s: float = 5.0) -> Any:
         """The answer to a command; None if it does not answer in time."""
         self._last_report += 1
         waiting = self._reports[self._last_report] = asyncio.get_running_loop().create_future()
         self.tell(ToChild(command, arguments=arguments or {}, request=self._last_report))
         try:
-            return await asyncio.wait_for(waiting, 5)
+            return await asyncio.wait_for(waiting, timeout_s)
         except TimeoutError:
             return None
 

@@ -666,7 +666,7 @@ class Node:
             return await restore_object(self._inline[1], request)
         host = self._hosts[slot_of(request["id"], len(self._hosts))]
         arguments = {key: request[key] for key in ("class", "id", "name", "alarm_ms")}
-        answer = None if host is None else await host.ask("restore", arguments)
+        answer = None if host is None else await host.ask("restore", arguments, timeout_s=40)
         if answer is None:
             raise WorkerError("the object's host does not answer; try again.")
         return dict(answer)

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -26,7 +27,12 @@ from roost.values import decode, encode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-DUMP_VERSION: Final = 1
+DUMP_VERSION: Final = 2
+_WITHOUT_COUNT: Final = 1  # dumps of Roost 0.1 do not end with a count
+_DAMAGE: Final = (StorageError, ValueError, TypeError, OverflowError)  # what reading a damaged object may raise
+
+
+NOTE: Final = "note: "
 
 
 class Stored(msgspec.Struct):
@@ -105,10 +111,13 @@ def _from_json(value: Any) -> Any:
     return base64.b64decode(value["base64"]) if isinstance(value, dict) else value
 
 
-def _readable(raw: bytes) -> dict[str, Any]:
-    """A stored value as JSON if JSON can carry it exactly, else its encoding."""
+def _readable(key: str, raw: bytes) -> dict[str, Any]:
+    """A stored value as JSON if JSON can carry it exactly, else its encoding. Raises StorageError if it is damaged."""
     try:
         value = decode(raw)
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"the value of {key[:60]!r} is damaged: {error}") from error
+    try:
         if encode(json.loads(json.dumps(value, allow_nan=False))) == raw:
             return {"value": value}
     except (ValueError, TypeError, RecursionError):
@@ -116,14 +125,36 @@ def _readable(raw: bytes) -> dict[str, Any]:
     return {"encoded": base64.b64encode(raw).decode()}
 
 
-def dump_object(ref: ObjectRef, path: Path, out: IO[str]) -> None:
-    """Write one object as JSON lines. Raises StorageError."""
+def dump_object(ref: ObjectRef, path: Path, out: IO[str]) -> str:
+    """Write one object as JSON lines. What is wrong with it, if it cannot be read to its end; a line says so, too."""
+    try:
+        _dump_whole(ref, path, out)
+    except _DAMAGE as error:
+        _line(out, broken={"class": ref.class_name, "id": ref.id}, error=str(error))
+        return f"{ref.class_name}({ref.id}): {error}"
+    return ""
 
-    def line(**entry: Any) -> None:
-        out.write(json.dumps(entry, ensure_ascii=True) + "\n")
 
+def note_broken(out: IO[str], error: StorageError) -> None:
+    """An object that cannot be opened at all."""
+    _line(out, broken={}, error=str(error))
+
+
+def end_dump(out: IO[str], objects: int, broken: int) -> None:
+    """The last line, so that a dump that was cut short is known as one."""
+    _line(out, dump={"objects": objects, "broken": broken})
+
+
+def _line(out: IO[str], **entry: Any) -> None:
+    out.write(json.dumps(entry, ensure_ascii=True) + "\n")
+
+
+def _dump_whole(ref: ObjectRef, path: Path, out: IO[str]) -> None:
+    line = partial(_line, out)
     with reading(path) as connection:
         metadata = _metadata(connection)
+        if type(metadata.get("alarm", 0)) is not int:
+            raise StorageError(f"its alarm is {metadata['alarm']!r}, which is no time")
         line(
             object={"class": ref.class_name, "id": ref.id, "name": metadata.get("name")},
             version=DUMP_VERSION,
@@ -132,7 +163,7 @@ def dump_object(ref: ObjectRef, path: Path, out: IO[str]) -> None:
         keys = rows = 0
         for key, raw in connection.execute("SELECT key, value FROM _cf_KV ORDER BY key"):
             keys += 1
-            line(key=key, **_readable(raw))
+            line(key=key, **_readable(key, raw))
         schema = _user_schema(connection)
         for kind, _, sql in schema:
             if kind == "table":
@@ -181,10 +212,14 @@ class Restored(msgspec.Struct):
 
 
 def restore_objects(data: Path, lines: Iterable[str]) -> Iterator[Restored]:
-    """Make a file beside each object's own, from a dump. Raises ConfigError naming the line; leaves no file then."""
+    """Make a file beside each object's own, from a dump. Raises ConfigError naming the line; leaves no file of the object
+    that it stands in then. Objects that the dump says were damaged are passed over. Only at the end is it known that the
+    dump is whole: nothing may be put in place before."""
     database: Database | None = None
     restored: Restored | None = None
     keys = rows = 0
+    objects = broken = 0  # since the last count
+    counted = True
     try:
         for number, text in enumerate(lines, 1):
             if not text.strip():
@@ -195,9 +230,22 @@ def restore_objects(data: Path, lines: Iterable[str]) -> Iterator[Restored]:
                     if restored is not None:
                         raise ValueError("the object before it is not complete")
                     restored = _begin(data, entry)
+                    counted = counted and entry["version"] == _WITHOUT_COUNT
                     database = Database(restored.path, restored.ref.name)
                     database.begin()
                     keys = rows = 0
+                elif "broken" in entry:
+                    if restored is not None and database is not None:
+                        database.rollback()
+                        database.close()
+                        discard(restored.path)
+                    database = restored = None
+                    broken += 1
+                elif "dump" in entry and restored is None:
+                    if entry["dump"] != {"objects": objects, "broken": broken}:
+                        raise ValueError(f"it should end with {entry['dump']}, but has {objects} objects, {broken} broken")
+                    objects = broken = 0
+                    counted = True
                 elif database is None or restored is None:
                     raise ValueError('a dump begins with a line that has "object"')
                 elif "end" in entry:
@@ -209,6 +257,7 @@ def restore_objects(data: Path, lines: Iterable[str]) -> Iterator[Restored]:
                     database = None
                     sync_path(restored.path)
                     finished, restored = restored, None
+                    objects += 1
                     yield finished
                 elif "key" in entry:
                     keys += 1
@@ -221,6 +270,8 @@ def restore_objects(data: Path, lines: Iterable[str]) -> Iterator[Restored]:
                 raise ConfigError(f"line {number} of the dump: {error}") from error
         if restored is not None:
             raise ConfigError(f"the dump ends in the middle of {restored.ref.class_name}({restored.ref.id[:8]}).")
+        if not counted:
+            raise ConfigError("the dump was cut short: the line that counts its objects is missing. Nothing was restored.")
     finally:
         if restored is not None:
             if database is not None:
@@ -230,7 +281,7 @@ def restore_objects(data: Path, lines: Iterable[str]) -> Iterator[Restored]:
 
 
 def _begin(data: Path, entry: dict[str, Any]) -> Restored:
-    if entry.get("version") != DUMP_VERSION:
+    if entry.get("version") not in (_WITHOUT_COUNT, DUMP_VERSION):
         raise ValueError(f"a dump of version {entry.get('version')}; this Roost knows {DUMP_VERSION}")
     ref = ObjectRef(str(entry["object"]["class"]), str(entry["object"]["id"]), entry["object"].get("name"))
     alarm_ms = entry.get("alarm_ms")
@@ -288,7 +339,8 @@ def put_in_place(data: Path, restored: Restored) -> None:
 
 
 def check_objects(data: Path, slots: int | None) -> Iterator[str]:
-    """Everything that is wrong with the data folder, one line each. `slots`: also compare the alarm indexes (offline)."""
+    """Everything that is wrong with the data folder, one line each; what begins with `NOTE` is no fault. `slots`: also
+    compare the alarm indexes (offline)."""
     alarms: dict[tuple[str, str], int] = {}
     for class_name, object_id, path in object_files(data):
         what = f"{class_name}({object_id[:12]}…) {path}"
@@ -300,16 +352,36 @@ def check_objects(data: Path, slots: int | None) -> Iterator[str]:
                 for key, raw in connection.execute("SELECT key, value FROM _cf_KV"):
                     try:
                         decode(raw)
-                    except ValueError as error:
+                    except (ValueError, TypeError) as error:
                         yield f"{what}: the value of {key[:60]!r}: {error}"
                 alarm_ms = _metadata(connection).get("alarm")
-                if alarm_ms is not None:
+                if alarm_ms is not None and type(alarm_ms) is not int:
+                    yield f"{what}: its alarm is {alarm_ms!r}, which is no time"
+                elif alarm_ms is not None:
                     alarms[class_name, object_id] = alarm_ms
-        except StorageError as error:
+        except NeverWritten as error:
+            yield f"{NOTE}{what}: {error}"
+        except _DAMAGE as error:
             if path.exists():
                 yield f"{what}: {error}"
+    yield from _check_kv(data)
     if slots is not None:
         yield from _check_indexes(data, slots, alarms)
+
+
+def _check_kv(data: Path) -> Iterator[str]:
+    for path in sorted((data / "kv").glob("*.sqlite")):
+        try:
+            connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+            try:
+                for (problem,) in connection.execute("PRAGMA integrity_check(5)"):
+                    if problem != "ok":
+                        yield f"KV namespace {path}: {problem}"
+                connection.execute("SELECT count(*), max(expires) FROM pairs").fetchall()
+            finally:
+                connection.close()
+        except apsw.Error as error:
+            yield f"KV namespace {path}: {error}"
 
 
 def _check_indexes(data: Path, slots: int, alarms: dict[tuple[str, str], int]) -> Iterator[str]:
