@@ -7,6 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_deploys_under_load(tmp_path):
             with deploying:
                 said = deploying.stdout.read()
             assert deploying.returncode == 0, said
-            assert f"version {number - 1} runs" in said
+            assert f"version {number} runs" in said
             load.versions.clear()
             goal = sum(load.answered.values()) + 2 * SOCKETS
             load.run(lambda goal=goal: sum(load.answered.values()) >= goal)
@@ -192,7 +193,11 @@ def test_broken_code_changes_nothing(tmp_path, how):
         ws.send("two")
         assert json.loads(ws.recv()) == ["two", 1]
         assert node.pid("host 0") == pid
-        assert roost("versions", "--data", node.data) == ""
+        (only,) = roost("versions", "--data", node.data).splitlines()
+        assert only.startswith("1  ")
+        assert "active" in only
+        assert sorted(path.name for path in Path(node.data, "versions").iterdir()) == ["1", "versions.json"]
+        assert how == "folder" or node.logged("deploy failed, and what ran goes on")
 
 
 def test_rollback_and_versions(tmp_path):
@@ -200,18 +205,23 @@ def test_rollback_and_versions(tmp_path):
     with running(app) as node, node.connect("/a") as ws:
         for number in (2, 3):
             version(app, number)
-            roost("deploy", str(app), "--data", node.data)
+            message = ("-m", "number three") if number == 3 else ()
+            roost("deploy", str(app), "--data", node.data, *message)
         ws.send("now")
         assert json.loads(ws.recv())[1] == 3
         version(app, 4)  # an edit of the source is not a deployment
         os.kill(node.pid("host 0"), 9)
         ws.send("after a crash")
         assert json.loads(ws.recv(20))[1] == 3
-        assert "version 1 runs" in roost("rollback", "--data", node.data)
+        assert "version 2 runs" in roost("rollback", "--data", node.data)
         ws.send("back")
         assert json.loads(ws.recv())[1] == 2
         listed = roost("versions", "--data", node.data).splitlines()
-        assert [line.endswith("active") for line in listed] == [True, False]
+        assert ["active" in line for line in listed] == [False, True, False]
+        assert "number three" in listed[2]
+        assert "version 1 runs" in roost("rollback", "--data", node.data)
+        ws.send("what was started")
+        assert json.loads(ws.recv())[1] == 1
         assert "there is no version 9" in roost("rollback", "9", "--data", node.data, code=1)
         assert "there is no earlier version" in roost("rollback", "--data", node.data, code=1)
         assert node.stop() == 0

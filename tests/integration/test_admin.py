@@ -43,7 +43,9 @@ def test_status(node):
     assert fields["cache-control"] == "no-store"
     assert answer["gateways"][0]["counters"]["connections"] == 0
     assert "node" in answer["pids"]
-    assert ask(node, "/versions", token=node.token)[2] == {"versions": []}
+    (version,) = wait_for(lambda: ask(node, "/versions", token=node.token)[2]["versions"])
+    assert version["number"] == 1
+    assert version["active"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

@@ -133,7 +133,7 @@ def test_one_large_commit(tmp_path):
         room = Object(disk)
         await room.write(10)
         await room.settle()
-        for key in range(6):
+        for key in range(5):
             room.store.put(f"large {key}", os.urandom(MIB // 3), unconfirmed=False)
         await asyncio.sleep(0)
         room.look()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,15 @@ def run(parsed: Any) -> int:
     else:
         config = None if parsed.config is None else os.path.abspath(parsed.config)
         request |= {"dir": os.path.abspath(parsed.dir), "config": config, "env": parsed.env, "variables": parsed.var}
+        request["message"] = parsed.message
     answer = ask(str(data), request, _TIMEOUT_S)
     if "error" in answer:
         error = WorkerError(f"{answer['error']}\nNothing has changed: the version that ran goes on.")
         if answer.get("traceback"):
             error.add_note(str(answer["traceback"]))
         raise error
+    for line in answer.get("left_out", ()):
+        print(f"roost: {line}", file=sys.stderr)
     print(f"version {answer['version']} runs (after {answer['took_s']:g} s)")
     return 0
 
@@ -47,5 +51,10 @@ def run(parsed: Any) -> int:
 def _list(data: Path) -> int:
     for version in Versions(data).all():
         when = datetime.fromtimestamp(version.deployed_ms / 1000, UTC).isoformat(timespec="seconds")
-        print(f"{version.number}  {when}  {version.source}{'  active' if version.active else ''}")
+        about = [
+            version.source,
+            *([version.commit] if version.commit else []),
+            *([version.message] if version.message else []),
+        ]
+        print(f"{version.number}  {when}  {'active' if version.active else '      '}  {'  '.join(about)}")
     return 0

@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--admin", metavar="IP:PORT", help="serve the admin side there (see docs/guides/admin.md)")
         command.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate chain (PEM)")
         command.add_argument("--tls-key", metavar="FILE", help="the certificate's private key (PEM)")
+        if name == "serve":
+            command.add_argument(
+                "--from-folder",
+                action="store_true",
+                help="run DIR, also if it was rolled back from (see docs/guides/deploy.md)",
+            )
         command.add_argument("--log-format", choices=("text", "json"), default="text")
         command.add_argument("--debug", action="store_true", help="debug log lines, and tracebacks of Roost's own errors")
     objects = commands.add_parser("objects", help="list the objects that are awake, and why")
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("--config", metavar="FILE", help="the configuration, in DIR")
     deploy.add_argument("--env", metavar="NAME", help="environment of the configuration")
     deploy.add_argument("--var", action="append", default=[], metavar="K:V", help="set a variable; may be repeated")
+    deploy.add_argument("-m", "--message", default="", help="what is new, for `roost versions`")
     for name, text in (
         ("versions", "list the versions that were deployed to a data folder"),
         ("rollback", "run an earlier version again"),
@@ -144,6 +151,7 @@ def _serve(parsed: Any) -> int:
     from roost.node.config import data_folder, read_app
     from roost.node.settings import nearest, read_settings, with_tls
     from roost.node.supervisor import Node, Options
+    from roost.node.versions import Source
     from roost.observe import logs
 
     logs.set_up(parsed.log_format, debug=parsed.debug)
@@ -174,6 +182,7 @@ def _serve(parsed: Any) -> int:
     port = parsed.port if parsed.port is not None else app.port if app.port is not None else DEFAULT_PORT
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port} is not between 0 and 65535.")
+    os.umask(0o077)  # what objects store, tokens and logs are their owner's alone; also for the processes to come
     options = Options(
         ip=parsed.ip or app.ip or DEFAULT_IP,
         port=port,
@@ -185,6 +194,8 @@ def _serve(parsed: Any) -> int:
         debug=parsed.debug,
         ca_file=parsed.ca_file,
         admin=None if parsed.admin is None else parse_address(parsed.admin),
+        source=None if parsed.command == "dev" else Source(folder, parsed.config, parsed.env, parsed.var),
+        from_folder=parsed.command == "serve" and parsed.from_folder,
     )
     out = sys.stdout
 

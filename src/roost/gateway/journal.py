@@ -7,6 +7,7 @@ so nothing is synced. When most of the file is history it is written anew.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from typing import TYPE_CHECKING, Final
@@ -51,7 +52,11 @@ class Journal:
         if self._path is None:
             return
         new = f"{self._path}.new"
-        fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._give_up(error)
+            return
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
@@ -60,8 +65,11 @@ class Journal:
         for record in table:
             for connection in record.sockets:
                 self.bound(connection, record)
-        self.flush(table)
-        os.replace(new, self._path)
+        try:
+            self._write()
+            os.replace(new, self._path)
+        except OSError as error:
+            self._give_up(error)
 
     def bound(self, connection: Connection, record: ActorRecord) -> None:
         if self._fd >= 0:
@@ -92,25 +100,43 @@ class Journal:
 
     def flush(self, table: SocketTable) -> None:
         """Write what the turn has added."""
-        self.lines.append(b"")
-        data = b"\n".join(self.lines)
-        self.lines.clear()
         try:
-            os.write(self._fd, data)
+            self._write()
         except OSError as error:
-            _log.error("gateway: the journal of sockets cannot be written and is given up: %s", error)
-            os.close(self._fd)
-            self._fd, self._path = -1, None
+            self._give_up(error)
             return
         if self._entries > _ANEW_FROM and self._entries > 4 * self._live:
             self.start(table)
+
+    def _write(self) -> None:
+        self.lines.append(b"")
+        data = b"\n".join(self.lines)
+        self.lines.clear()
+        if os.write(self._fd, data) < len(data):
+            raise OSError(errno.ENOSPC, "a part only was written")
+
+    def _give_up(self, error: OSError) -> None:
+        """Without a journal only a gateway's death is different: its objects do not hear of their sockets' ends."""
+        _log.error("gateway: the journal of sockets cannot be written and is given up: %s", error)
+        self.lines.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+        for path in (f"{self._path}.new", str(self._path)):  # what is there would be wrong
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+        self._fd, self._path = -1, None
 
     def end(self) -> None:
         """Every socket has been told of: nobody needs it any more."""
         if self._fd >= 0 and self._path is not None:
             os.close(self._fd)
             self._fd = -1
-            os.unlink(self._path)
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass
 
     def leave(self) -> None:
         """Another process goes on with the sockets and has a journal of its own."""

@@ -7,6 +7,7 @@ label, with NULs between); at the end, how many requests of each gateway's link 
 
 from __future__ import annotations
 
+import logging
 import mmap
 import struct
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,8 @@ from roost.events import BEGUN_END, BEGUN_OFFSET
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_log = logging.getLogger("roost.host")
 
 _PAGE: Final = 4096
 _LINKS: Final = (BEGUN_END - BEGUN_OFFSET) // 8
@@ -30,14 +33,21 @@ class Mark:
     def __init__(self, path: Path | None = None) -> None:
         self.object: object = None  # that it is about
         self.link: object = None  # that the event came by
-        self.path = "" if path is None else str(path)
+        self.path = ""
         self._memory: Any = None
         self.words: Any = [0] * (_PAGE // 8)  # epoch, event
-        if path is not None:
+        if path is None:
+            return
+        try:
             with open(path, "w+b") as file:
-                file.truncate(_PAGE)
+                file.write(bytes(_PAGE))  # not a hole: on a full disk the first write to one would end the process
+                file.flush()
                 self._memory = mmap.mmap(file.fileno(), _PAGE)
-            self.words = memoryview(self._memory).cast("Q")
+        except OSError as error:
+            _log.warning("host: %s cannot be made (%s): if this host dies, nobody knows what it was doing", path, error)
+            return
+        self.path = str(path)
+        self.words = memoryview(self._memory).cast("Q")
 
     def about(self, actor: Any, link: Any) -> None:
         """What comes is this object's event, by that gateway's link."""

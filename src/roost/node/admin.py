@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from roost.errors import ConfigError, RemoteProtocolError, RoostError
 from roost.gateway.access import SAME_HOST, Access
 from roost.protocol.http import Data, EndOfMessage, HeadLimits, RequestHead, RequestParser, encode_head
+from roost.storage.folding import sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.node")
 
 TOKEN_FILE: Final = "admin-token"
+_SHORTEST_TOKEN: Final = 20
 _DEADLINE_S: Final = 10.0
 _MAX_BODY_BYTES: Final = 64 * 1024
 _MAX_CONNECTIONS: Final = 32
@@ -48,16 +50,28 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def read_token(data: Path) -> str:
-    """The folder's token, made at the first start; only its owner may read it."""
+    """The folder's token, made at the first start; only its owner may read it. Raises ConfigError for one that could be
+    guessed, such as an empty file."""
     path = data / TOKEN_FILE
     try:
-        return path.read_text().strip()
+        token = path.read_text().strip()
     except FileNotFoundError:
         token = secrets.token_urlsafe(32)
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        new = path.with_name(f"{TOKEN_FILE}.new")
+        fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         with open(fd, "w") as file:
             file.write(token + "\n")
-        return token
+            file.flush()
+            os.fsync(fd)
+        os.replace(new, path)
+        sync_path(data)
+    if len(token) < _SHORTEST_TOKEN:
+        raise ConfigError(
+            f"{path} has a token of {len(token)} characters; it needs {_SHORTEST_TOKEN}. Remove the file, and a new one is"
+            " made.",
+            key="--admin",
+        )
+    return token
 
 
 class Admin:

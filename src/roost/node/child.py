@@ -100,6 +100,8 @@ class Child:
                     await self._tell(FromChild("left"))
                     return await self._pump(role)
                 await self._report(order, {"error": fault})
+            if order.command == "listen_again":
+                role.listen_again()
             if order.command == "end_soon":
                 role.end_soon()
             if order.command == "report":
@@ -167,7 +169,7 @@ class _Gateway:
     def __init__(self, spec: ChildSpec) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
-        journal_path = f"{spec.sockets[spec.index]}.journal"
+        journal_path = os.path.join(spec.run_folder, f"gateway-{spec.index}.journal")
         self._gateway = make_gateway(
             loop, spec.app, spec.settings, spec.slots, spec.ca_file, journal=journal_path, log_format=spec.log_format
         )
@@ -184,13 +186,21 @@ class _Gateway:
 
     def _open_doors(self) -> None:
         """To hosts and clients."""
-        path = self._spec.sockets[self._spec.index]
-        self._links.close()
-        self._links = _listen(path)
-        self._links.setblocking(False)
-        self._loop.add_reader(self._links.fileno(), self._host_arrives)
+        self._await_hosts()
         for fd in self._spec.listen_fds:
             self._gateway.listen(socket.socket(fileno=fd))
+
+    def _await_hosts(self) -> None:
+        self._links.close()
+        self._links = _listen(self._spec.sockets[self._spec.index])
+        self._links.setblocking(False)
+        self._loop.add_reader(self._links.fileno(), self._host_arrives)
+
+    def listen_again(self) -> None:
+        """The folder of sockets and journals was removed and is there again."""
+        self._loop.remove_reader(self._links.fileno())
+        self._await_hosts()
+        self._gateway.journal.start(self._gateway.sockets)
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> _Gateway:

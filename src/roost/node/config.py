@@ -6,7 +6,9 @@ nearest name; a binding that it cannot serve is an error at start, never at the 
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import tomllib
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,9 @@ _MIGRATION_KEYS = (
 _NOT_INHERITED = ("vars", "durable_objects", "services", "kv_namespaces", *_UNSUPPORTED)
 
 
+_log = logging.getLogger("roost.node")
+
+
 class AssetsConfig(msgspec.Struct, frozen=True):
     """`assets`: a folder of static files."""
 
@@ -94,9 +99,15 @@ class App(msgspec.Struct, frozen=True):
 
 
 def read_app(
-    folder: Path, *, config: Path | None = None, env: str | None = None, variables: list[str] | None = None
+    folder: Path,
+    *,
+    config: Path | None = None,
+    env: str | None = None,
+    variables: list[str] | None = None,
+    secrets: Path | None = None,
 ) -> App:
-    """The app in `folder`. Raises ConfigError with one clear line."""
+    """The app in `folder`; its `.env` or `.dev.vars` may be in another (`secrets`). Raises ConfigError with one clear
+    line."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder.")
     path = config or next((folder / name for name in FILES if (folder / name).is_file()), None)
@@ -130,7 +141,11 @@ def read_app(
         main=str(main_path),
         compatibility_date=day,
         compatibility_flags=flags,
-        variables={**_table(raw.get("vars", {}), "vars", path), **_secrets(folder, env), **_given(variables or [])},
+        variables={
+            **_table(raw.get("vars", {}), "vars", path),
+            **_secrets(secrets or folder, env),
+            **_given(variables or []),
+        },
         bindings=_bindings(raw, path),
         services=_services(raw, path),
         kv_namespaces=_kv_namespaces(raw, path),
@@ -414,8 +429,25 @@ def data_folder(app: App, given: str | None) -> str:
         with open(probe, "wb"):
             pass
         os.unlink(probe)
+        if given is None:  # nobody wants it in a repository
+            ignore = os.path.join(os.path.dirname(path), ".gitignore")
+            if not os.path.exists(ignore):
+                with open(ignore, "w", encoding="ascii") as file:
+                    file.write("*\n")
     except OSError as error:
         raise ConfigError(
             f"the data folder {path} cannot be used: {error.strerror}; choose another with --data."
         ) from error
+    _make_private(path)
     return path
+
+
+def _make_private(path: str) -> None:
+    """What objects store is its owner's alone: also in a folder that was made beforehand."""
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if not mode & 0o077:
+        return
+    try:
+        os.chmod(path, 0o700)
+    except OSError:  # it is somebody else's
+        _log.warning("node: others can read the data folder %s (its mode is %o); make it 0700", path, mode)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from roost.errors import ConfigError, RoostError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+_log = logging.getLogger("roost.node")
 
 NAME = "control.sock"
 _LONGEST_ADDRESS = 100
@@ -59,9 +62,14 @@ async def serve(data: str, answer: Callable[[dict[str, Any]], Awaitable[dict[str
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = json.loads(await asyncio.wait_for(reader.readline(), 10))
+            if not isinstance(request, dict):
+                raise ValueError("a request is one JSON object on one line")
             reply = await answer(request)
-        except (ValueError, TimeoutError, RoostError) as error:
-            reply = {"error": str(error)}
+        except (ValueError, TimeoutError, RoostError, OSError) as error:
+            reply = {"error": str(error) or type(error).__name__}
+        except Exception as error:  # noqa: BLE001 - ours: whoever asks is told all the same
+            _log.exception("node: internal error in a control command; please report it")
+            reply = {"error": f"internal error: {type(error).__name__}: {error}"}
         writer.write(json.dumps(reply).encode() + b"\n")
         writer.close()
 

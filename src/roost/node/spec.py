@@ -19,6 +19,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     app: App
     settings: Settings
     sockets: list[str]
+    run_folder: str
     listen_fds: list[int]
     data: str
     log_format: str
@@ -34,10 +35,10 @@ class ChildSpec(msgspec.Struct, frozen=True):
 
 class ToChild(msgspec.Struct, frozen=True):
     """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
-    served now), "breaker" (to a gateway: why nobody should wait for the host of `slot`), "hand_over" (to a
-    gateway: everything to the one that waits at `text`), "classes" (to a gateway: those
-    `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "quarantine"
-    (all `quarantined` objects), "report" or "restore" (both answered with a report)."""
+    served now), "listen_again" (to a gateway: its socket for hosts was removed), "breaker" (to a gateway: why nobody
+    should wait for the host of `slot`), "hand_over" (to a gateway: everything to the one that waits at `text`), "classes"
+    (to a gateway: those `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "quarantine" (all
+    `quarantined` objects), "report", "evict" or "restore" (answered with a report)."""
 
     command: str
     app: App | None = None

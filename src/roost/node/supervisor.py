@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from roost.errors import ConfigError, InternalError, WorkerError
+from roost.errors import ConfigError, InternalError, RoostError, WorkerError
 from roost.host import mark
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
@@ -36,8 +34,9 @@ from roost.node.assemble import (
 from roost.node.child_process import ChildProcess, Health
 from roost.node.config import read_app
 from roost.node.host_process import has_glibc, host_environment, host_interpreter
+from roost.node.run_folder import RunFolder
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
-from roost.node.versions import Version, Versions
+from roost.node.versions import Source, Version, Versions
 from roost.observe import logs
 from roost.storage import alarm_index
 from roost.storage.migrations import Migrations, Plan
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
     from roost.node.settings import Settings
 
 _log = logging.getLogger("roost.node")
+
+Added = tuple[Version, list[str]]  # and what was left out
 
 _BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STABLE_AFTER_S = 10.0
@@ -71,6 +72,8 @@ class Options(msgspec.Struct, frozen=True):
     debug: bool = False
     ca_file: str | None = None
     admin: tuple[str, int] | None = None
+    source: Source | None = None  # what versions are made of; None: the app is run as it is
+    from_folder: bool = False  # run the folder, also if its code was rolled back from
 
 
 class Node:
@@ -87,7 +90,7 @@ class Node:
         self._successors: dict[tuple[str, int], ChildProcess] = {}  # that are to take a place, by role and index
         self._left: list[ChildProcess] = []  # gateways whose successors have everything but the TLS sessions
         self._changing = asyncio.Lock()  # one deployment at a time
-        self._versions = Versions(Path(options.data))
+        self._versions = Versions(Path(options.data), settings.storage.min_free_bytes)
         self._migrations = Migrations(Path(options.data))
         self._first_names: dict[str, str] = {}
         self._starting = 0  # hosts that are just being spawned
@@ -98,7 +101,8 @@ class Node:
         self._quarantined: dict[tuple[str, str], dict[str, str]] = {}
         self._breakers: dict[int, str] = {}  # by host: why nobody should wait for it
         self._listeners: list[socket.socket] = []
-        self._run_folder = ""
+        self._run: RunFolder | None = None
+        self._keeping: asyncio.Task[None] | None = None  # a copy of what was started
         self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
 
@@ -110,13 +114,13 @@ class Node:
         loop = asyncio.get_running_loop()
         lock = control.lock_data_folder(self._options.data)
         data, slots = Path(self._options.data), self._options.hosts
+        adding = await self._choose_version()
         plan = self._migrations.plan(self._app.migrations)
         await asyncio.to_thread(alarm_index.prepare, data, slots)
         await asyncio.to_thread(self._migrations.apply, plan, slots)
         self._first_names = plan.first_names
-        self._versions.none_active()
         listeners = self._listeners = self._bind()
-        self._run_folder = tempfile.mkdtemp(prefix="roost-")
+        run = self._run = RunFolder(data)
         admin = Admin(read_token(data), self._answer) if self._options.admin else None
         if admin is not None and self._options.admin is not None:
             await admin.start(*self._options.admin)
@@ -128,22 +132,71 @@ class Node:
             host, port = listeners[0].getsockname()[:2]
             scheme = "https" if self._settings.network.tls_cert else "http"
             url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+            def is_ready() -> None:
+                ready(url)
+                if adding is not None:
+                    self._keeping = loop.create_task(self._keep_version(adding))
+
             if self._options.inline:
-                await self._run_inline(listeners, lambda: ready(url))
+                await self._run_inline(listeners, is_ready)
             else:
-                await self._run_processes(listeners, lambda: ready(url))
+                await self._run_processes(listeners, is_ready)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
             server.close()
             if admin is not None:
                 admin.close()
-            shutil.rmtree(self._run_folder, ignore_errors=True)
+            if self._keeping is not None:
+                await asyncio.gather(self._keeping, return_exceptions=True)
+            elif adding is not None:  # it has not started
+                for added in await asyncio.gather(adding, return_exceptions=True):
+                    if not isinstance(added, BaseException):
+                        self._versions.discard(added[0])
+            run.close()
             for sock in listeners:
                 sock.close()
             alarm_index.mark(data, slots, clean=True)  # every host has ended, or was killed: nothing is torn
             os.close(lock)
         return 0
+
+    # versions at start
+
+    async def _choose_version(self) -> asyncio.Task[Added] | None:
+        """Decide whether the folder is run or the version that ran last. The folder is copied while the children start."""
+        source = self._options.source
+        if source is None:
+            return None
+        choice = await asyncio.to_thread(self._versions.choose, source, from_folder=self._options.from_folder)
+        if choice.line:
+            _log.warning("node: %s", choice.line)
+        if choice.app is not None:
+            self._app = choice.app
+        if not choice.new:
+            return None
+        return asyncio.create_task(asyncio.to_thread(self._versions.add, source, expected=choice.new))
+
+    async def _keep_version(self, adding: asyncio.Task[Added]) -> None:
+        """What was started is a version: hosts to come run its copy, and it can be rolled back to."""
+        started = self._app
+        async with self._changing:
+            try:
+                version, left_out = await adding
+                self._versions.activate(version)
+                for line in left_out:
+                    _log.warning("node: %s", line)
+                _log.info("node: %s is version %d", version.source, version.number)
+                if self._app is started:
+                    self._app = self._versions.app(version)
+                    self._tell_gateways_app()
+            except (ConfigError, OSError) as error:
+                _log.warning("node: what runs cannot be rolled back to: %s", error)
+
+    def _tell_gateways_app(self) -> None:
+        for gateway in self._gateways:
+            if gateway is not None:
+                gateway.tell(ToChild("app", self._app))
 
     def _signalled(self) -> None:
         if self._stopping.is_set():
@@ -321,18 +374,25 @@ class Node:
         take_over: str = "",
     ) -> ChildProcess:
         app = app or self._app
+        run = self._run
+        assert run is not None
+        if run.make_again():
+            _log.warning("node: %s was removed, and is made anew", run.path)
+            for gateway in self._gateways:
+                if gateway is not None:
+                    gateway.tell(ToChild("listen_again"))
         ours, theirs = socket.socketpair()
         interpreter, environment = sys.executable, dict(os.environ)
         if role == "host":
             interpreter, environment = host_interpreter(app.folder), host_environment(environment, glibc=has_glibc())
         process = await asyncio.create_subprocess_exec(
             interpreter, "-m", "roost.node.child", str(theirs.fileno()), env=environment,
-            pass_fds=(theirs.fileno(), *listen_fds), stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), run.data_fd, *listen_fds), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=CONTROL_LINE_BYTES)
         child = ChildProcess(f"{role} {index}", process, writer, self._stuck)
-        child.mark = Path(self._run_folder) / f"{process.pid}.mark"
+        child.mark = run.path / f"{process.pid}.mark"
         options = self._options
         spec = ChildSpec(
             role=role,
@@ -340,7 +400,8 @@ class Node:
             slots=options.hosts,
             app=app,
             settings=self._settings,
-            sockets=[os.path.join(self._run_folder, f"gateway-{number}.sock") for number in range(options.gateways)],
+            sockets=[run.address(f"gateway-{number}.sock") for number in range(options.gateways)],
+            run_folder=str(run.path),
             listen_fds=listen_fds,
             data=options.data,
             log_format=options.log_format,
@@ -370,8 +431,8 @@ class Node:
         self._tell_breaker(index, reason)
 
     def _version_name(self) -> str:
-        active = next((version.number for version in self._versions.all() if version.active), None)
-        return "The worker" if active is None else f"Version {active} of the worker"
+        active = self._versions.active
+        return "The worker" if active is None else f"Version {active.number} of the worker"
 
     def _calm(self, index: int, child: ChildProcess) -> None:
         if self._hosts[index] is child and child.is_ready:
@@ -466,9 +527,7 @@ class Node:
                 raise
         for index in list(self._breakers):
             self._tell_breaker(index, "")
-        for gateway in self._gateways:
-            if gateway is not None:
-                gateway.tell(ToChild("app", app))
+        self._tell_gateways_app()
 
     async def _move_objects(self, plan: Plan, loaded: list[ChildProcess], before: App) -> None:
         """Class migrations: every old host ends, the objects get their new names, and then the new hosts begin. Raises
@@ -540,19 +599,22 @@ class Node:
     async def _upgrade(self) -> dict[str, Any]:
         """Replace each gateway, then each host, by processes of the Roost that is installed now. The node itself stays."""
         async with self._changing:
-            began = asyncio.get_running_loop().time()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             for index in range(len(self._gateways)):
                 await self._upgrade_gateway(index)
-            gateways_s = asyncio.get_running_loop().time() - began
+            gateways_s = loop.time() - began
             await self._reload(self._app)
-            return {"gateways_s": round(gateways_s, 3), "took_s": round(asyncio.get_running_loop().time() - began, 3)}
+            _log.info("node: upgraded: gateways after %.1f s, hosts after %.1f s", gateways_s, loop.time() - began)
+            return {"gateways_s": round(gateways_s, 3), "took_s": round(loop.time() - began, 3)}
 
     async def _upgrade_gateway(self, index: int) -> None:
         """Raises WorkerError if the one that runs goes on."""
         current = self._gateways[index]
         if current is None or not current.is_ready:
             raise WorkerError(f"gateway {index} is not running at the moment; try again.")
-        path = os.path.join(self._run_folder, f"take-over-{index}.sock")
+        assert self._run is not None
+        path = self._run.address(f"take-over-{index}.sock")
         successor = await self._spawn("gateway", index, [self._listeners[index].fileno()], hold=True, take_over=path)
         try:
             await asyncio.wait_for(successor.settled.wait(), _LOADING_S)
@@ -582,13 +644,14 @@ class Node:
             return await self._deploy_alone(request)
 
     async def _deploy_alone(self, request: dict[str, Any]) -> dict[str, Any]:
-        source = Path(str(request.get("dir")))
-        config, env, variables = request.get("config"), request.get("env"), list(request.get("variables") or [])
-        read_app(source, config=Path(config) if config else None, env=env, variables=variables)  # before it is copied
-        version = await asyncio.to_thread(self._versions.add, source, config, env, variables)
+        config, variables = request.get("config"), list(request.get("variables") or [])
+        source = Source(Path(str(request.get("dir"))), config, request.get("env"), variables)
+        read_app(source.folder, config=Path(config) if config else None, env=source.env, variables=variables)  # first
+        message = str(request.get("message") or "")
+        version, left_out = await asyncio.to_thread(self._versions.add, source, message)
         before = self._app
         try:
-            return await self._run_version(version)
+            return {**await self._run_version(version), "left_out": left_out}
         except BaseException:
             if self._app is before:  # nothing runs from its folder
                 self._versions.discard(version)
@@ -599,16 +662,14 @@ class Node:
             return await self._run_version(self._versions.find(request.get("version")))
 
     async def _run_version(self, version: Version) -> dict[str, Any]:
-        folder = self._versions.folder(version)
-        config = folder / version.config if version.config else None
-        app = read_app(folder, config=config, env=version.env, variables=version.variables)
+        app = self._versions.app(version)
         if app.name != self._app.name:
             raise ConfigError(
                 f"the app is named {app.name!r}, but this node runs {self._app.name!r}: its objects would be others.",
                 "name",
             )
         began = asyncio.get_running_loop().time()
-        await self._reload(msgspec.structs.replace(app, folder=version.source))  # whose .venv it runs on
+        await self._reload(app)
         self._versions.activate(version)
         _log.info("node: version %d runs, from %s", version.number, version.source)
         return {"version": version.number, "took_s": round(asyncio.get_running_loop().time() - began, 3)}
@@ -638,7 +699,10 @@ class Node:
                 if command == "upgrade":
                     return await self._upgrade()
                 return await self._rollback(request)
-            except (ConfigError, WorkerError, OSError) as error:
+            except Exception as error:
+                _log.error("node: %s failed, and what ran goes on: %s", command, error)
+                if not isinstance(error, RoostError | OSError):
+                    raise
                 return {"error": str(error), "traceback": "\n".join(getattr(error, "__notes__", []))}
         if request.get("command") != "status":
             raise ConfigError(f"the node does not know the command {request.get('command')!r}.")

@@ -1,25 +1,39 @@
-"""Deployed versions: copies of the app in `versions/<number>` of the data folder.
+"""Versions of the app: copies in `versions/<number>` of the data folder, and which of them runs.
 
-So a later edit of the source changes nothing that runs. The last `KEPT` are kept, and the one that runs.
+A version is made by a deployment, and by a start with code that no version has. So a later edit of the source changes
+nothing that runs, and what was rolled back from is not run again by a restart. The last `KEPT` are kept, and what runs.
+Secrets (`.env`, `.dev.vars`) are kept beside, in `versions/<number>.secrets`, where nothing is served from.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
+import subprocess
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from roost.errors import ConfigError
+from roost.errors import ConfigError, RoostError
+from roost.node.config import read_app
+from roost.node.tree import code_part, copy, digest, read_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from roost.node.config import App
+    from roost.node.tree import Tree
 
 KEPT: Final = 10
-_LEFT_OUT: Final = (".roost", ".git", ".venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+_GIT_S: Final = 2.0
+
+_log = logging.getLogger("roost.node")
 
 
 class Version(msgspec.Struct):
-    """One deployment. `source` is the folder it was copied from; what it was read with is kept for a rollback."""
+    """One version. `source` is the folder it was copied from; what it was read with is kept for a rollback."""
 
     number: int
     source: str
@@ -28,48 +42,141 @@ class Version(msgspec.Struct):
     env: str | None = None
     variables: list[str] = []
     active: bool = False
+    digest: str = ""  # "": of Roost 0.1, which made none
+    message: str = ""
+    commit: str = ""  # of the source's git repository
+
+
+class Source(NamedTuple):
+    """A folder, and what its configuration is read with."""
+
+    folder: Path
+    config: str | None = None
+    env: str | None = None
+    variables: Sequence[str] = ()
+
+    def inner_config(self) -> str | None:
+        """The configuration's path in the folder. Raises ConfigError if it is elsewhere."""
+        if self.config is None:
+            return None
+        path, folder = Path(self.config).resolve(), self.folder.resolve()
+        if not path.is_relative_to(folder):
+            raise ConfigError(f"--config: {path} is not in {folder}; a version is one folder.", key="--config")
+        return str(path.relative_to(folder))
+
+
+class Choice(NamedTuple):
+    """What a start runs: a version's app, or (None) the folder itself; what is to be said of it; and the folder's digest,
+    if it is to become a new version."""
+
+    app: App | None
+    line: str = ""
+    new: str = ""
 
 
 class Versions:
-    """The versions of one data folder. Files are small; called rarely."""
+    """The versions of one data folder. Files are small; called rarely, and one call at a time."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, min_free_bytes: int = 0) -> None:
+        self._data = data
+        self._min_free_bytes = min_free_bytes
         self._folder = data / "versions"
         self._file = self._folder / "versions.json"
 
     def all(self) -> list[Version]:
-        """Oldest first. Raises ConfigError if the list is damaged."""
+        """Oldest first; none, with a warning, if the list is damaged."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=list[Version])
         except FileNotFoundError:
             return []
         except (msgspec.MsgspecError, OSError) as error:
-            raise ConfigError(f"{self._file} cannot be read: {error}") from error
+            _log.warning("node: %s cannot be read (%s): the versions before this are not known", self._file, error)
+            return []
+
+    @property
+    def active(self) -> Version | None:
+        return next((version for version in self.all() if version.active), None)
 
     def folder(self, version: Version) -> Path:
         return self._folder / str(version.number)
 
-    def add(self, source: Path, config: str | None, env: str | None, variables: list[str]) -> Version:
-        """Copy an app; it is not the active version yet."""
-        if config is not None and not Path(config).resolve().is_relative_to(source.resolve()):
-            raise ConfigError(f"--config: {config} is not in {source}; a deployment is one folder.", key="--config")
+    def _secrets(self, version: Version) -> Path:
+        return self._folder / f"{version.number}.secrets"
+
+    def app(self, version: Version) -> App:
+        """The app of a version, from its copy. It runs on the `.venv` of its source. Raises ConfigError."""
+        folder, secrets = self.folder(version), self._secrets(version)
+        app = read_app(
+            folder,
+            config=folder / version.config if version.config else None,
+            env=version.env,
+            variables=version.variables,
+            secrets=secrets if secrets.is_dir() else folder,  # Roost 0.1 copied them with everything else
+        )
+        return msgspec.structs.replace(app, folder=version.source)
+
+    def look_at(self, source: Source) -> tuple[Tree, str]:
+        """A folder as a version would be made of it, and its digest. Raises ConfigError or OSError."""
+        tree = read_tree(source.folder, self._data)
+        return tree, digest(tree, source.inner_config(), source.env, list(source.variables))
+
+    def with_digest(self, wanted: str) -> Version | None:
+        """The active version if it is of that digest, else the newest that is."""
+        found = [version for version in self.all() if self._digest(version) == wanted]
+        return next((version for version in found if version.active), found[-1] if found else None)
+
+    def _digest(self, version: Version) -> str:
+        if version.digest:
+            return version.digest
+        try:  # of Roost 0.1, which copied secrets with everything else
+            return digest(read_tree(self.folder(version)), version.config, version.env, version.variables)
+        except (RoostError, OSError):
+            return ""
+
+    def add(self, source: Source, message: str = "", expected: str = "") -> tuple[Version, list[str]]:
+        """Copy a folder; it is not the active version yet. Also what of it was left out, one line each. Raises
+        ConfigError if it would take the space that objects need, or has not the `expected` digest (any more), and
+        OSError; leaves nothing then."""
+        tree, found = self.look_at(source)
+        free = shutil.disk_usage(self._data).free
+        if free - tree.bytes < self._min_free_bytes:
+            raise ConfigError(
+                f"a copy of {source.folder} needs {tree.bytes} bytes, and {self._data} has {free} free, of which objects"
+                f" need {self._min_free_bytes} (storage.min_free_bytes). Make room, or lower the setting."
+            )
         versions = self.all()
         version = Version(
-            number=1 + max((version.number for version in versions), default=0),
-            source=str(source.resolve()),
+            number=1 + max((*(version.number for version in versions), self._highest_folder()), default=0),
+            source=str(source.folder.resolve()),
             deployed_ms=time.time_ns() // 1_000_000,
-            config=None if config is None else str(Path(config).resolve().relative_to(source.resolve())),
-            env=env,
-            variables=variables,
+            config=source.inner_config(),
+            env=source.env,
+            variables=list(source.variables),
+            digest=found,
+            message=message,
+            commit=_commit_of(source.folder),
         )
-        target = self.folder(version)
-        shutil.rmtree(target, ignore_errors=True)  # of a deployment that was cut short; there is one at a time
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_LEFT_OUT), symlinks=False)
-        return version
+        try:
+            copy(tree, self.folder(version), self._secrets(version))
+            made = digest(read_tree(self.folder(version)), version.config, version.env, version.variables)
+            if code_part(made) != code_part(expected or found):
+                raise ConfigError(f"{source.folder} was changed meanwhile; try again.")
+        except BaseException:
+            self.discard(version)
+            raise
+        return version, [f"{name} is left out: it leads out of {source.folder}, or is no file" for name in tree.dropped]
+
+    def _highest_folder(self) -> int:
+        """Of a list that was lost, folders may be left."""
+        try:
+            return max((int(path.name) for path in self._folder.iterdir() if path.name.isdigit()), default=0)
+        except OSError:
+            return 0
 
     def discard(self, version: Version) -> None:
-        """It did not start."""
-        shutil.rmtree(self.folder(version), ignore_errors=True)
+        """It did not start, or is one too many."""
+        for path in (self.folder(version), self._secrets(version)):
+            shutil.rmtree(path, ignore_errors=True)
 
     def activate(self, version: Version) -> None:
         """It runs now; older ones beyond `KEPT` go."""
@@ -83,14 +190,6 @@ class Versions:
             versions.remove(oldest)
             self.discard(oldest)
         self._save(versions)
-
-    def none_active(self) -> None:
-        """The node runs a folder itself."""
-        versions = self.all()
-        if any(version.active for version in versions):
-            for version in versions:
-                version.active = False
-            self._save(versions)
 
     def _save(self, versions: list[Version]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -113,3 +212,48 @@ class Versions:
                 f"there is no {'earlier version' if number is None else f'version {number}'} (there are: {known})."
             )
         return found
+
+    # at start
+
+    def choose(self, source: Source, *, from_folder: bool) -> Choice:
+        """What a start runs. Code that was rolled back from or replaced is not run again, and code that no version has is
+        never passed over."""
+        try:
+            _, found = self.look_at(source)
+        except (RoostError, OSError) as error:
+            return Choice(None, f"{source.folder} is run, and cannot be rolled back to: {error}")
+        same, active = self.with_digest(found), self.active
+        if same is not None and same.active:
+            return Choice(self._kept_app(same))
+        if active is None:
+            return Choice(None, new=found)
+        if same is None or from_folder:
+            line = f"{source.folder} is not version {active.number}, which ran last: it is run as a new version"
+            return Choice(None, line, found)
+        app = self._kept_app(active)
+        if app is None:
+            return Choice(None, f"version {active.number}, which ran last, cannot be read: {source.folder} is run", found)
+        return Choice(
+            app,
+            f"version {active.number} runs: {source.folder} is version {same.number}, which was replaced or rolled back"
+            " from. To run it: `roost deploy`, or `roost serve --from-folder`",
+        )
+
+    def _kept_app(self, version: Version) -> App | None:
+        try:
+            return self.app(version)
+        except (RoostError, OSError) as error:
+            _log.warning("node: version %d cannot be read: %s", version.number, error)
+            return None
+
+
+def _commit_of(folder: Path) -> str:
+    """The folder's git commit, short; "" if it has none, or git is not here."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
+            capture_output=True, text=True, timeout=_GIT_S, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
