@@ -242,6 +242,8 @@ def _objects(parsed: Any) -> int:
     awake = [entry for host in status["hosts"] if host for entry in host["awake"]]
     sockets = sum(gateway["counters"]["hibernatable"] for gateway in status["gateways"] if gateway)
     print(f"objects awake: {len(awake)}; hibernatable sockets: {sockets}")
+    for name, silent_s in status.get("mute", {}).items():
+        print(f"  {name} has not answered for {silent_s:g} s: what it has is not listed")
     for entry in status.get("quarantined", []):
         print(f"  {entry['object']}  {entry['id']}  in quarantine: it has brought its host down twice")
     for entry in awake:

@@ -51,6 +51,8 @@ class Listener:
                 if error.errno in _OUT_OF_FILES:
                     self._pause()
                     return
+                if error.errno == errno.EINVAL:
+                    return  # the node has taken it out of the port's group, as we did not answer; it will listen again
                 continue  # that client was gone before it was accepted
             peer = address[0] if address else ""
             local = not peer or peer.startswith(_LOOPBACK)

@@ -57,6 +57,7 @@ class Watchdog:
         class_limits_s: Mapping[str, float],
         max_memory_bytes: int,
         tell: Callable[[Stuck], None],
+        debugged: Callable[[], None] = lambda: None,
         end: Callable[[int], None] = os._exit,
     ) -> None:
         self._host = host
@@ -66,6 +67,7 @@ class Watchdog:
         self._longest_s = max((limit_s, *class_limits_s.values()))
         self._max_memory_bytes = max_memory_bytes
         self._tell = tell
+        self._debugged = debugged  # called while somebody debugs the code that holds the loop
         self._end = end
         self._pause_s = min(self._shortest_s / _LOOKS_A_LIMIT, _LONGEST_PAUSE_S)
         self._beats = 0
@@ -96,6 +98,9 @@ class Watchdog:
             # A look that comes much too late: the whole process was stopped, or the machine.
             if progress != seen or now - looked_before > 2 * self._pause_s + _LATE_S:
                 seen, since = progress, now
+            elif now - since >= self._pause_s and _is_debugged(sys._current_frames().get(self._thread_id)):
+                seen, since = progress, now
+                self._debugged()
             elif now - since >= self._shortest_s and now - since >= self._limit_of_running_s():
                 self._give_up(f"has not let go of the loop for {now - since:.1f} s (limits.cpu_ms)")
                 return
@@ -118,6 +123,15 @@ class Watchdog:
         finally:
             logging.shutdown()
             self._end(EXIT_STUCK)
+
+
+def _is_debugged(frame: FrameType | None) -> bool:
+    """Whether the code waits at a debugger's prompt."""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(("/pdb.py", "/bdb.py")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def describe(frame: FrameType | None) -> Stuck:

@@ -134,13 +134,15 @@ async def evict_objects(host: Host, arguments: dict[str, Any]) -> int:
     return await host.evict(arguments.get("object"), cut=bool(arguments.get("cut")), timeout_s=_EVICT_WAITS_S)
 
 
-def watch(host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None]) -> Watchdog:
+def watch(
+    host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None], debugged: Callable[[], None]
+) -> Watchdog:
     """A watchdog for the host, not started."""
     from roost.host.watchdog import Watchdog
 
     limits = settings.limits
     by_class = {name: cpu_ms / 1000 for name, cpu_ms in limits.class_cpu_ms.items()}
-    return Watchdog(host, (app.cpu_ms or limits.cpu_ms) / 1000, by_class, limits.max_host_memory_bytes, tell)
+    return Watchdog(host, (app.cpu_ms or limits.cpu_ms) / 1000, by_class, limits.max_host_memory_bytes, tell, debugged)
 
 
 async def probe(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings) -> None:

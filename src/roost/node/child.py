@@ -6,7 +6,6 @@ Orders and answers are JSON lines on that socket; its end of file means that the
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ import uvloop
 
 from roost.errors import ConfigError, InternalError, RemoteProtocolError, WorkerError
 from roost.gateway import handover, journal
+from roost.host.forking import Forks, die_with_parent
 from roost.link.unix import UnixLink
 from roost.node.assemble import (
     calm_collector,
@@ -69,7 +69,8 @@ class Child:
         spec = order.spec
         logs.set_up(spec.log_format, debug=spec.debug)
         if spec.role == "host":
-            _die_with_parent()
+            die_with_parent()  # it may be stuck in the worker's code when the node is killed
+            Forks(spec.data).guard()
         try:
             role: Any = await (_Gateway if spec.role == "gateway" else _HostRole).start(spec)
         except (ConfigError, WorkerError) as error:
@@ -100,6 +101,8 @@ class Child:
                     await self._tell(FromChild("left"))
                     return await self._pump(role)
                 await self._report(order, {"error": fault})
+            if order.command == "ping":
+                await self._tell(FromChild("pong"))
             if order.command == "listen_again":
                 role.listen_again()
             if order.command == "end_soon":
@@ -131,6 +134,8 @@ class Child:
                 order = orders.result()
                 if order is None:
                     break
+                if order.command == "ping":
+                    await self._tell(FromChild("pong"))
                 if order.command == "drain":  # the successor says goodbye to those clients, too
                     ends_at = time.monotonic() + order.timeout_s
                 elif order.request:
@@ -326,7 +331,7 @@ class _HostRole:
             loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
             spec.mark, spec.first_names, len(spec.sockets),
         )  # fmt: skip
-        self._watchdog = watch(self._host, spec.app, spec.settings, _tell_stuck)
+        self._watchdog = watch(self._host, spec.app, spec.settings, _tell_stuck, _tell_debugged)
         self._connectors: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -382,18 +387,20 @@ class _HostRole:
 
 
 def _tell_stuck(stuck: Stuck) -> None:
-    """From the watchdog's thread, while the loop hangs: straight to the node, at the end of this process."""
-    line = msgspec.json.encode(FromChild("stuck", report=msgspec.Raw(msgspec.json.encode(stuck)))) + b"\n"
+    """At the end of this process."""
+    _tell_past_loop(FromChild("stuck", report=msgspec.Raw(msgspec.json.encode(stuck))))
+
+
+def _tell_debugged() -> None:
+    _tell_past_loop(FromChild("pong"))
+
+
+def _tell_past_loop(message: FromChild) -> None:
+    """From the watchdog's thread, while the loop hangs: straight to the node."""
     try:
-        os.write(int(sys.argv[1]), line)
+        os.write(int(sys.argv[1]), msgspec.json.encode(message) + b"\n")
     except OSError as error:
         _log.error("node: could not be told: %s", error)
-
-
-def _die_with_parent() -> None:
-    """A host may be stuck in the worker's code when the node is killed; the kernel then ends it (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 async def _main(fd: int) -> int:

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from roost.node.orphans import end_orphans
 from roost.node.spec import FromChild, ToChild
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _log = logging.getLogger("roost.node")
+
+
+MUTE_S = 3.0  # silence that is said, and that costs a gateway its new clients
+_LAST_WORDS_S = 0.2  # to read what a child that has ended had still to say
 
 
 class Health(Enum):
@@ -42,6 +47,7 @@ class ChildProcess:
         self.name = name
         self._stuck = stuck
         self.told_stuck = False
+        self.orphans = ""  # the mark of what its worker starts
         self.mark = Path()  # the file in which a host notes what it does
         self.process = process
         self.health = Health.STARTING
@@ -52,10 +58,18 @@ class ChildProcess:
         self.connected = asyncio.Event()  # ready, or gone
         self.has_left = False  # a gateway whose successor has everything but the TLS sessions
         self.over = asyncio.Event()  # gone, or its successor has everything
+        self.silent_s = 0.0  # since it was last heard of, counting only while the node ran
+        self._pinged = False
         self.listening: asyncio.Task[None] | None = None
         self._writer = writer
         self._reports: dict[int, asyncio.Future[Any]] = {}
         self._last_report = 0
+
+    def ping(self) -> None:
+        """Ask for a sign of life; one at a time."""
+        if not self._pinged:
+            self._pinged = True
+            self.tell(ToChild("ping"))
 
     @property
     def is_ready(self) -> bool:
@@ -75,13 +89,20 @@ class ChildProcess:
             self._writer.write(msgspec.json.encode(order) + b"\n")
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Take the child's messages until it ends."""
-        try:
-            await self._take_messages(reader)
-        except (OSError, ValueError, msgspec.MsgspecError) as error:  # it was killed in the middle of a line, or worse
-            _log.debug("node: the control socket of %s broke: %s", self.name, error)
+        """Take the child's messages until it ends. Not until the socket does: children of its own may hold that open."""
+        taking = asyncio.create_task(self._take_messages(reader))
+        ending = asyncio.create_task(self.process.wait())
+        await asyncio.wait({taking, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            await asyncio.wait({taking}, timeout=_LAST_WORDS_S)
+            taking.cancel()
+        elif taking.exception() is not None:  # it was killed in the middle of a line, or worse
+            _log.debug("node: the control socket of %s broke: %s", self.name, taking.exception())
             self.kill()
-        await self.process.wait()
+        await asyncio.gather(taking, return_exceptions=True)
+        await ending
+        if self.orphans:
+            await asyncio.to_thread(end_orphans, self.orphans)
         self.health = Health.GONE
         self.settled.set()
         self.connected.set()
@@ -96,6 +117,7 @@ class ChildProcess:
         decoder = msgspec.json.Decoder(FromChild)
         while line := await reader.readline():
             message = decoder.decode(line)
+            self.silent_s, self._pinged = 0.0, False
             if message.kind == "loaded":
                 self.health = Health.LOADED
                 self.settled.set()
@@ -117,7 +139,9 @@ class ChildProcess:
 
     async def report(self) -> Any:
         """The child's own report; None if it is not ready, or does not answer in time."""
-        return await self.ask("report") if self.is_ready else None
+        if not self.is_ready:
+            return None
+        return await self.ask("report", timeout_s=0.5 if self.silent_s > MUTE_S else 5.0)
 
     async def hand_over(self, path: str, grace_s: float, timeout_s: float) -> str:
         """A gateway: give everything to the one that waits there; what went wrong."""

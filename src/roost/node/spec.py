@@ -38,7 +38,7 @@ class ToChild(msgspec.Struct, frozen=True):
     served now), "listen_again" (to a gateway: its socket for hosts was removed), "breaker" (to a gateway: why nobody
     should wait for the host of `slot`), "hand_over" (to a gateway: everything to the one that waits at `text`), "classes"
     (to a gateway: those `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "quarantine" (all
-    `quarantined` objects), "report", "evict" or "restore" (answered with a report)."""
+    `quarantined` objects), "ping", "report", "evict" or "restore" (answered with a report)."""
 
     command: str
     app: App | None = None
@@ -56,7 +56,7 @@ class ToChild(msgspec.Struct, frozen=True):
 
 class FromChild(msgspec.Struct, frozen=True):
     """A child → the node, one a line. `kind`: "loaded", "ready", "left" (a successor has everything), "report",
-    "stuck" (`report`: a `Stuck`) or "failed".
+    "pong" (to a ping), "stuck" (`report`: a `Stuck`) or "failed".
 
     `text` and `fault` ("config" or "worker") tell of a failure.
     """

@@ -19,7 +19,7 @@ from roost.errors import ConfigError, InternalError, RoostError, WorkerError
 from roost.host import mark
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
-from roost.node import control
+from roost.node import control, orphans
 from roost.node.admin import TOKEN_FILE, Admin, read_token
 from roost.node.assemble import (
     calm_collector,
@@ -31,8 +31,9 @@ from roost.node.assemble import (
     make_host,
     restore_object,
 )
-from roost.node.child_process import ChildProcess, Health
+from roost.node.child_process import MUTE_S, ChildProcess, Health
 from roost.node.config import read_app
+from roost.node.heartbeat import Heartbeat, mute
 from roost.node.host_process import has_glibc, host_environment, host_interpreter
 from roost.node.run_folder import RunFolder
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
@@ -93,6 +94,7 @@ class Node:
         self._versions = Versions(Path(options.data), settings.storage.min_free_bytes)
         self._migrations = Migrations(Path(options.data))
         self._first_names: dict[str, str] = {}
+        self._hosts_made = 0
         self._starting = 0  # hosts that are just being spawned
         self._may_start = asyncio.Event()  # cleared while objects move: no host may run
         self._may_start.set()
@@ -114,6 +116,7 @@ class Node:
         loop = asyncio.get_running_loop()
         lock = control.lock_data_folder(self._options.data)
         data, slots = Path(self._options.data), self._options.hosts
+        await asyncio.to_thread(orphans.end_orphans, orphans.mark_of(self._options.data))  # of a node that was killed
         adding = await self._choose_version()
         plan = self._migrations.plan(self._app.migrations)
         await asyncio.to_thread(alarm_index.prepare, data, slots)
@@ -216,6 +219,14 @@ class Node:
                 if options.gateways > 1:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind((options.ip, port))
+                if not port and options.gateways > 1:
+                    # By its number: a socket that the kernel has given a port loses it when it stops listening for a while.
+                    port = sock.getsockname()[1]
+                    sock.close()
+                    sock = socket.socket(family, socket.SOCK_STREAM)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                    sock.bind((options.ip, port))
                 sock.listen(4096)
             except (OSError, OverflowError) as error:
                 sock.close()
@@ -262,6 +273,7 @@ class Node:
         self._keepers = [
             asyncio.create_task(self._keep("gateway", index, [sock.fileno()])) for index, sock in enumerate(listeners)
         ] + [asyncio.create_task(self._keep("host", index, [])) for index in range(self._options.hosts)]
+        heart = asyncio.create_task(self._heartbeat(listeners).run())
         starting = asyncio.create_task(self._all_ready())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -271,6 +283,7 @@ class Node:
                 ready()
                 await stopping
         finally:
+            heart.cancel()
             starting.cancel()
             stopping.cancel()
             self._stopping.set()
@@ -284,6 +297,15 @@ class Node:
             for keeper in self._keepers:
                 keeper.cancel()
             await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def _heartbeat(self, listeners: list[socket.socket]) -> Heartbeat:
+        timeouts = self._settings.timeouts
+
+        def host_silence_s() -> float:
+            limits = self._settings.limits
+            return max(self._app.cpu_ms or limits.cpu_ms, *limits.class_cpu_ms.values(), 0) / 1000 + timeouts.host_silence_s
+
+        return Heartbeat(self._gateways, self._hosts, listeners, host_silence_s, timeouts.gateway_silence_s)
 
     async def _all_ready(self) -> None:
         """Wait until every child is ready; raise what made one fail."""
@@ -374,7 +396,7 @@ class Node:
         take_over: str = "",
     ) -> ChildProcess:
         app = app or self._app
-        run = self._run
+        run, options = self._run, self._options
         assert run is not None
         if run.make_again():
             _log.warning("node: %s was removed, and is made anew", run.path)
@@ -385,6 +407,8 @@ class Node:
         interpreter, environment = sys.executable, dict(os.environ)
         if role == "host":
             interpreter, environment = host_interpreter(app.folder), host_environment(environment, glibc=has_glibc())
+            self._hosts_made += 1
+            environment[orphans.VARIABLE] = orphans.mark_of(options.data, self._hosts_made)
         process = await asyncio.create_subprocess_exec(
             interpreter, "-m", "roost.node.child", str(theirs.fileno()), env=environment,
             pass_fds=(theirs.fileno(), run.data_fd, *listen_fds), stdin=subprocess.DEVNULL,
@@ -392,8 +416,8 @@ class Node:
         theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=CONTROL_LINE_BYTES)
         child = ChildProcess(f"{role} {index}", process, writer, self._stuck)
+        child.orphans = environment.get(orphans.VARIABLE, "") if role == "host" else ""
         child.mark = run.path / f"{process.pid}.mark"
-        options = self._options
         spec = ChildSpec(
             role=role,
             index=index,
@@ -613,6 +637,8 @@ class Node:
         current = self._gateways[index]
         if current is None or not current.is_ready:
             raise WorkerError(f"gateway {index} is not running at the moment; try again.")
+        if await current.ask("report", timeout_s=MUTE_S) is None:
+            raise WorkerError(f"gateway {index} does not answer: it was not replaced. If that lasts, it is ended.")
         assert self._run is not None
         path = self._run.address(f"take-over-{index}.sock")
         successor = await self._spawn("gateway", index, [self._listeners[index].fileno()], hold=True, take_over=path)
@@ -718,6 +744,7 @@ class Node:
                 {"class": class_name, "id": object_id, **about}
                 for (class_name, object_id), about in self._quarantined.items()
             ],
+            "mute": mute([*self._gateways, *self._hosts]),
             "breakers": {str(index): reason for index, reason in self._breakers.items()},
             "pids": {"node": os.getpid(), **{child.name: child.process.pid for child in (*gateways, *hosts)}},
         }
