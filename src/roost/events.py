@@ -20,7 +20,7 @@ import msgspec
 Headers = list[tuple[str, str]]
 """Header fields in order, names as received. Values are Latin-1 text (RFC 9110 §5.5)."""
 
-ENVELOPE_VERSION = 2
+ENVELOPE_VERSION = 3
 """Of `protocol/envelope.py` and the events here: raised when what travels has another shape or meaning. Processes of
 different versions refuse each other (`tests/unit/test_versions.py` notices a new shape)."""
 
@@ -327,6 +327,19 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     group: int
 
 
+class Confirm(msgspec.Struct, frozen=True, array_like=True):
+    """A host: say `Confirmed` with this number when you next have something to say. It stands at the end of a batch: once
+    that has been read, every `Done` before it has been heard."""
+
+    number: int
+
+
+class Confirmed(msgspec.Struct, frozen=True, array_like=True):
+    """A gateway: everything that was said before that `Confirm` (and those of lower numbers) has been heard."""
+
+    number: int
+
+
 class RosterRequest(msgspec.Struct, frozen=True, array_like=True):
     """An object wakes: send its roster. By `actor` if that is all the host knows, else by object."""
 
@@ -395,6 +408,7 @@ ToHost = (
     | AutoAnswered
     | Welcome
     | Leaving
+    | Confirmed
 )
 ToGateway = (
     Hello
@@ -413,6 +427,7 @@ ToGateway = (
     | DropSockets
     | RosterRequest
     | Said
+    | Confirm
     | Asleep
     | Dial
     | KeepSocket

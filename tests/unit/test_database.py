@@ -34,7 +34,10 @@ class Owner:
         return False
 
     def said_to_store(self):
-        return [], False
+        return []
+
+    def ask_to_confirm(self, epoch):
+        return None
 
     def check_alarm_handler(self):
         pass

@@ -11,10 +11,34 @@ class Life(Delivered):
         self.said = self.load(stored, comes_again)
 
 
-def commit(delivered, batch, events, said=(), clogged=False):
+class Gateways:
+    """Their confirmations: what is said on a link is heard once `hear` is called for it."""
+
+    def __init__(self):
+        self.asked = {}
+        self.heard = {}
+
+    def __call__(self, epoch):
+        self.asked[epoch] = number = self.asked.get(epoch, 0) + 1
+        return Receipt(self, epoch, number)
+
+    def hear(self, epoch=7):
+        self.heard[epoch] = self.asked.get(epoch, 0)
+
+
+class Receipt:
+    def __init__(self, gateways, epoch, number):
+        self.gateways, self.epoch, self.number = gateways, epoch, number
+
+    @property
+    def has_come(self):
+        return self.gateways.heard.get(self.epoch, 0) >= self.number
+
+
+def commit(delivered, batch, events, said=(), ask=lambda epoch: None):
     for event in events:
-        delivered.finished(7, event)
-    return delivered.to_store(batch, list(said), keep_released=clogged)
+        delivered.finished(*(event if isinstance(event, tuple) else (7, event)))
+    return delivered.to_store(batch, list(said), ask)
 
 
 def test_a_finished_event_is_known_and_what_it_said_is_said_again():
@@ -42,48 +66,63 @@ def test_what_several_commits_have_said_is_said_in_their_order():
     assert Life(stored).said == [(7, 1, 1, b"5"), (7, 1, 1, b"3"), (7, 1, 1, b"4"), (7, 1, 1, b"6")]
 
 
-def test_forgotten_once_the_gateway_has_heard_of_it():
+def test_kept_until_the_gateway_confirms_however_many_commits_come():
+    delivered, gateways = Life(None), Gateways()
+    for batch in range(1, 7):
+        stored = commit(delivered, batch, [batch], ask=gateways)
+        delivered.release(batch, gateways)
+        assert all(Life(stored).was_finished(7, event) for event in range(1, batch + 1))
+    gateways.hear()
+    stored = commit(delivered, 7, [7], ask=gateways)
+    assert not any(Life(stored).was_finished(7, event) for event in range(1, 7))
+    assert Life(stored).was_finished(7, 7)
+
+
+def test_each_gateway_concerned_must_confirm():
+    delivered, gateways = Life(None), Gateways()
+    commit(delivered, 1, [1, (8, 2)], ask=gateways)
+    delivered.release(1, gateways)
+    gateways.hear(7)
+    stored = commit(delivered, 2, [3], ask=gateways)
+    assert Life(stored).was_finished(8, 2)
+    gateways.hear(8)
+    stored = commit(delivered, 3, [4], ask=gateways)
+    assert not Life(stored).was_finished(8, 2)
+
+
+def test_a_gateway_that_is_gone_gives_nothing_again():
     delivered = Life(None)
     commit(delivered, 1, [1])
-    delivered.release(1)
-    stored = commit(delivered, 2, [2])
-    assert Life(stored).was_finished(7, 1), "its Done may not have left"
-    delivered.release(2)
-    stored = commit(delivered, 3, [3])
-    assert not Life(stored).was_finished(7, 1)
-    assert Life(stored).was_finished(7, 2)
-
-
-def test_kept_while_a_link_is_clogged():
-    delivered = Life(None)
-    for batch in range(1, 6):
-        stored = commit(delivered, batch, [batch], clogged=True)
-        delivered.release(batch)
-    successor = Life(stored)
-    assert all(successor.was_finished(7, event) for event in range(1, 6))
+    delivered.release(1, lambda epoch: None)
+    assert not Life(commit(delivered, 2, [2])).was_finished(7, 1)
 
 
 def test_a_second_crash_before_the_done_has_left():
-    stored = commit(Life(None), 1, [1], [(7, 1, 1, b"x")])
+    gateways = Gateways()
+    stored = commit(Life(None), 1, [1], [(7, 1, 1, b"x")], ask=gateways)
     second = Life(stored)
     assert second.was_finished(7, 1)
-    stored = commit(second, 1, [2])
+    stored = commit(second, 1, [2], ask=gateways)
     third = Life(stored)
     assert third.said == [(7, 1, 1, b"x")]
     assert third.was_finished(7, 1)
-    stored = commit(third, 1, [3])
-    third.release(1)
-    stored = commit(third, 2, [4])
-    assert not Life(stored).was_finished(7, 1), "two commits later it is known to be done"
+    commit(third, 1, [3], ask=gateways)
+    third.release(1, gateways)
+    stored = commit(third, 2, [4], ask=gateways)
+    assert Life(stored).was_finished(7, 1), "nobody has said that its Done was heard"
+    gateways.hear()
+    stored = commit(third, 3, [5], ask=gateways)
+    assert not Life(stored).was_finished(7, 1)
 
 
 def test_the_record_does_not_grow_from_life_to_life():
-    stored = None
+    stored, gateways = None, Gateways()
     for number in range(50):
         delivered = Life(stored, lambda epoch, event, number=number: event == number * 10 - 6)
         for batch in range(1, 5):
-            stored = commit(delivered, batch, [number * 10 + batch], [(7, 1, 1, bytes(10_000))])
-            delivered.release(batch)
+            stored = commit(delivered, batch, [number * 10 + batch], [(7, 1, 1, bytes(10_000))], gateways)
+            delivered.release(batch, gateways)
+            gateways.hear()
     assert len(stored) < 60_000
 
 

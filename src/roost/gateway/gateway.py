@@ -448,6 +448,8 @@ class _Unknown:
         slots = self._gateway.router.slots
         hello = check_hello(events[0] if events else None, len(slots))
         slot = slots[hello.slot]
+        if slot.current is not None:  # its process is over: what it had still said and done is in the buffers
+            slot.current.read_rest()
         if slot.current is not None:
             slot.current.close()
             slot.on_closed("a new host took its place")

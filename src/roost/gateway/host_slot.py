@@ -94,7 +94,10 @@ class HostSlot:
         return self.given if self.begun_file is None else self.begun_file.count()
 
     def next_event(self) -> int:
-        self.last_event += 1
+        """A number for an event: one counter for the whole process, as an object's record of finished events (by epoch and
+        number) may move to another slot's host."""
+        router = self.router
+        self.last_event = router.last_event = router.last_event + 1
         return self.last_event
 
     def deliver(self, event: SocketClose | SocketError | SocketOpened) -> None:
@@ -207,6 +210,7 @@ class HostSlot:
     ) -> None:
         """What another gateway was owed."""
         self.last_event = last_event
+        self.router.last_event = max(self.router.last_event, last_event)
         self.unfinished.extend(unfinished)
         self.late.update((event.event, event) for event in late)
         self.attempts.update(attempts)

@@ -19,6 +19,8 @@ from roost.events import (
     BodyData,
     Call,
     CloseSocket,
+    Confirm,
+    Confirmed,
     Dial,
     Dialled,
     Done,
@@ -64,6 +66,7 @@ class Router:
     def __init__(self, gateway: Gateway, slots: int) -> None:
         self.gateway = gateway
         self.slots = [HostSlot(self, index) for index in range(slots)]
+        self.last_event = 0  # the number that was given last, to whichever slot
         self.held_back: set[int] = set()  # numbers of connections that are not read at the moment
         self.aliases: dict[int, Connection] = {}  # numbers that are not (or no longer) a descriptor's
         self._held_for: dict[int, list[Connection]] = {}
@@ -90,7 +93,7 @@ class Router:
             payload = data.encode() if type(data) is str else data
             owner.other.send_frame(encode_message(payload, type(data) is str))  # type: ignore[arg-type]
             return
-        slot.last_event = number = slot.last_event + 1
+        self.last_event = slot.last_event = number = self.last_event + 1  # `next_event`, once a message
         message = SocketMessage(number, owner.actor, connection.number, data)
         slot.unfinished.append(message)
         link = slot.link
@@ -194,6 +197,7 @@ class Router:
         aliases = self.aliases
         counters = self.gateway.counters
         done: Done | None = None  # each says all that those before it said
+        confirm: Confirm | None = None
         for event in events:
             try:
                 kind = type(event)
@@ -228,6 +232,8 @@ class Router:
                     slot.heard.add(event.group)  # type: ignore[union-attr]
                 elif kind is Done:
                     done = event  # type: ignore[assignment]
+                elif kind is Confirm:
+                    confirm = event  # type: ignore[assignment]
                 else:
                     self._HANDLERS[kind](self, slot, event)
             except Exception:  # noqa: BLE001 - one event's bug must not lose the rest of the batch
@@ -238,6 +244,8 @@ class Router:
                 slot.done(done.event, done.stragglers)
             except Exception:  # noqa: BLE001 - likewise
                 _log.exception("gateway: internal error in Done; please report it")
+        if confirm is not None and slot.link is not None:
+            slot.link.rider = Confirmed(confirm.number)
         self.gateway.end_turn()
 
     def find(self, number: int) -> Connection | None:

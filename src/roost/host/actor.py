@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from roost.api.http import Request
     from roost.events import Redial, SocketClose, SocketError, SocketOpened
     from roost.host.delivered import Words
-    from roost.host.gateway_link import GatewayLink
+    from roost.host.gateway_link import GatewayLink, Receipt
     from roost.host.host import Host, SocketEvent
     from roost.host.loader import ObjectClass
 
@@ -416,12 +416,12 @@ class Actor(Context):
         except (StorageError, ValueError) as error:
             _log.error("%s: what it has finished is not known: %s", self.label, error)
             return
-        for epoch, _, _, envelopes in said:
-            to = next((other for other in self.host.links if other.epoch == epoch), None)
+        for words in said:
+            to = self._link_of(words[0])
             if to is not None:
-                to.send_envelopes(envelopes)
+                to.send_envelopes(words[3])
             else:
-                self.host.say_later(epoch, envelopes)
+                self.host.say_later(words)
         for link in self.host.links:  # with it, so that it is not said a third time
             if done := {event for epoch, event in self.store.delivered.earlier if epoch == link.epoch}:
                 link.running -= done
@@ -724,9 +724,15 @@ class Actor(Context):
     def has_heard(self, epoch: int, life: int, group: int) -> bool:
         return any(link.epoch == epoch and link.has_heard(life, group) for link in self.host.links)
 
-    def said_to_store(self) -> tuple[list[Words], bool]:
-        said = [words for port in self._ports.values() for words in port.to_store()]
-        return said, any(link.link.unsent for link in self.host.links)
+    def said_to_store(self) -> list[Words]:
+        return [words for port in self._ports.values() for words in port.to_store()]
+
+    def _link_of(self, epoch: int) -> GatewayLink | None:
+        return next((link for link in self.host.links if link.epoch == epoch), None)
+
+    def ask_to_confirm(self, epoch: int) -> Receipt | None:
+        link = self._link_of(epoch)
+        return None if link is None else link.ask_to_confirm()
 
     def check_alarm_handler(self) -> None:
         if self.phase is not Phase.WAKING and not self.kind.has("alarm"):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from roost.events import ObjectRef
     from roost.host.delivered import Words
     from roost.host.disk import Disk
+    from roost.host.gateway_link import Receipt
 
 _log = logging.getLogger("roost.host")
 
@@ -55,8 +56,12 @@ class Owner(Protocol):
         """Whether a gateway has a group of what an earlier life has said."""
         ...
 
-    def said_to_store(self) -> tuple[list[Words], bool]:
-        """What waits for a batch of writes, by epoch of its gateway; and whether a link to one is clogged."""
+    def said_to_store(self) -> list[Words]:
+        """What waits for a batch of writes, by epoch of its gateway."""
+        ...
+
+    def ask_to_confirm(self, epoch: int) -> Receipt | None:
+        """What will tell whether a gateway has heard all that was said to it; None if it is not there."""
         ...
 
     def check_alarm_handler(self) -> None:
@@ -370,8 +375,8 @@ class ActorStorage:
             self._tell_index()
         if batch and self.delivered.has_new and self._database.is_writing:
             self.load_delivered()
-            said, clogged = self._owner.said_to_store()
-            self._database.set_delivered(self.delivered.to_store(batch, said, keep_released=clogged))
+            said = self._owner.said_to_store()
+            self._database.set_delivered(self.delivered.to_store(batch, said, self._owner.ask_to_confirm))
         return self._database.commit()
 
     def _tell_index(self) -> None:
@@ -421,7 +426,7 @@ class ActorStorage:
             self.fail(error)
             return
         for batch in batches:
-            self.delivered.release(batch)
+            self.delivered.release(batch, self._owner.ask_to_confirm)
             self.gate.confirm(batch)
         if self.gate.broken is None and not self._closed:
             if (folded := future.result()) is not None:

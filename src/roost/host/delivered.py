@@ -2,9 +2,9 @@
 
 A gateway gives an event again if the host died before it had said `Done`. If the event's writes were on the disk by then,
 running it again would double them. So the numbers of finished events, and the envelopes that waited for the very same
-commit, are part of it for as long as the gateway may not have heard of them (usually a few milliseconds). A successor sends
-the envelopes instead of running the handler. Events that wrote in several commits (with awaits in between) may repeat the
-earlier ones; what is said in more than the bounds below is not kept. Plain state, no I/O.
+commit, are part of it until the gateway has confirmed that it has heard the `Done`s (which rides along with what it says
+next). A successor sends the envelopes instead of running the handler. Events that wrote in several commits (with awaits in
+between) may repeat the earlier ones; what is said in more than the bounds below is not kept. Plain state, no I/O.
 
 What commits have said is said again in their order and before anything new, so that clients see no swap.
 """
@@ -17,6 +17,10 @@ import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from roost.host.gateway_link import Receipt
+
+    Ask = Callable[[int], Receipt | None]
 
 MAX_TURN_SAID_BYTES: Final = 64 * 1024
 MAX_SAID_BYTES: Final = 256 * 1024  # in one commit, which repeats what earlier ones said while the disk is slow
@@ -40,17 +44,15 @@ _decode: Final = msgspec.msgpack.Decoder(list[Turn]).decode
 class Delivered:
     """One object's."""
 
-    __slots__ = ("_earlier", "_ended", "_held", "_known", "_known_before", "_released", "_released_before", "too_much_said")
+    __slots__ = ("_earlier", "_ended", "_held", "_known", "_released", "too_much_said")
 
     def __init__(self) -> None:
         self.too_much_said = 0
         self._earlier: list[Turn] | None = None  # what an earlier life has left; None until it is looked up
-        self._known: dict[tuple[int, int], None] = {}  # of those: their `Done`s are on their way
-        self._known_before: dict[tuple[int, int], None] = {}
+        self._known: dict[tuple[int, int], Receipt | None] = {}  # of those that were given again: their `Done`s are said
         self._ended: dict[tuple[int, int], None] = {}  # since the last commit, and their `Done`s wait for the disk
         self._held: dict[int, Turn] = {}  # committed, and not yet on the disk, by the batch of writes
-        self._released: list[Turn] = []  # its `Done`s are on their way
-        self._released_before: list[Turn] = []
+        self._released: list[tuple[Turn, list[Receipt]]] = []  # its `Done`s are on their way
 
     @property
     def is_loaded(self) -> bool:
@@ -98,36 +100,47 @@ class Delivered:
         """Its `Done` leaves: if it is in no commit yet, it wrote nothing and needs no record."""
         self._ended.pop((epoch, event), None)
 
-    def release(self, batch: int) -> None:
-        """A batch of writes is on the disk: what waited for it is on its way."""
+    def release(self, batch: int, ask: Ask) -> None:
+        """A batch of writes is on the disk: what waited for it leaves in this turn. `ask` each gateway concerned."""
         turn = self._held.pop(batch, None)
         if turn is not None:
-            self._released.append(turn)
+            receipts = [ask(epoch) for epoch in dict.fromkeys(epoch for epoch, _ in turn.events)]
+            self._released.append((turn, [receipt for receipt in receipts if receipt is not None]))
 
-    def to_store(self, batch: int, said: list[Words], *, keep_released: bool) -> bytes:
+    def to_store(self, batch: int, said: list[Words], ask: Ask) -> bytes:
         """What belongs into the commit that is about to be made, whose batch of writes is `batch`.
 
-        A `Done` leaves within the turn after its release, so after two commits it is gone, unless its link is clogged
-        (`keep_released`).
+        A record goes when every gateway concerned has confirmed that it has heard the `Done`s. One that is not there any
+        more gives nothing again.
         """
         if _size(said) > MAX_TURN_SAID_BYTES:
             self.too_much_said += 1
             said = []
         self._held[batch] = Turn(list(self._ended), said)
         self._ended = {}
-        if self._earlier and not keep_released:
-            for turn in self._earlier:
-                turn.events = [entry for entry in turn.events if entry not in self._known_before]
-            self._earlier = [turn for turn in self._earlier if turn.events]
-            self._known_before, self._known = self._known, {}
-        kept = [*(self._earlier or ()), *(self._released_before if keep_released else ()), *self._released]
-        kept += self._held.values()
-        if not keep_released:
-            self._released_before, self._released = self._released, []
+        if self._known:
+            self._forget_known(ask)
+        if self._released:
+            self._released = [entry for entry in self._released if not all(receipt.has_come for receipt in entry[1])]
+        kept = [*(self._earlier or ()), *(turn for turn, _ in self._released), *self._held.values()]
         if sum(_size(turn.said) for turn in kept) > MAX_SAID_BYTES:
             self.too_much_said += 1
             kept = [Turn(turn.events, []) for turn in kept]
         return _encode(kept)
+
+    def _forget_known(self, ask: Ask) -> None:
+        """Of the events that were given again, those whose `Done` has been heard; ask about the others."""
+        heard = set()
+        for entry, receipt in self._known.items():
+            if receipt is None:
+                self._known[entry] = ask(entry[0])
+            elif receipt.has_come:
+                heard.add(entry)
+        if heard:
+            for turn in self._earlier or ():
+                turn.events = [entry for entry in turn.events if entry not in heard]
+            self._earlier = [turn for turn in self._earlier or () if turn.events]
+            self._known = {entry: receipt for entry, receipt in self._known.items() if entry not in heard}
 
 
 def _size(said: list[Words]) -> int:

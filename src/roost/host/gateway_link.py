@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from roost.events import Attach, CloseSocket, Done, Event, Roster
+from roost.events import Attach, CloseSocket, Confirm, Done, Event, Roster
 from roost.protocol.envelope import Splitter
 
 if TYPE_CHECKING:
@@ -23,10 +23,27 @@ _RELAY_WINDOW_S = 30.0
 _MAX_ENDED = 4096  # more than a gateway may be behind with hearing that they are done
 
 
+class Receipt:
+    """Of what was said on a link: `has_come` once the gateway has heard it."""
+
+    __slots__ = ("_link", "_number")
+
+    def __init__(self, link: GatewayLink, number: int) -> None:
+        self._link = link
+        self._number = number
+
+    @property
+    def has_come(self) -> bool:
+        """Also if the gateway is gone: it gives nothing again."""
+        return self._link.gone.is_set() or self._link.has_confirmed(self._number)
+
+
 class GatewayLink:
     """A link.Receiver, and the `SocketPort` of every socket that its gateway holds."""
 
     __slots__ = (
+        "_confirmed",
+        "_confirms",
         "_groups",
         "_heard_before",
         "_host",
@@ -59,6 +76,8 @@ class GatewayLink:
         self.sockets: dict[int, WebSocket] = {}
         self.last_event = 0
         self._groups = 0
+        self._confirms = 0  # how often it was asked to confirm, and up to which of those it has
+        self._confirmed = 0
         self._heard_before: tuple[int, int, frozenset[int]] = (0, 0, frozenset())
         self.epoch = 0  # of the gateway process; 0: it never gives an event again
         self.given_before = 0  # events up to this may have been given to an earlier host
@@ -97,6 +116,23 @@ class GatewayLink:
     def new_group(self) -> int:
         self._groups += 1
         return self._groups
+
+    # what the gateway has heard
+
+    def ask_to_confirm(self) -> Receipt:
+        """What will say whether the gateway has heard all that was said until now, and in this turn."""
+        rider = self.link.rider
+        if rider is None:
+            self._confirms += 1
+            self.link.rider = Confirm(self._confirms)
+        return Receipt(self, self._confirms)
+
+    def confirmed(self, number: int) -> None:
+        """The gateway has heard what was said before that one."""
+        self._confirmed = number
+
+    def has_confirmed(self, number: int) -> bool:
+        return self._confirmed >= number
 
     def heard_before(self, life: int, upto: int, besides: Iterable[int]) -> None:
         """What the gateway has of the host before this one."""

@@ -30,6 +30,7 @@ from roost.events import (
     BodyCredit,
     BodyData,
     Call,
+    Confirmed,
     Dialled,
     DropSockets,
     Hello,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 
     from roost.clock import Clock
     from roost.events import Event
+    from roost.host.delivered import Words
     from roost.host.disk import LogBounds
     from roost.host.loader import Worker
     from roost.link.port import Link
@@ -88,6 +90,7 @@ _RESTORE_WAITS_S = 30.0  # for the handlers that an object runs
 _LIFESPAN_S = 2.0  # for the shutdown of an ASGI app
 _MAX_ENDED = 100_000
 _MAX_UNSAID = 16  # gateways
+_MAX_UNSAID_BYTES = 64 * 1024 * 1024
 
 SocketEvent = SocketMessage | SocketClose | SocketError | SocketOpened
 _SOCKET_EVENTS = frozenset({SocketMessage, WakingMessage, SocketClose, SocketError, SocketOpened})
@@ -162,7 +165,8 @@ class Host:
         self._early: list[tuple[GatewayLink, list[Event]]] | None = [] if gateways > 1 else None  # until all are here
         self.life = int.from_bytes(random_bytes(6), "big")  # of this process, for what its objects say
         self._ended: set[int] = set()  # sockets of gateways that died, whose ends their objects know
-        self._unsaid: dict[int, list[bytes]] = {}  # for gateways that are not here yet, by epoch
+        self._unsaid: dict[int, list[Words]] = {}  # for gateways that are not here yet, by epoch
+        self._unsaid_bytes = 0
         caller = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
@@ -197,6 +201,7 @@ class Host:
             AutoAnswered: self._auto_answered,
             Welcome: self._welcome,
             Leaving: self._left,
+            Confirmed: lambda link, event: link.confirmed(event.number),
         }
 
     def add_gateway(self, link: Link) -> None:
@@ -289,6 +294,7 @@ class Host:
         link.slow = False
         sockets = link.sockets
         before = link.last_event
+        others = 0  # that are no socket events
         some_are_not_ours = self.leaving or self.not_again
         for event in events:
             try:
@@ -315,8 +321,10 @@ class Host:
                     link.last_event = event.event
                     self.socket_event(link, event)
                 elif type(event) is Roster:
+                    others += 1
                     self.waking.roster(link, event)
                 else:
+                    others += 1
                     self._handlers[type(event)](link, event)
             except Exception:  # noqa: BLE001
                 # Ours, not the user's (that is caught where it runs): the rest of the batch must not be lost with it.
@@ -324,7 +332,7 @@ class Host:
         if link.offered and not link.offered[-1].more:
             link.offered = []
         if link.last_event != before:
-            self.counters.events += link.last_event - before
+            self.counters.events += len(events) - others
             link.say_done()
         if self._sweep is None and len(self.actors):
             self.arm_sweep()
@@ -362,15 +370,25 @@ class Host:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)
         link.heard_before(event.life, event.said, event.said_besides)
         link.welcome = True
-        for envelopes in self._unsaid.pop(event.epoch, ()):
-            link.send_envelopes(envelopes)
+        for _, life, group, envelopes in self._unsaid.pop(event.epoch, ()):
+            self._unsaid_bytes -= len(envelopes)
+            if not link.has_heard(life, group):
+                link.send_envelopes(envelopes)
         for actor in self.actors:  # awake before this gateway was here
             self.waking.ask(actor, link)
 
-    def say_later(self, epoch: int, envelopes: bytes) -> None:
-        """What an earlier life of an object had to say to a gateway that is not here."""
-        if len(self._unsaid) < _MAX_UNSAID:
-            self._unsaid.setdefault(epoch, []).append(envelopes)
+    def say_later(self, words: Words) -> None:
+        """What an earlier life of an object had to say to a gateway that is not here (yet)."""
+        epoch, _, _, envelopes = words
+        if self._unsaid_bytes + len(envelopes) > _MAX_UNSAID_BYTES or (
+            len(self._unsaid) >= _MAX_UNSAID and epoch not in self._unsaid
+        ):
+            if not self.counters.answers_unsaid:
+                _log.error("host: a gateway is away for too long: what objects had said to its sockets is lost")
+            self.counters.answers_unsaid += 1
+            return
+        self._unsaid_bytes += len(envelopes)
+        self._unsaid.setdefault(epoch, []).append(words)
 
     def _left(self, link: GatewayLink, event: Leaving) -> None:
         link.left = True

@@ -28,6 +28,7 @@ class HostCounters(msgspec.Struct):
     events_unknown: int = 0
     events_given_up: int = 0  # an earlier host hung in them
     events_quarantined: int = 0  # of objects that are not woken any more; requests, too
+    answers_unsaid: int = 0  # to gateways that were away for too long
     events_known: int = 0  # given again, though an earlier host had finished them
     tasks: int = 0
     alarms: int = 0

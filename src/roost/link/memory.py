@@ -74,6 +74,9 @@ class MemoryLink(Batch):
             if self.events:  # the other end failed, and what is left must not wait for ever
                 self._begun()
 
+    def read_rest(self) -> None:
+        """What was flushed has been handled."""
+
     def close(self) -> None:
         peer, self._peer = self._peer, None
         self.take()

@@ -28,7 +28,7 @@ class Batch:
     batches: each call between would cost every message.
     """
 
-    __slots__ = ("_last_send", "_payload_bytes", "events")
+    __slots__ = ("_last_send", "_payload_bytes", "events", "rider")
 
     FULL_BYTES = sys.maxsize
     """So many bytes of payloads make a batch `_full`."""
@@ -37,6 +37,7 @@ class Batch:
         self.events: list[Event] = []
         self._payload_bytes = 0
         self._last_send: Send | None = None
+        self.rider: Event | None = None
 
     def send(self, event: Event) -> None:
         """See Link.send."""
@@ -84,6 +85,9 @@ class Batch:
         events, self.events = self.events, []
         self._last_send = None
         self._payload_bytes = 0
+        if self.rider is not None:
+            events.append(self.rider)
+            self.rider = None
         return events
 
 
@@ -109,6 +113,9 @@ class Link(Protocol):
     congested: bool
     """More is buffered than the high-water mark: the sender should stop taking work that it can hold back."""
 
+    rider: Event | None
+    """Leaves at the end of the next batch, and causes none: for what need not be said at once."""
+
     @property
     def unsent(self) -> bool:
         """Whether something that was flushed could not be written yet."""
@@ -132,6 +139,10 @@ class Link(Protocol):
 
     def flush(self) -> None:
         """Write what is queued now."""
+        ...
+
+    def read_rest(self) -> None:
+        """The other end's process is over: deliver what it has still written, and its end."""
         ...
 
     def close(self) -> None:

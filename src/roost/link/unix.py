@@ -61,6 +61,7 @@ class UnixLink(Batch):
             self._splitter.feed(unread)
         self._scheduled = False
         self._read_bytes = READ_BYTES
+        self._received = 0
         self._open = True
 
     @property
@@ -169,6 +170,7 @@ class UnixLink(Batch):
         if not data:
             self._lost("the other end closed the link")
             return
+        self._received += len(data)
         self._read_bytes = READ_BYTES if len(data) < self._read_bytes else READ_MORE_BYTES
         # Held for the whole batch: its replies leave in one write, by the flush below.
         self._scheduled = True
@@ -181,6 +183,12 @@ class UnixLink(Batch):
         finally:
             self._scheduled = False
             self.flush()
+
+    def read_rest(self) -> None:
+        before = -1
+        while self._open and self._received != before:
+            before = self._received
+            self._readable()
 
     def _lost(self, reason: str) -> None:
         if not self._open:

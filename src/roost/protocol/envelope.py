@@ -53,6 +53,8 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     33: events.KeepSocket,
     34: events.SocketOpened,
     35: events.WakingMessage,
+    36: events.Confirm,
+    37: events.Confirmed,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}
