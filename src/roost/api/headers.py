@@ -45,6 +45,8 @@ class Headers:
             raise JsTypeError(f"Invalid header name {name!r}.")
         if any(c in text for c in "\r\n\0"):
             raise JsTypeError(f"Invalid value of header {name!r}: it must not contain line breaks or NUL.")
+        if not text.isascii() and any(ord(c) > 0xFF for c in text):
+            raise JsTypeError(f"Invalid value of header {name!r}: it has a character beyond Latin-1; encode it first.")
         self.pairs.append((name, text))
 
     def set(self, name: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from roost.api.websocket import WebSocket
 
+_NOT_IN_REASON: Final = re.compile("[\r\n\0\u0100-\U0010ffff]").search
 _TEXT = "text/plain;charset=UTF-8"
 
 
@@ -240,6 +242,8 @@ class Response(FetchResponse):
                                "web_socket=client).")  # fmt: skip
         if self.status != 101 and not 200 <= self.status <= 599:
             raise JsRangeError(f"Responses may only be constructed with status codes 200 to 599, not {self.status}.")
+        if _NOT_IN_REASON(str(status_text)):
+            raise JsTypeError("The status text must not have line breaks, NUL or characters beyond Latin-1.")
         self.status_text = status_text
         self.headers = Headers(headers)
         self.web_socket = web_socket

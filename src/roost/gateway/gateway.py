@@ -310,9 +310,9 @@ class Gateway:
             timeout_ms = 0 if local else 1000 * (limits.tcp_keepalive_s + limits.tcp_timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
-    def look_again(self, http: HttpConnection) -> None:
-        """A connection that another gateway had accepted: it has its deadlines anew."""
-        self._deadlines.add(self.loop.time() + self.limits.head_timeout_s, http.number)
+    def look_again(self, http: HttpConnection, in_s: float | None = None) -> None:
+        """A connection has deadlines anew: another gateway had accepted it, or its client has ended its half."""
+        self._deadlines.add(self.loop.time() + (self.limits.head_timeout_s if in_s is None else in_s), http.number)
 
     def count_address(self, fd: int, peer: str) -> None:
         """A descriptor belongs to a client of that address, for the bound per address."""

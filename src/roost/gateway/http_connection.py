@@ -11,9 +11,12 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from roost.errors import RemoteProtocolError
 from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData, Headers, Request, Response
 from roost.gateway.connection import Backlog, Channel, Connection, shut_down_writing
+from roost.gateway.file_body import FileBody
 from roost.gateway.reactor import READ, WRITE
 from roost.protocol.deflate import agree
 from roost.protocol.http import (
@@ -27,6 +30,7 @@ from roost.protocol.http import (
     encode_head,
     get_header,
     has_token,
+    is_host,
     simple_response,
     wants_websocket,
 )
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
 
 _NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
 _NOT_IN_101: Final = _NOT_FROM_WORKERS | {"content-length", "sec-websocket-extensions"}
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?\Z")
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+_LONGEST_NUMBER: Final = 18  # digits
 _EARLY_BYTES: Final = 64 * 1024  # what a client may send before its 101
 _LINGER_BYTES: Final = 4 * 1024 * 1024  # read and dropped after an early answer, so that it is not lost to a reset
 _BODY_IDLE_S: Final = 60.0  # a body that makes no progress for so long ends its request
@@ -52,6 +57,8 @@ class HttpConnection(Channel):
         "_close_after",
         "_deflate",
         "_early",
+        "_ended",
+        "_file",
         "_head",
         "_head_since",
         "_key",
@@ -89,6 +96,8 @@ class HttpConnection(Channel):
         self._deflate = 0  # the window that its client was promised; see Connection
         self._early = b""  # after an upgrade's head, before its 101
         self._unsent = 0  # response body bytes not yet credited to the host
+        self._file: FileBody | None = None  # what is being sent of a static file
+        self._ended = False  # the client says nothing more; what it has asked for is answered
         self._head_since = self._last_active = gateway.loop.time()
 
     # in
@@ -97,13 +106,26 @@ class HttpConnection(Channel):
         if mask & WRITE:
             self._last_active = self.gateway.loop.time()
             self.writable()
+            if self._file is not None:
+                self._send_file()
             if self.fd < 0 or mask == WRITE:
                 return
         data = self.read_bytes()
         if data == b"":
-            self.lost()
+            self._end_of_input()
         elif data is not None:
             self._received(data)
+
+    def _end_of_input(self) -> None:
+        """The client's half of the stream is over (RFC 9112 §9.6). What it has asked for is answered, within the time that
+        a closing handshake may take: nobody can tell a client that waits from one that has gone."""
+        if self._ended or self._reading_body or not (self._head is not None or self._queue or type(self.out) is Backlog):
+            self.lost()
+            return
+        self._ended = True
+        self._last_active = self.gateway.loop.time()
+        self.gateway.rewatch(self)
+        self.gateway.look_again(self, self.gateway.limits.close_timeout_s)
 
     def _received(self, data: bytes) -> None:
         if self._close_after and self._head is None:
@@ -140,7 +162,7 @@ class HttpConnection(Channel):
         while queue and self.fd >= 0:
             if self._reading_body:
                 self._body(queue.popleft())
-            elif self._head is None and not self._close_after:
+            elif self._head is None and not self._close_after and type(self.out) is not Backlog:
                 head = queue.popleft()
                 assert type(head) is RequestHead
                 self._begin(head)
@@ -154,12 +176,15 @@ class HttpConnection(Channel):
         held = self.number in self.gateway.router.held_back
         if hold != held:
             (self.gateway.router.held_back.add if hold else self.gateway.router.held_back.discard)(self.number)
-            self.gateway.reactor.watch(self.fd, self.wanted() | (WRITE if type(self.out) is Backlog else 0))
+            self.gateway.rewatch(self)
 
     def wanted(self) -> int:
+        owed = WRITE if self._file is not None else 0
+        if self._ended:
+            return owed
         if self.number in self.gateway.router.held_back or (self.gateway.quiescing and self.between_requests):
-            return 0
-        return READ
+            return owed
+        return READ | owed
 
     def _begin(self, head: RequestHead) -> None:
         self._head = head
@@ -185,8 +210,8 @@ class HttpConnection(Channel):
             if upgrade:
                 self._key = check_handshake(head)
                 self._check_origin(head)
-            self._check_body(head)
-            url = self._url(head, scheme)
+            self._check_body(head, upgrade=upgrade)
+            head, url = self._with_path(head, scheme)
         except RemoteProtocolError as error:
             if upgrade:
                 self.gateway.counters.refused_handshakes += 1
@@ -221,18 +246,64 @@ class HttpConnection(Channel):
         assets = self.gateway.assets
         if assets is None or not assets.before_worker:
             return False
-        fields = head.fields
-        found = assets.find(head.method, head.target, fields.get("accept", ""), fields.get("if-none-match", ""))
+        found = assets.look_up(head.method, head.target, head.fields)
         if found is None:
             return False
         answer = list(found.headers)
         if found.status != 304:
-            answer.append(("Content-Length", str(len(found.body))))
-        self.answer(encode_head(found.status, "", answer) + (b"" if head.method == "HEAD" else found.body), found.status)
+            answer.append(("Content-Length", str(found.size or len(found.body))))
+        if self._close_after or self._reading_body:
+            answer.append(("Connection", "close"))
+        data = encode_head(found.status, "", answer)
+        if not found.path or head.method == "HEAD":
+            self.answer(data + (b"" if head.method == "HEAD" else found.body), found.status)
+            return True
+        try:
+            self._file = FileBody(found.path, found.offset, found.size)
+        except OSError as error:
+            self.gateway.log_worker_fault(head.target, f"{found.path} cannot be read: {error}")
+            self._refuse(500, "Internal Server Error")
+            return True
+        self._responding = True
+        self.gateway.log_request(head.method, head.target, found.status)
+        self.write(data)  # the file follows once that has left (`drained`)
         return True
 
-    def _check_body(self, head: RequestHead) -> None:
+    def _send_file(self) -> None:
+        """The next window of a file's body, which leaves when the kernel takes it."""
+        file = self._file
+        if file is None or self.out is not None or self.fd < 0:
+            return
+        try:
+            took = file.send(self, plain=type(self) is HttpConnection)
+        except OSError:
+            self.lost()
+            return
+        if took:
+            self._last_active = self.gateway.loop.time()
+        if self.fd < 0 or self._file is not file:
+            return  # the channel was flushed, and everything has happened
+        if file.is_sent and self.out is None:
+            self._file_sent()
+        else:
+            self.gateway.rewatch(self)
+
+    def _file_sent(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.gateway.rewatch(self)
+            self._write_body(b"", b"", last=True)
+
+    def _check_body(self, head: RequestHead, *, upgrade: bool) -> None:
+        coding = head.fields.get("transfer-encoding")
+        if coding is not None and coding.lower() != "chunked":  # RFC 9112 §6.1
+            raise RemoteProtocolError(501, f"The transfer coding {coding[:60]!r} is not known here.")
         length = head.fields.get("content-length")
+        if length is not None and (not length.isdigit() or len(length) > _LONGEST_NUMBER):
+            raise RemoteProtocolError(400, "The Content-Length is not a number of bytes.")
+        if upgrade and (coding is not None or (length is not None and int(length))):
+            raise RemoteProtocolError(400, "WebSocket handshake failed: it must not have a body.")
         if length is not None and int(length) > self.gateway.limits.max_body_bytes:
             self.gateway.counters.refused_body += 1
             raise RemoteProtocolError(413, f"The body exceeds {self.gateway.limits.max_body_bytes} bytes.")
@@ -244,15 +315,23 @@ class HttpConnection(Channel):
                 403, f"The origin {head.fields.get('origin')!r} may not connect (network.allowed_origins)."
             )
 
-    def _url(self, head: RequestHead, scheme: str) -> str:
-        if head.target.startswith(("http://", "https://")):
-            return head.target
-        if not head.target.startswith("/") and head.target != "*":
-            raise RemoteProtocolError(400, "The request target must be a path or an absolute URL.")
+    def _with_path(self, head: RequestHead, scheme: str) -> tuple[RequestHead, str]:
+        """The request with a path as its target, and its URL. The authority of an absolute target replaces Host; its scheme
+        counts for nothing: that is the connection's (RFC 9112 §3.2.2)."""
         host = head.fields.get("host") or "localhost"
-        if not _HOST.match(host):
-            raise RemoteProtocolError(400, "The Host header is not a host and port.")
-        return f"{scheme}://{host}{head.target if head.target != '*' else '/*'}"
+        absolute = _ABSOLUTE.match(head.target)
+        if absolute is not None:
+            host = absolute[1]
+            headers = [(name, host if name.lower() == "host" else value) for name, value in head.headers]
+            path = absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"
+            fields = {**head.fields, "host": host}
+            head = msgspec.structs.replace(head, target=path, headers=headers, fields=fields)
+            self._head = head
+        elif not head.target.startswith("/") and head.target != "*":
+            raise RemoteProtocolError(400, "The request target must be a path or an absolute URL.")
+        if not is_host(host):
+            raise RemoteProtocolError(400, "The Host header (or the target's) is not a host and port.")
+        return head, f"{scheme}://{host}{head.target if head.target != '*' else '/*'}"
 
     def _body(self, event: HttpEvent) -> None:
         if type(event) is Data:
@@ -323,6 +402,8 @@ class HttpConnection(Channel):
         """The next piece of the response."""
         if self._head is not None and self._responding:
             self._unsent += len(event.data)
+            if self._ended:
+                self._last_active = self.gateway.loop.time()
             if self._left >= 0:
                 self._left -= len(event.data)
                 if self._left < 0 or (event.last and self._left):
@@ -364,7 +445,11 @@ class HttpConnection(Channel):
         self._head_since = 0.0
         self._last_active = self.gateway.loop.time()
         if self._queue:
-            self.gateway.again.append(self)
+            if type(self.out) is not Backlog:  # else `drained` goes on
+                self.gateway.again.append(self)
+        elif self._ended:
+            if self.out is None:
+                self.close_fd()
         else:
             self._hold_or_read()
             if self.gateway.quiescing:
@@ -438,7 +523,7 @@ class HttpConnection(Channel):
     @property
     def busy(self) -> bool:
         """A request is under way, or its response has not wholly left."""
-        return self._head is not None or self.out is not None
+        return self._head is not None or self.out is not None or self._file is not None
 
     def answer(self, data: bytes, status: int) -> None:
         """The gateway's own whole response (a static file) to the request under way."""
@@ -491,6 +576,18 @@ class HttpConnection(Channel):
         if self._unsent and self._request:
             self.gateway.router.exchanges.to_host(self._request, BodyCredit(self._request, self._unsent))
             self._unsent = 0
+        if self._file is not None:
+            if self._file.is_sent:
+                self._file_sent()
+            else:
+                self.gateway.rewatch(self)  # the next window in a turn of its own: others are to come in between
+            return
+        if self._head is None and self._queue and not self._close_after:  # the next one waited for this
+            self.gateway.again.append(self)
+            return
+        if self._ended and self._head is None and not self._queue:
+            self.close_fd()
+            return
         if self._head is not None or not self._close_after:
             return
         if self._lingering:
@@ -510,6 +607,9 @@ class HttpConnection(Channel):
         self.close_fd()
 
     def close_fd(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         if self.fd >= 0:
             self._parser.close()
         super().close_fd()
@@ -517,7 +617,9 @@ class HttpConnection(Channel):
     def expire(self, now: float) -> float | None:
         """Close what takes too long; the next time to look, or None if this was the end."""
         limits = self.gateway.limits
-        if type(self.out) is Backlog:  # a reader that has stalled, whatever it is owed
+        if self._ended:  # nobody may be there any more
+            due = self._last_active + limits.close_timeout_s
+        elif type(self.out) is Backlog or self._file is not None:  # a reader that has stalled, whatever it is owed
             due = self._last_active + limits.idle_timeout_s
         elif self._head is None and self._close_after:
             due = self._last_active + limits.close_timeout_s

@@ -157,7 +157,8 @@ class Router:
             self.gateway.counters.hibernatable -= 1
         if connection.fd < 0:
             del self.aliases[event.socket]
-        # else: the closing handshake is still under way; `connection_closed` removes it
+        else:  # the closing handshake is still under way; `connection_closed` removes it
+            connection.end_finished()
 
     def connection_closed(self, connection: Connection) -> None:
         """The descriptor is closed. The number is forgotten unless the host still owes an answer to the end."""

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from roost.host.gateway_link import GatewayLink
 
 
+class SenderGone(ConnectionError):
+    """The sender of a body gave up, or broke it: who reads it is not at fault."""
+
+
 class BodyReader:
-    """A body that arrives: an async iterator of bytes. Raises ConnectionError if its sender gives up."""
+    """A body that arrives: an async iterator of bytes. Raises SenderGone (a ConnectionError) if its sender gives up."""
 
     def __init__(self, link: GatewayLink, request: int, first: bytes) -> None:
         self._link = link
@@ -49,7 +53,7 @@ class BodyReader:
     async def __anext__(self) -> bytes:
         while not self._pieces:
             if self._broken:
-                raise ConnectionError(self._broken)
+                raise SenderGone(self._broken)
             if self._complete:
                 raise StopAsyncIteration
             self._more = asyncio.get_running_loop().create_future()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, WorkerError
+from roost.host.bodies import SenderGone
 from roost.host.running import Suspended
 
 if TYPE_CHECKING:
@@ -200,7 +201,11 @@ class Context:
         if isinstance(error, asyncio.CancelledError):
             return
         text = str(error) if isinstance(error, JsException) else f"{type(error).__name__}: {error}"
-        if isinstance(error, WorkerError):  # ours: its text is all there is to say, and its cause was logged where it rose
+        if isinstance(error, SenderGone):  # nobody's fault here: no traceback
+            self.fresh_variables().run(_log.info, "%s: a body was not complete: %s", what, error)
+        elif isinstance(
+            error, WorkerError
+        ):  # ours: its text is all there is to say, and its cause was logged where it rose
             self.fresh_variables().run(_log.error, "%s failed: %s", what, error)
         else:
             self.fresh_variables().run(_log.error, "%s failed: %s", what, text, exc_info=error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import re
 from email.utils import formatdate
 from http import HTTPStatus
@@ -139,8 +140,13 @@ class RequestParser:
                 fields[lower] = value
             elif lower == "host":
                 self._refuse(400, "A request must have exactly one Host header.")
+            elif lower == "cookie":
+                fields[lower] += f"; {value}"  # RFC 6265 §5.4; some clients send one a line (RFC 9113 §8.2.3)
             else:
                 fields[lower] += f", {value}"  # what a list is (RFC 9110 §5.3), and nothing valid where one is expected
+        if ";" in fields.get("cookie", "") and sum(name.lower() == "cookie" for name, _ in self._headers) > 1:
+            others = [field for field in self._headers if field[0].lower() != "cookie"]
+            self._headers = [*others, ("Cookie", fields["cookie"])]
         if size > self._limits.max_head_bytes:
             self._refuse(431, f"The request head exceeds {self._limits.max_head_bytes} bytes.")
         if version not in ("1.1", "1.0"):
@@ -226,18 +232,44 @@ def has_token(value: str | None, token: str) -> bool:
     return value == token or (token in value and token in [part.strip() for part in value.split(",")])
 
 
+_NAME: Final = re.compile(r"[A-Za-z0-9._~%-]*\Z")
+
+
+def is_host(text: str) -> bool:
+    """Whether a Host header's value is a host and perhaps a port (RFC 9110 §7.2): a name, an IPv4 or a bracketed IPv6
+    address, a port of at most 65535."""
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        host = text
+    elif not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        return not port and is_host(host)  # "host:" is allowed
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            return False
+        return host.endswith("]")
+    return _NAME.match(host) is not None
+
+
 _NOT_IN_NAME: Final = re.compile("[ \t\r\n:\0]").search
 _NOT_IN_VALUE: Final = re.compile("[\r\n\0]").search
 
 
 def encode_head(status: int, reason: str, headers: Headers) -> bytes:
-    """A response head. Raises ValueError if a name or value would end its line (response splitting)."""
+    """A response head. Raises ValueError if a name, value or the reason would end its line (response splitting), or cannot
+    be sent as Latin-1."""
+    if _NOT_IN_VALUE(reason):
+        raise ValueError("The status text has a character that would end its line.")
     lines = [f"HTTP/1.1 {status} {reason or reason_of(status)}"]
     for name, value in headers:
         if not name or _NOT_IN_NAME(name) or _NOT_IN_VALUE(value):
             raise ValueError(f"The header {name!r} has a character that must not be in a header.")
         lines.append(f"{name}: {value}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    try:
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise ValueError("A header or the status text has a character beyond Latin-1.") from error
 
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}

@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from roost.events import Headers
@@ -38,11 +39,14 @@ class Asset(msgspec.Struct):
 
 
 class Found(NamedTuple):
-    """A file as the answer to a request."""
+    """A file as the answer to a request: its content, or where that is: `size` bytes of `path` from `offset` on."""
 
     status: int
     headers: Headers
-    body: bytes
+    body: bytes = b""
+    path: str = ""
+    offset: int = 0
+    size: int = 0
 
 
 class Assets:
@@ -70,45 +74,99 @@ class Assets:
         """Whether files are looked up before the worker is asked."""
         return not self._worker_first
 
-    def find(self, method: str, target: str, accept: str, if_none_match: str) -> Found | None:
-        """The answer to a request for a path; None if it is not a file here."""
+    def find(self, method: str, target: str, accept: str, if_none_match: str) -> tuple[int, Headers, bytes] | None:
+        """The answer to a request for a path, with the whole content; None if it is not a file here."""
+        found = self.look_up(method, target, {"accept": accept, "if-none-match": if_none_match})
+        if found is None or not found.path:
+            return None if found is None else found[:3]
+        try:
+            with open(found.path, "rb") as file:
+                file.seek(found.offset)
+                return found.status, found.headers, file.read(found.size)
+        except OSError as error:
+            _log.warning("assets: %s cannot be read: %s", found.path, error)
+            return None
+
+    def look_up(self, method: str, target: str, fields: Mapping[str, str]) -> Found | None:
+        """The answer to a request for a path, by its header fields (lower-case names); None if it is not a file here.
+
+        Source: RFC 9110 §13.1.2 (If-None-Match), §13.1.5 (If-Range), §14 (Range: one range; several are answered whole).
+        """
         if method not in ("GET", "HEAD"):
             return None
         asset = self._index.get(unquote(target.split("?", 1)[0]))
         status = 200
         if asset is None:
-            if self._not_found == "single-page-application" and "text/html" in accept:
+            if self._not_found == "single-page-application" and "text/html" in fields.get("accept", ""):
                 asset = self._index.get("/")
             elif self._not_found == "404-page":
                 asset, status = self._index.get("/404.html"), 404
         if asset is None:
             return None
         try:
-            tag, body = self._read(asset.path)
+            about = os.stat(asset.path)
+            body = self._small(asset.path, about) if about.st_size <= _CACHE_FILE_BYTES else None
         except OSError as error:
             _log.warning("assets: %s cannot be read: %s", asset.path, error)
             return None
-        fields: Headers = [
+        tag = f'"{about.st_mtime_ns:x}-{about.st_size:x}"'
+        headers: Headers = [
             ("Content-Type", asset.content_type),
             ("ETag", tag),
             ("Cache-Control", "public, max-age=0, must-revalidate"),
         ]
-        return Found(304, fields, b"") if if_none_match == tag else Found(status, fields, body)
+        if tag_matches(fields.get("if-none-match", ""), tag):
+            return Found(304, headers)
+        start, size = 0, about.st_size if body is None else len(body)
+        if status == 200:
+            headers.append(("Accept-Ranges", "bytes"))
+            wanted = fields.get("range", "") if method == "GET" and fields.get("if-range", tag) == tag else ""
+            part = part_of(wanted, size)
+            if part is not None and not part:
+                return Found(416, [("Content-Range", f"bytes */{size}"), ("Content-Type", "text/plain")])
+            if part is not None:
+                headers.append(("Content-Range", f"bytes {part[0]}-{part[1]}/{size}"))
+                start, size, status = part[0], part[1] - part[0] + 1, 206
+        if body is not None:
+            return Found(status, headers, body[start : start + size] if status == 206 else body)
+        return Found(status, headers, b"", asset.path, start, size)
 
-    def _read(self, path: str) -> tuple[str, bytes]:
-        status = os.stat(path)
-        tag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
+    def _small(self, path: str, about: os.stat_result) -> bytes:
         cached = self._cache.get(path)
-        if cached is not None and cached[0] == status.st_mtime_ns:
-            return tag, cached[1]
+        if cached is not None and cached[0] == about.st_mtime_ns:
+            return cached[1]
         with open(path, "rb") as file:
-            body = file.read(MAX_ASSET_BYTES)
-        if cached is None and len(body) <= _CACHE_FILE_BYTES and self._cached_bytes + len(body) <= _CACHE_BYTES:
+            body = file.read(_CACHE_FILE_BYTES)
+        if cached is None and self._cached_bytes + len(body) <= _CACHE_BYTES:
             self._cached_bytes += len(body)
-            self._cache[path] = (status.st_mtime_ns, body)
+            self._cache[path] = (about.st_mtime_ns, body)
         elif cached is not None:
             self._cached_bytes -= len(self._cache.pop(path)[1])
-        return tag, body
+        return body
+
+
+def tag_matches(if_none_match: str, tag: str) -> bool:
+    """Whether a client has that version already: `*`, or a list of tags compared weakly (RFC 9110 §13.1.2)."""
+    if not if_none_match:
+        return False
+    return if_none_match.strip() == "*" or tag in [each.strip().removeprefix("W/") for each in if_none_match.split(",")]
+
+
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
+
+
+def part_of(wanted: str, size: int) -> list[int] | None:
+    """The first and last byte that a Range asks for; [] for one that cannot be had; None for none, or none that is
+    understood, which is answered whole (RFC 9110 §14.2)."""
+    match = _RANGE.match(wanted.replace(" ", ""))
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match[1], match[2]
+    if not first:  # the last so many
+        return [max(0, size - int(last)), size - 1] if int(last) and size else []
+    if last and int(last) < int(first):
+        return None
+    return [int(first), min(int(last) if last else size - 1, size - 1)] if int(first) < size else []
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, str]]:
