@@ -24,7 +24,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def node_with(tmp_path, gateways=2, mutant=""):
-    return running(write_rooms(tmp_path / "app", mutant=mutant), "--hosts", "2", "--gateways", str(gateways))
+    app = write_rooms(tmp_path / "app", mutant=mutant)
+    return running(app, "--hosts", "2", "--gateways", str(gateways), own_errors=bool(mutant))
 
 
 def pids(node, role):

@@ -92,6 +92,53 @@ def test_a_short_restart_misses_none_and_repeats_none(tmp_path):
     run_hosted(tmp_path, SOURCE, then, crons=["* * * * *"], clock=ManualClock(MIDNIGHT + 120_500), data=data)
 
 
+def test_a_clock_that_was_ahead_silences_nothing(tmp_path, caplog):
+    """At boot, or in a VM: the last run lies in the future. Once said; crons run by what the clock says now."""
+    data, year_ms = tmp_path / "data", 365 * 86_400_000
+
+    async def ahead(host, gateway, module):
+        then.advance(60)
+        host.crons.check()
+        await until(lambda: not host._tasks)
+        assert len(module["RAN"]) == 1
+
+    async def now(host, gateway, module):
+        for _ in range(3):
+            clock.advance(60)
+            host.crons.check()
+            await until(lambda: not host._tasks)
+        assert [at for _, at in module["RAN"]] == [MIDNIGHT + minute * 60_000 for minute in (1, 2, 3)]
+
+    then = ManualClock(MIDNIGHT + year_ms)
+    run_hosted(tmp_path, SOURCE, ahead, crons=["* * * * *"], clock=then, data=data)
+    clock = ManualClock(MIDNIGHT + 1)
+    run_hosted(tmp_path, SOURCE, now, crons=["* * * * *"], clock=clock, data=data)
+    assert caplog.text.count("ahead") == 1
+
+
+def test_a_clock_that_steps_on_a_running_node(tmp_path, caplog):
+    clock = ManualClock(MIDNIGHT + 1)
+
+    async def body(host, gateway, module):
+        async def minutes(count):
+            for _ in range(count):
+                clock.advance(60)
+                host.crons.check()
+                await until(lambda: not host._tasks)
+
+        await minutes(2)
+        assert len(module["RAN"]) == 2
+        clock.advance(86_400)  # ahead: what was passed over counts once
+        await minutes(1)
+        assert len(module["RAN"]) == 3
+        clock.advance(-86_400)
+        await minutes(3)  # the first of them notices
+        assert len(module["RAN"]) == 5
+
+    run_hosted(tmp_path, SOURCE, body, crons=["* * * * *"], clock=clock)
+    assert caplog.text.count("ahead") == 1
+
+
 def test_only_the_first_host_runs_them(tmp_path):
     async def body(host, gateway, module):
         assert host.crons._next == {}

@@ -149,6 +149,7 @@ def _serve(parsed: Any) -> int:
 
     from roost.node.admin import parse_address
     from roost.node.config import data_folder, read_app
+    from roost.node.files import raise_file_limit
     from roost.node.settings import nearest, read_settings, with_tls
     from roost.node.supervisor import Node, Options
     from roost.node.versions import Source
@@ -182,6 +183,7 @@ def _serve(parsed: Any) -> int:
     port = parsed.port if parsed.port is not None else app.port if app.port is not None else DEFAULT_PORT
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port} is not between 0 and 65535.")
+    raise_file_limit()
     os.umask(0o077)  # what objects store, tokens and logs are their owner's alone; also for the processes to come
     options = Options(
         ip=parsed.ip or app.ip or DEFAULT_IP,

@@ -22,7 +22,7 @@ from roost.gateway.host_slot import check_hello
 from roost.gateway.http_connection import HttpConnection
 from roost.gateway.journal import Journal
 from roost.gateway.limits import Counters, GatewayLimits
-from roost.gateway.listener import Listener
+from roost.gateway.listener import RESERVED_FILES, Listener
 from roost.gateway.outbound import Outbound
 from roost.gateway.reactor import WRITE, Deadlines, Reactor
 from roost.gateway.router import Router
@@ -258,6 +258,11 @@ class Gateway:
     # connections
 
     @property
+    def is_full(self) -> bool:
+        """Whether the process may open hardly any more files: what is left is for links, dials and files."""
+        return self.open_files >= self.file_limit - RESERVED_FILES
+
+    @property
     def open_files(self) -> int:
         """Connections, plus what the process needs besides them."""
         return self.counters.connections + 32
@@ -277,6 +282,10 @@ class Gateway:
         if limits.max_connections and self.counters.connections >= limits.max_connections:
             self.counters.refused_connections += 1
             self._refuse(sock, "WebSocket connection limit exceeded: raise limits.max_connections or try again later.")
+            return
+        if self.is_full:
+            self.counters.refused_connections += 1
+            self._refuse(sock, "No more connections: this process may open no more files. Raise `ulimit -n` or --gateways.")
             return
         if limits.max_connections_per_address and not self.access.is_proxy(peer):
             if self._per_address.get(peer, 0) >= limits.max_connections_per_address:

@@ -1,4 +1,4 @@
-"""Accepting: a full table or a spent file limit pauses it, and the next closed connection resumes it."""
+"""Accepting. A gateway that is full refuses (503); one that can open no file at all pauses, and goes on a second later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.gateway")
 
 ACCEPTS_PER_TURN: Final = 128
-_RESERVE: Final = 64  # descriptors kept for links, dials, files
+RESERVED_FILES: Final = 64  # descriptors kept for links, dials, files
 _INHERIT: Final = sys.platform == "linux"  # what is accepted has the options of what accepts (tcp(7))
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -59,9 +59,6 @@ class Listener:
             if peer and (local is not self._local or not _INHERIT):
                 gateway.watch_over(connected, local=local)
             gateway.accepted(connected, peer)
-            if gateway.open_files >= gateway.file_limit - _RESERVE:
-                self._pause()
-                return
 
     def _pause(self) -> None:
         if self.paused:
@@ -78,9 +75,6 @@ class Listener:
     def resume(self) -> None:
         """Accept again, if there is room."""
         if not self.paused or not self._open:
-            return
-        if self._gateway.open_files >= self._gateway.file_limit - _RESERVE:
-            self._gateway.loop.call_later(1.0, self.resume)
             return
         self.paused = False
         self._gateway.reactor.watch(self._sock.fileno(), READ)

@@ -120,9 +120,10 @@ class ActorStorage:
             database = Database(
                 path,
                 ref.name,
-                lambda: disk.wait_for_earlier(path),
-                self._opened,
-                lambda: disk.alarms.due_ms(ref) is not None,
+                before_opening=lambda: disk.wait_for_earlier(path),
+                opened=self._opened,
+                is_known=lambda: disk.alarms.due_ms(ref) is not None,
+                make_room=lambda: disk.make_room(self),
             )
             self._database_made = database
             if self._closed:

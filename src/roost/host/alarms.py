@@ -32,6 +32,7 @@ MAX_EXPONENT: Final = 9
 JITTER: Final = 0.25
 TIME_LIMIT_S: Final = 15 * 60.0
 MAX_RUNNING: Final = 200  # alarms of one host at the same time; the others stay in the index until one is over
+_UNTOLD_LOGGED_S: Final = 10.0
 _LONGEST_SLEEP_S: Final = 30.0  # the wall clock may jump
 
 
@@ -61,6 +62,8 @@ class Alarms:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._ended = False
+        self._untold = 0  # alarms whose end the index could not be told
+        self._untold_logged_at = -_UNTOLD_LOGGED_S
         host.disk.alarm_changed = self.changed
 
     def start(self) -> None:
@@ -125,8 +128,10 @@ class Alarms:
             _log.error("alarm of %s(%s): %s It stays set.", due.ref.class_name, due.ref.name or due.ref.id[:8], error)
             try:
                 self._later(due, due.retries, due.setbacks + 1)
-            finally:
-                self._over(due)
+            except StorageError as failure:
+                self._over_later(due, failure)
+                return
+            self._over(due)
             return
 
         def done(scheduled_ms: int | None, error: BaseException | None) -> None:
@@ -169,9 +174,9 @@ class Alarms:
             try:
                 self._settle(actor, due, scheduled_ms, error, broken)
             except StorageError as failure:
-                _log.error("alarm of %s: %s", actor.label, failure)
-            finally:
-                self._over(due)
+                self._over_later(due, failure)
+                return
+            self._over(due)
 
         if error is not None:
             actor.failed_in("alarm", error)
@@ -203,6 +208,17 @@ class Alarms:
             random = int.from_bytes(self._random_bytes(2), "big") / 0xFFFF
             delay_s = FIRST_RETRY_S * 2 ** min(tries - 1, MAX_EXPONENT) * (1 + JITTER * random)
         self._index.put(due.ref, self._clock.wall_ms() + int(delay_s * 1000), retries, setbacks)
+
+    def _over_later(self, due: Due, failure: StorageError) -> None:
+        """The index could not be told: it still says that the alarm is due. Not at once again: the disk may be full."""
+        self._untold += 1
+        now_s = self._host.loop.time()
+        if now_s - self._untold_logged_at >= _UNTOLD_LOGGED_S:
+            self._untold_logged_at = now_s
+            _log.error(
+                "alarms: %s (%d times so far); they are tried again in %g s", failure, self._untold, FIRST_RETRY_S * 2
+            )
+        self._host.loop.call_later(FIRST_RETRY_S * 2, self._over, due, context=NO_CONTEXT)
 
     def _over(self, due: Due) -> None:
         self._running.discard((due.ref.class_name, due.ref.id))

@@ -91,9 +91,17 @@ class Crons:
             except StorageError as error:
                 _log.error("crons: %s", error)
                 last_ms = None
+            if last_ms is not None and last_ms > now_ms + _MAKE_UP_MS:
+                self._clock_was_ahead(last_ms - now_ms)
+                last_ms = None
             due_ms = next_time_ms(expression, now_ms if last_ms is None else last_ms)
             self._next[expression] = due_ms if due_ms > now_ms - _MAKE_UP_MS else next_time_ms(expression, now_ms)
         self.check()
+
+    def _clock_was_ahead(self, by_ms: int) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("crons: the clock was %.0f s ahead; crons run by what it says now", by_ms / 1000)
 
     def end(self) -> None:
         if self._timer is not None:
@@ -106,7 +114,10 @@ class Crons:
             self._timer.cancel()
         now_ms = self._clock.wall_ms()
         for expression, due_ms in list(self._next.items()):
-            if due_ms <= now_ms:
+            if due_ms > now_ms and due_ms > (earlier_ms := next_time_ms(expression, now_ms)):
+                self._clock_was_ahead(due_ms - earlier_ms)
+                self._next[expression] = earlier_ms
+            elif due_ms <= now_ms:
                 self._next[expression] = next_time_ms(expression, now_ms)
                 try:
                     self._host.disk.alarms.cron_fired(expression, due_ms)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import tempfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,10 @@ _log = logging.getLogger("roost.storage")
 THREADS = 4  # fsyncs at once
 _HELD_LOGGED_S = 60.0  # how often it is said that a log cannot be folded
 _CLOSING_WAIT_S = 30
+_FILES_A_DATABASE = 5  # the file, its log and shared memory, and two to sync by
+_RESERVED_FILES = 128  # for links, requests, modules, the alarm index
+_FEWEST_DATABASES = 8
+_CLOSED_FOR_ROOM = 8
 _LOOKS = 8
 
 
@@ -75,7 +80,7 @@ class Disk:
         self._scratch = None if data is not None else tempfile.TemporaryDirectory(prefix="roost-scratch-")
         self.data = data if data is not None else Path(self._scratch.name)  # type: ignore[union-attr]
         self.alarms = AlarmIndex(index_path(self.data, slot, slots))
-        self._max_open = max_open
+        self._max_open = self._bounded_by_files(max_open)
         self._executor = ThreadPoolExecutor(THREADS, "roost disk")
         self._closing: dict[Path, Future[None]] = {}
         self._open: OrderedDict[ActorStorage, None] = OrderedDict()
@@ -104,6 +109,35 @@ class Disk:
     @property
     def open_files(self) -> int:
         return len(self._open)
+
+    @staticmethod
+    def _bounded_by_files(wanted: int) -> int:
+        """As many databases as the process may open, if that is fewer: each takes five descriptors."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return wanted
+        possible = max(_FEWEST_DATABASES, (limit - _RESERVED_FILES) // _FILES_A_DATABASE)
+        if possible < wanted:
+            _log.warning(
+                "storage: %d objects' files may be open at once instead of %d (limits.max_open_databases): this process may"
+                " open %d files; raise `ulimit -n`", possible, wanted, limit,
+            )  # fmt: skip
+        return min(wanted, possible)
+
+    def make_room(self, but: ActorStorage | None = None) -> bool:
+        """No file can be opened: close those least used; whether that was possible. What is busy stays."""
+        closed = 0
+        for storage in list(self._open):
+            if storage is not but and storage.park():
+                del self._open[storage]
+                self.log_is(storage, 0)
+                self.parked += 1
+                closed += 1
+                if closed >= _CLOSED_FOR_ROOM:
+                    break
+        for closing in list(self._closing.values()):
+            closing.exception(_CLOSING_WAIT_S)
+        return closed > 0
 
     def opened(self, storage: ActorStorage) -> None:
         """One more is open."""

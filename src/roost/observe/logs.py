@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 import traceback
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from roost.api.runtime import current_context
 
@@ -27,6 +27,19 @@ class _Label(logging.Filter):
         context = current_context.get(None)
         record.__dict__["label"] = getattr(context, "label", "")
         return True
+
+
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
+}
+
+
+def plain(text: str) -> str:
+    """A text that cannot pass for more than one line of the log, or write on the terminal: control characters are escaped,
+    and what stands behind a line end is indented."""
+    if text.isprintable():
+        return text
+    return text.rstrip("\n").translate(_CONTROLS).replace("\n", "\n    ")
 
 
 class TextFormatter(logging.Formatter):
@@ -46,17 +59,17 @@ class TextFormatter(logging.Formatter):
 
     def request(self, created: float, message: str) -> str:
         """The line of a request, which has no object, no colour and no traceback."""
-        return f"{self.clock(created)} {message}"
+        return f"{self.clock(created)} {plain(message)}"
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "label", "")
         label = f"[{name}] " if name else ""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        line = f"{self.clock(record.created)} {level}{label}{record.getMessage()}"
+        line = f"{self.clock(record.created)} {level}{plain(label)}{plain(record.getMessage())}"
         if self._colour and record.levelname in _COLOURS:
             line = f"{_COLOURS[record.levelname]}{line}\033[0m"
         if record.exc_info and record.exc_info[1] is not None:
-            line += "\n" + user_traceback(record.exc_info[1])
+            line += plain("\n" + user_traceback(record.exc_info[1]))
         return line
 
 

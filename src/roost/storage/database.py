@@ -11,9 +11,12 @@ It must not know of actors, gates or the loop. Source: SQLite documentation, "Wr
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import resource
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.storage")
 
 FORMAT: Final = 1
+_FILES_TO_OPEN: Final = 6
 MAX_PAGES: Final = 10 * 1024**3 // 4096  # 10 GB (reference 5)
 _TRANSACTION_WORD: Final = re.compile(r"\s*(begin|commit|end|rollback|savepoint|release)\b", re.IGNORECASE)
 _WRITE: Final = 2  # SQLITE_TXN_WRITE
@@ -69,6 +73,16 @@ _ALLOWED_PRAGMAS: Final = frozenset(
 
 
 _durable_folders: set[Path] = set()  # their names are on the disk; at most 256 a class
+
+
+def _out_of_files() -> bool:
+    """Whether this process can open no more files."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        opened = len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return limit != resource.RLIM_INFINITY and opened + _FILES_TO_OPEN > limit
 
 
 def read_alarm(path: Path) -> tuple[str | None, int | None]:
@@ -123,12 +137,14 @@ class Database:
         before_opening: Callable[[], None] = lambda: None,
         opened: Callable[[], None] = lambda: None,
         is_known: Callable[[], bool] = lambda: False,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = path
         self._name = name  # of the object: kept in the file, for those who read it without a worker
         self._before_opening = before_opening  # waits until an earlier owner has closed the same file
         self._opened = opened
         self._is_known = is_known  # whether somebody else says that the object has written
+        self._make_room = make_room  # closes other files if the process can open no more; whether it could
         self._unborn = False  # the file is what a cut first write has left
         self._connection: apsw.Connection | None = None
         self.was_left_unsynced = False  # found a log of an earlier life that may not be on the disk
@@ -191,8 +207,14 @@ class Database:
                 return self.connection()
             self._before_opening()
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            name = f"file:{quote(str(self._path))}?immutable=1"
             try:
-                reader = apsw.Connection(f"file:{quote(str(self._path))}?immutable=1", flags=flags)
+                try:
+                    reader = apsw.Connection(name, flags=flags)
+                except apsw.CantOpenError:
+                    if not _out_of_files() or not self._make_room():
+                        raise
+                    reader = apsw.Connection(name, flags=flags)
                 try:
                     self._check_version(reader)
                 except BaseException:
@@ -225,7 +247,12 @@ class Database:
             existed = self._path.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
-                connection = self._open(existed=existed)
+                try:
+                    connection = self._open(existed=existed)
+                except (apsw.CantOpenError, apsw.IOError):
+                    if not _out_of_files() or not self._make_room():
+                        raise
+                    connection = self._open(existed=existed)
             except apsw.Error as error:
                 raise self._unreadable(error) from error
             if self._reader is not None:
@@ -373,7 +400,8 @@ class Database:
             if not os.fstat(self._log_fd).st_nlink or not os.fstat(self._file_fd).st_nlink:
                 raise StorageError(f"{self._path} was removed while it was in use.")
         except OSError as error:
-            raise StorageError(f"a write could not be made durable: {error}") from error
+            more = "; raise `ulimit -n`" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+            raise StorageError(f"a write could not be made durable: {error}{more}") from error
 
     # the log
 
@@ -580,6 +608,8 @@ class Database:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StorageError:
+        if isinstance(error, apsw.CantOpenError | apsw.IOError) and _out_of_files():
+            return StorageError(f"the object's file {self._path} cannot be opened: too many open files; raise `ulimit -n`.")
         if isinstance(error, apsw.FullError):
             return StorageError(f"the object's file {self._path} cannot be written: {error}; make room on its disk.")
         return StorageError(f"the object's file {self._path} cannot be read: {error}; `roost check` tells more.")

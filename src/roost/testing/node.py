@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roost.node.control import ask
@@ -18,8 +19,7 @@ from roost.testing.rawws import RawWebSocket, http_get
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class RunningNode:
@@ -88,22 +88,31 @@ def wait_for(condition: Callable[[], Any], what: str = "", timeout_s: float = 30
 
 @contextlib.contextmanager
 def running(
-    app: str | Path, *arguments: str, data: str | None = None, env: dict[str, str] | None = None, command: str = "serve"
+    app: str | Path,
+    *arguments: str,
+    data: str | None = None,
+    env: dict[str, str] | None = None,
+    command: str = "serve",
+    prefix: Sequence[str] = (),
+    own_errors: bool = False,
 ) -> Iterator[RunningNode]:
-    """Serve `app` on a free port of 127.0.0.1 while the block runs. Extra arguments go to `roost serve` (or `dev`)."""
+    """Serve `app` on a free port of 127.0.0.1 while the block runs. Extra arguments go to `roost serve` (or `dev`);
+    `prefix` is a command to run it by. An error of Roost's own in the log (a traceback through its files, an "internal
+    error") is an AssertionError at the end, unless `own_errors` are expected."""
     with tempfile.TemporaryDirectory(prefix="roost-test-") as folder:
         data = data or folder
         process = subprocess.Popen(
-            [sys.executable, "-m", "roost", command, str(app), "--port", "0", "--data", data, *arguments],
+            [*prefix, sys.executable, "-m", "roost", command, str(app), "--port", "0", "--data", data, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONWARNINGS": "error", **(env or {})},
         )
         log: list[str] = []
+        faults: list[str] = []
         assert process.stdout is not None
         assert process.stderr is not None
-        reader = threading.Thread(target=_collect, args=(process.stderr, log), daemon=True)
+        reader = threading.Thread(target=_collect, args=(process.stderr, log, faults), daemon=True)
         reader.start()
         try:
             line = process.stdout.readline()
@@ -124,9 +133,21 @@ def running(
             reader.join(5)
             process.stdout.close()
             process.stderr.close()
+    if faults and not own_errors:
+        raise AssertionError("errors of Roost's own in the log:\n" + "\n".join(faults[:_FAULTS_SHOWN]))
 
 
-def _collect(stream: Any, log: list[str]) -> None:
+_FAULTS_SHOWN = 60
+_OWN_FILES = f'File "{Path(__file__).resolve().parent.parent}{os.sep}'
+
+
+def _collect(stream: Any, log: list[str], faults: list[str]) -> None:
+    rest = 0
     for line in stream:
         log.append(line.rstrip("\n"))
         del log[:-10_000]
+        if "internal error" in line or _OWN_FILES in line:
+            rest = 15
+        if rest and len(faults) < _FAULTS_SHOWN:
+            rest -= 1
+            faults.append(log[-1])
