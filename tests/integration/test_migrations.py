@@ -80,7 +80,7 @@ def test_renamed_twice_and_deleted_while_sockets_are_open(tmp_path, hosts):
                 ws.send("are you there")
                 assert ws.recv() == f"{class_name} are you there"
                 assert json.loads(node.get(f"/{number}")[2]) == [class_name, str(number), ids[number], count]
-        said = roost("rollback", "1", "--dir", app, "--data", node.data, code=1)
+        said = roost("rollback", "2", "--dir", app, "--data", node.data, code=1)
         assert "'v3' was applied to this data folder" in said
         write(app, "Room", DELETED)
         roost("deploy", app, "--data", node.data)
@@ -109,7 +109,9 @@ def test_migrations_at_start(tmp_path):
     assert roost("check", "--data", data)
     assert "Hall" in roost("storage", "list", "--data", data)
     write(app, "Room", FIRST)
-    with pytest.raises(RuntimeError, match="'v2' was applied"), running(app, data=str(data)):
+    with running(app, data=str(data)) as node:  # it was replaced, and is not run again by a restart
+        assert json.loads(node.get("/a")[2])[0] == "Hall"
+    with pytest.raises(RuntimeError, match="'v2' was applied"), running(app, "--from-folder", data=str(data)):
         pass
     record = json.loads((data / "migrations.json").read_text())
     assert [entry["tag"] for entry in record["applied"]] == ["v1", "v2"]
