@@ -66,6 +66,11 @@ fuzz: $(STAMP)  ## codec, HTTP head, envelope, values, configuration: MINUTES (1
 bench: $(STAMP)  ## P1-P13: Roost and its peers, side by side, in under 10 minutes
 	$(BIN)/python benchmarks/run.py
 
+compare: $(STAMP)  ## what this tree did to the speed of a commit: BASE=<commit> ROWS=P1,P3 (PAIRS=20 MODES=split,inline)
+	@test -n "$(BASE)" || { echo "make compare needs BASE=<commit>"; exit 2; }
+	$(BIN)/python benchmarks/compare.py --base $(BASE) --rows $(or $(ROWS),P1,P3) --pairs $(or $(PAIRS),20) \
+	--modes $(or $(MODES),split,inline)
+
 bench-storage: $(STAMP)  ## durable counters, reads and lists, beside workerd
 	$(BIN)/python benchmarks/storage.py
 
@@ -75,4 +80,4 @@ growth: $(STAMP)  ## how the cost of a message grows with sockets, objects, size
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage growth clean
+.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean
