@@ -30,16 +30,32 @@ def echo(depth):
     return lambda server, seconds: load(server, "echo", "/echo/a", 100, 64, depth, seconds)["per_s"]
 
 
+def fan(server, seconds):
+    return load(server, "fan", "/fan/a", 1000, 64, seconds)["per_s"]
+
+
+def round_trips(server, seconds):
+    return 1e6 / load(server, "echo", "/echo/one", 1, 64, 1, seconds)["p50_us"]
+
+
+def requests(server, seconds):
+    return load(server, "get", "/hello", 64, seconds, generator="httpload")["per_s"]
+
+
+def counter(path, sockets):
+    return lambda server, seconds: load(server, "echo", path, sockets, 64, 1, seconds)["per_s"]
+
+
 # by row: the app, what it measures, one sample (more is better)
 ROWS = {
     "P1": ("room", "echo, 1 in flight, messages/s", echo(1)),
     "P2": ("room", "echo, 8 in flight, messages/s", echo(8)),
-    "P3": ("room", "fan-out to 1,000, deliveries/s", lambda s, t: load(s, "fan", "/fan/a", 1000, 64, t)["per_s"]),
-    "P7": ("room", "round trips on 1 connection, 1/p50", lambda s, t: 1e6 / load(s, "echo", "/echo/one", 1, 64, 1, t)["p50_us"]),
-    "P9": ("room", "HTTP, requests/s", lambda s, t: load(s, "get", "/hello", 64, t, generator="httpload")["per_s"]),
-    "S1": ("store", "durable counter, 1 object, 16 sockets, messages/s", lambda s, t: load(s, "echo", "/ws/a", 16, 64, 1, t)["per_s"]),
-    "S64": ("store", "durable counters, 64 objects, messages/s", lambda s, t: load(s, "echo", "/ws/n%d", 64, 64, 1, t)["per_s"]),
-}  # fmt: skip
+    "P3": ("room", "fan-out to 1,000, deliveries/s", fan),
+    "P7": ("room", "round trips on 1 connection, 1/p50", round_trips),
+    "P9": ("room", "HTTP, requests/s", requests),
+    "S1": ("store", "durable counter, 1 object, 16 sockets, messages/s", counter("/ws/a", 16)),
+    "S64": ("store", "durable counters, 64 objects, messages/s", counter("/ws/n%d", 64)),
+}
 
 
 def checkout(commit):

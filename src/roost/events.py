@@ -327,6 +327,11 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     group: int
 
 
+class Released(msgspec.Struct, frozen=True, array_like=True):
+    """A host that is leaving: its objects' files are closed, and none of their handlers runs. What it was given and has not
+    said to be done is its successor's, which may come. This link stays for the requests that it still answers."""
+
+
 class Confirm(msgspec.Struct, frozen=True, array_like=True):
     """A host: say `Confirmed` with this number when you next have something to say. It stands at the end of a batch: once
     that has been read, every `Done` before it has been heard."""
@@ -427,6 +432,7 @@ ToGateway = (
     | DropSockets
     | RosterRequest
     | Said
+    | Released
     | Confirm
     | Asleep
     | Dial

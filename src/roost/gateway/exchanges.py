@@ -7,6 +7,7 @@ client who never came is told so.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from roost.events import (
@@ -21,6 +22,7 @@ from roost.events import (
     SocketClose,
 )
 from roost.gateway.connection import State
+from roost.gateway.host_slot import Departed, HostSlot
 from roost.gateway.sockets import Owner, Relay, shared_tags
 from roost.ids import slot_of
 from roost.protocol.websocket import CloseCode
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from roost.events import Call, ObjectRef, Result
     from roost.gateway.connection import Connection
     from roost.gateway.gateway import Gateway
-    from roost.gateway.host_slot import HostSlot
     from roost.gateway.http_connection import HttpConnection
     from roost.gateway.router import Router
     from roost.link.port import Link
@@ -42,11 +43,12 @@ _NOT_RUNNING = "The worker is not running at the moment (see the server's log). 
 class Origin:
     """Who asked a request: a client's connection, or a host with its own number for it."""
 
-    __slots__ = ("connection", "given_to", "nth", "request", "slot", "target")
+    __slots__ = ("asker", "connection", "given_to", "nth", "request", "slot", "target")
 
-    def __init__(self, connection: HttpConnection | None, slot: HostSlot | None) -> None:
+    def __init__(self, connection: HttpConnection | None, slot: HostSlot | None, asker: Link | None = None) -> None:
         self.connection = connection
         self.slot = slot  # the asking host
+        self.asker = asker  # its link
         self.target: HostSlot | None = None  # the answering host
         self.given_to: Link | None = None  # its link, once it has the request: a successor knows nothing of it
         self.nth = 0  # of the requests of that link
@@ -135,8 +137,8 @@ class Exchanges:
             return
         if origin.connection is not None:
             origin.connection.refuse(503, text, [("Retry-After", str(retry_after_s))])
-        elif origin.slot is not None and origin.slot.current is not None:
-            origin.slot.current.send(Abort(request, text))
+        elif origin.asker is not None:
+            origin.asker.send(Abort(request, text))
             self.origins.pop(request, None)
 
     def slot_for(self, ref: ObjectRef) -> HostSlot:
@@ -155,7 +157,7 @@ class Exchanges:
 
     # answering
 
-    def response(self, slot: HostSlot, event: Response) -> None:
+    def response(self, slot: HostSlot | Departed, event: Response) -> None:
         origin = self.origins.get(event.request)
         if origin is None:
             self._nobody_waits(slot, event)
@@ -174,9 +176,13 @@ class Exchanges:
             self._bind(bound.slot, origin.connection, bound.answer, event.socket, event)
             self._router.from_host(bound.slot, bound.events)
         else:
-            self._bind(slot, origin.connection, event, origin.connection.number, event)
+            owner = slot if isinstance(slot, HostSlot) else slot.slot
+            if owner is not slot and (event.binding is None or event.binding.object is None):
+                origin.connection.refuse(503, "The worker was just replaced.", [("Retry-After", "1")])
+                return
+            self._bind(owner, origin.connection, event, origin.connection.number, event)
 
-    def _nobody_waits(self, slot: HostSlot, event: Response) -> None:
+    def _nobody_waits(self, slot: HostSlot | Departed, event: Response) -> None:
         """The client left before its answer: a socket that was accepted for it ends, a body stops."""
         if event.status == 101 and event.binding is None:
             bound = self.bindings.pop(event.socket, None)
@@ -187,7 +193,7 @@ class Exchanges:
         elif event.more_body and slot.current is not None:
             slot.current.send(Abort(event.request, "The client disconnected."))
 
-    def _end_unbound(self, slot: HostSlot, number: int, answer: Response) -> None:
+    def _end_unbound(self, slot: HostSlot | Departed, number: int, answer: Response) -> None:
         """A socket whose client never came: its program hears of the end like of any other."""
         assert answer.binding is not None
         if answer.binding.relay:
@@ -195,6 +201,8 @@ class Exchanges:
             if upstream is not None:
                 upstream.close(CloseCode.GOING_AWAY, "The client left.")
             return
+        if isinstance(slot, Departed):
+            return  # its program goes anyway
         reason = "WebSocket disconnected without sending Close frame."
         slot.deliver(SocketClose(slot.next_event(), 0, number, CloseCode.ABNORMAL, reason, clean=False))
 
@@ -213,15 +221,16 @@ class Exchanges:
         origin = self.origins.get(request)
         return origin is not None and origin.slot is not None
 
-    def _response_to_host(self, slot: HostSlot, origin: Origin, event: Response) -> None:
+    def _response_to_host(self, slot: HostSlot | Departed, origin: Origin, event: Response) -> None:
         if event.status == 101 and event.binding is not None:
             # The asking host gets a reference (the number); the binding waits here for the client's connection.
             number = event.socket
-            self.bindings[number] = PendingBinding(slot, event)
+            owner = slot if isinstance(slot, HostSlot) else slot.slot
+            self.bindings[number] = PendingBinding(owner, event)
             self.gateway.loop.call_later(_BINDING_WAITS_S, self._binding_expired, number)
             event = Response(event.request, 101, event.reason, event.headers, b"", False, None, number)
-        if origin.slot is not None and origin.slot.current is not None:
-            origin.slot.current.send(event)
+        if origin.asker is not None:
+            origin.asker.send(event)
         if not event.more_body:
             self.origins.pop(event.request, None)
 
@@ -271,9 +280,9 @@ class Exchanges:
         connection.owner = Relay(upstream)
         upstream.owner = Relay(connection)
 
-    def stub_request(self, slot: HostSlot, event: Request) -> None:
+    def stub_request(self, slot: HostSlot | Departed, event: Request) -> None:
         """A stub call of a host to an object elsewhere."""
-        origin = Origin(None, slot)
+        origin = Origin(None, slot if isinstance(slot, HostSlot) else slot.slot, slot.current)
         self.origins[event.request] = origin
         if event.upgrade:
             event = Request(
@@ -282,23 +291,24 @@ class Exchanges:
             )  # fmt: skip
         self.request(event)
 
-    def stub_call(self, slot: HostSlot, event: Call) -> None:
+    def stub_call(self, slot: HostSlot | Departed, event: Call) -> None:
         """A method call of a host on an object elsewhere."""
-        self.origins[event.request] = Origin(None, slot)
+        owner = slot if isinstance(slot, HostSlot) else slot.slot
+        self.origins[event.request] = Origin(None, owner, slot.current)
         self.request(event)
 
-    def result(self, slot: HostSlot, event: Result) -> None:
+    def result(self, slot: HostSlot | Departed, event: Result) -> None:
         origin = self.origins.pop(event.request, None)
-        if origin is not None and origin.slot is not None and origin.slot.current is not None:
-            origin.slot.current.send(event)
+        if origin is not None and origin.asker is not None:
+            origin.asker.send(event)
 
-    def body_data(self, slot: HostSlot, event: BodyData) -> None:
+    def body_data(self, slot: HostSlot | Departed, event: BodyData) -> None:
         self.forward(slot, event)
         origin = self.origins.get(event.request)
-        if event.last and origin is not None and origin.connection is None and origin.target is slot:
+        if event.last and origin is not None and origin.connection is None and origin.given_to is slot.current:
             del self.origins[event.request]
 
-    def forward(self, slot: HostSlot, event: BodyData | BodyCredit | Abort) -> None:
+    def forward(self, slot: HostSlot | Departed, event: BodyData | BodyCredit | Abort) -> None:
         """Body traffic of a request: from the asked to the asker, or the other way."""
         origin = self.origins.get(event.request)
         if origin is None:
@@ -311,24 +321,24 @@ class Exchanges:
             elif type(event) is Abort:
                 origin.connection.on_abort(event)
             return
-        if slot is not origin.target:
+        if slot.current is not origin.given_to:
             if origin.given_to is not None:
                 origin.given_to.send(event)
-        elif origin.slot is not None and origin.slot.current is not None:
-            origin.slot.current.send(event)
+        elif origin.asker is not None:
+            origin.asker.send(event)
         if type(event) is Abort:
             self.origins.pop(event.request, None)
 
     # a host's death
 
-    def host_lost(self, slot: HostSlot) -> None:
+    def host_lost(self, slot: HostSlot, link: Link | None, *, departed: bool = False) -> None:
         """Requests that the host had begun end with 502, those that it had not wait for its successor; what it asked is no
-        longer wanted."""
-        begun = slot.begun()
+        longer wanted. One that has `departed` had begun all that it was given."""
+        begun = sys.maxsize if departed else slot.begun()
         again = [
             origin
             for origin in self.origins.values()
-            if origin.target is slot and origin.slot is not slot and origin.request is not None and origin.nth > begun
+            if origin.given_to is link and origin.asker is not link and origin.request is not None and origin.nth > begun
         ]
         again.sort(key=lambda origin: origin.nth, reverse=True)
         for origin in again:
@@ -340,18 +350,20 @@ class Exchanges:
             self.wait_for_host(slot)
         waiting = {request.request for request in slot.waiting}
         for number, origin in list(self.origins.items()):
-            if number in waiting and origin.slot is not slot:
+            if number in waiting and origin.asker is not link:
                 continue
-            if origin.target is slot:
+            if origin.given_to is link and link is not None:
                 if origin.connection is not None:
                     origin.connection.on_abort(Abort(number, "The worker's host ended before it answered."))
-                elif origin.slot is not None and origin.slot.current is not None:
-                    origin.slot.current.send(Abort(number, "The object's host ended before it answered."))
+                elif origin.asker is not None and origin.asker is not link:
+                    origin.asker.send(Abort(number, "The object's host ended before it answered."))
                 self.origins.pop(number, None)
-            elif origin.slot is slot:
-                if origin.target is not None and origin.target.current is not None:
-                    origin.target.current.send(Abort(number, "The caller's host ended."))
+            elif origin.asker is link and link is not None:
+                if origin.given_to is not None:
+                    origin.given_to.send(Abort(number, "The caller's host ended."))
                 self.origins.pop(number, None)
+        if departed:
+            return
         for number, bound in list(self.bindings.items()):
             if bound.slot is slot:
                 del self.bindings[number]

@@ -176,7 +176,7 @@ async def quiesce(gateway: Gateway, timeout_s: float) -> None:
                 gateway.rewatch(http)
             else:
                 busy += 1
-        leaving = any(slot.leaving is not None for slot in gateway.router.slots)
+        leaving = any(slot.leaving is not None or slot.departed for slot in gateway.router.slots)
         if not (busy or leaving or gateway.router.exchanges.bindings):
             return
         if gateway.loop.time() > deadline:
@@ -196,6 +196,8 @@ def freeze(gateway: Gateway) -> None:
         if slot.leaving is not None:
             slot.leaving.close()
             slot.on_closed("the gateway is being replaced")
+        for departed in list(slot.departed):
+            departed.close()
     for link in list(gateway.unknown_links):  # it comes again
         link.close()
     gateway.unknown_links.clear()
@@ -400,7 +402,7 @@ def rebuild(gateway: Gateway, state: Handover, placed: dict[int, int]) -> None:
         gateway.reactor.register(fd, connection)
         gateway.look_again(connection)
     for asked in state.origins:
-        origin = Origin(None, router.slots[asked.slot])
+        origin = Origin(None, router.slots[asked.slot], router.slots[asked.slot].link)
         origin.target = router.slots[asked.target] if asked.target >= 0 else None
         origin.nth = asked.nth
         origin.given_to = origin.target.link if asked.given and origin.target is not None else None

@@ -56,6 +56,7 @@ class HostSlot:
         self.index = index
         self.link: Link | None = None
         self.leaving: Link | None = None  # a host that ends in order: it gets nothing new, and finishes what it has
+        self.departed: list[Departed] = []  # hosts that were replaced, and finish their requests
         self.plain = Owner(self, 0)
         self.full = False
         self.unfinished: deque[SocketEvent] = deque()
@@ -80,7 +81,16 @@ class HostSlot:
         """The host wants nothing new. The echo tells it that whatever it was given lies before it."""
         if self.link is not None:
             self.leaving, self.link = self.link, None
+            self.router.close_plain(self)
             self.leaving.send(Leaving())
+
+    def depart(self) -> None:
+        """The host that leaves has let go of its objects: a successor may come, while it finishes its requests."""
+        if self.leaving is not None:
+            link, self.leaving = self.leaving, None
+            self.departed.append(Departed(self, link))
+            link.start(self.departed[-1])
+            self.forget_plain()
 
     def give(self, request: Request | Call) -> int:
         """Send a request to the host that is here; which one of its requests it is, from 1."""
@@ -227,13 +237,14 @@ class HostSlot:
         self._ends = len(events) - len(sizes)
 
     def on_closed(self, reason: str) -> None:
+        lost = self.current
         orderly, self.link, self.leaving = self.link is None, None, None
         unfinished = [*self.late, *(event.event for event in self.unfinished)]
         if (
             unfinished and not orderly
         ):  # handlers start in order: the oldest is the suspect, not those that waited behind it
             self.attempts[min(unfinished)] = self.attempts.get(min(unfinished), 0) + 1
-        self.router.host_lost(self, reason)
+        self.router.host_lost(self, lost)
 
     def on_drained(self) -> None:
         self.update_full()
@@ -249,6 +260,40 @@ class HostSlot:
         self.late = {n: e for n, e in self.late.items() if e.actor}
         self.unfinished = deque(e for e in self.unfinished if e.actor)
         self._count_again()
+
+
+class Departed:
+    """The link of a host that another has replaced: it answers what it has begun, and owes no events. A link.Receiver, and
+    in the router's hands as much of a `HostSlot` as answers need."""
+
+    def __init__(self, slot: HostSlot, link: Link) -> None:
+        self.slot = slot
+        self.index = slot.index
+        self.link = link
+        self.heard = Heard(0)
+
+    @property
+    def current(self) -> Link:
+        return self.link
+
+    def done(self, upto: int, stragglers: tuple[int, ...]) -> None:
+        """Its last word on events was said before it departed."""
+
+    def on_closed(self, reason: str) -> None:
+        if self in self.slot.departed:
+            self.slot.departed.remove(self)
+            self.slot.router.departed_lost(self)
+
+    def close(self) -> None:
+        """It had its time."""
+        self.link.close()
+        self.on_closed("the gateway is being replaced")
+
+    def on_drained(self) -> None:
+        """Nobody was held back for it."""
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        self.slot.router.from_host(self, events)
 
 
 class Heard:

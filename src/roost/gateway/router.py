@@ -28,6 +28,7 @@ from roost.events import (
     Hello,
     KeepSocket,
     Leaving,
+    Released,
     Request,
     Response,
     Result,
@@ -43,7 +44,7 @@ from roost.events import (
 )
 from roost.gateway.connection import ClientConnection, Connection, State
 from roost.gateway.exchanges import Exchanges
-from roost.gateway.host_slot import COUNT_FROM_BYTES, HostSlot
+from roost.gateway.host_slot import COUNT_FROM_BYTES, Departed, HostSlot
 from roost.gateway.sockets import ActorRecord, Owner, Relay, shared_tags
 from roost.protocol.websocket import CloseCode, encode_message
 
@@ -191,7 +192,7 @@ class Router:
 
     # hosts → clients
 
-    def from_host(self, slot: HostSlot, events: Sequence[Event]) -> None:
+    def from_host(self, slot: HostSlot | Departed, events: Sequence[Event]) -> None:
         """A batch from a host; connections written to are flushed once, at its end, and before what it has done with is
         forgotten: clients come first."""
         table = self.gateway.reactor.table
@@ -245,8 +246,8 @@ class Router:
                 slot.done(done.event, done.stragglers)
             except Exception:  # noqa: BLE001 - likewise
                 _log.exception("gateway: internal error in Done; please report it")
-        if confirm is not None and slot.link is not None:
-            slot.link.rider = Confirmed(confirm.number)
+        if confirm is not None and slot.current is not None:
+            slot.current.rider = Confirmed(confirm.number)
         self.gateway.end_turn()
 
     def find(self, number: int) -> Connection | None:
@@ -339,7 +340,10 @@ class Router:
         if record is not None:
             record.awake = False
 
-    def _dial(self, slot: HostSlot, event: Dial) -> None:
+    def _dial(self, slot: HostSlot | Departed, event: Dial) -> None:
+        if isinstance(slot, Departed):
+            slot.link.send(Dialled(event.dial, 0, 0, [], "This code was replaced; it can open no more sockets."))
+            return
         self.gateway.outbound.dial(slot, event)
 
     def _hello(self, slot: HostSlot, event: Hello) -> None:
@@ -347,20 +351,33 @@ class Router:
 
     # a host's death
 
-    def host_lost(self, slot: HostSlot, reason: str) -> None:
+    def host_lost(self, slot: HostSlot, link: Link | None) -> None:
         """Requests end with 502, plain sockets with 1012; hibernatable sockets notice nothing."""
-        self.exchanges.host_lost(slot)
-        for connection in [c for c in self.gateway.reactor.table if isinstance(c, Connection)]:
-            if connection.owner is slot.plain:
-                self.gateway.counters.closed_host_lost += 1
-                connection.close(CloseCode.SERVICE_RESTART, "The worker restarted.")
+        self.exchanges.host_lost(slot, link)
+        self.close_plain(slot)
         slot.forget_plain()
         self.gateway.end_turn()
+
+    def departed_lost(self, departed: Departed) -> None:
+        """What it had still to answer ends with 502."""
+        self.exchanges.host_lost(departed.slot, departed.link, departed=True)
+        self.gateway.end_turn()
+
+    def close_plain(self, slot: HostSlot) -> None:
+        """The program's end of its plain sockets is about to go, or gone."""
+        for connection in [c for c in self.gateway.reactor.table if isinstance(c, Connection)]:
+            if connection.owner is slot.plain and connection.state < State.CLOSING:
+                self.gateway.counters.closed_host_lost += 1
+                connection.close(CloseCode.SERVICE_RESTART, "The worker restarted.")
 
     def dialled(self, slot: HostSlot, event: Dialled) -> None:
         """Tell the asking host how its dial ended."""
         if slot.current is not None:
             slot.current.send(event)
+
+    def _released(self, slot: HostSlot | Departed, event: Released) -> None:
+        if isinstance(slot, HostSlot):
+            slot.depart()
 
     _HANDLERS: dict[Any, Any] = {  # noqa: RUF012 - a constant table
         CloseSocket: _close,
@@ -368,6 +385,7 @@ class Router:
         SetAutoResponse: _set_auto,
         DropSockets: _drop,
         RosterRequest: _roster,
+        Released: _released,
         Response: lambda router, slot, event: router.exchanges.response(slot, event),
         Request: lambda router, slot, event: router.exchanges.stub_request(slot, event),
         Call: lambda router, slot, event: router.exchanges.stub_call(slot, event),

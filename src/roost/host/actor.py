@@ -243,6 +243,11 @@ class Actor(Context):
         return {(epochs.get(index, 0), event) for index, event in self._running}
 
     @property
+    def is_serving(self) -> bool:
+        """Whether a request of it (with the body of its answer) or a `waitUntil` goes on."""
+        return any(what.startswith(("fetch ", "waitUntil")) or "response body" in what for what in self.pins.values())
+
+    @property
     def is_handling(self) -> bool:
         """Whether a handler, call or request of it runs, or has not begun though it may."""
         return self.phase is Phase.WAKING or bool(self._unfinished) or any("running" in what for what in self.pins.values())

@@ -36,6 +36,7 @@ from roost.events import (
     Hello,
     Leaving,
     ObjectRef,
+    Released,
     Request,
     Response,
     Result,
@@ -66,13 +67,13 @@ from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller, raised
 from roost.host.waking import GATEWAY_WAITS_S, ONE_MORE_POLL_S, Waking
-from roost.ids import id_from_random, namespace_key
+from roost.ids import id_from_random, namespace_key, slot_of
 from roost.link.port import NO_CONTEXT
 from roost.storage.dump import Restored, restoring_path
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from roost.clock import Clock
@@ -127,6 +128,7 @@ class Host:
         random_bytes: Callable[[int], bytes] = os.urandom,
         gateways: int = 1,
         gateways_outlive: bool = False,
+        elsewhere: Iterable[tuple[str, str]] = (),
     ) -> None:
         self.loop = loop
         self.worker = worker
@@ -140,6 +142,9 @@ class Host:
         self.runner = Runner(loop)
         self.closing = False
         self.leaving = False
+        self.released = False  # its objects are a successor's
+        self._held: list[Actor] = []
+        self.elsewhere = set(elsewhere)  # objects (class, id) that an earlier host still has
         self.handled = 0  # events so far: the watchdog sees by it that the loop comes on
         self.not_again = not_again  # events (epoch, number) that an earlier host hung in
         self.mark = Mark(mark)
@@ -481,6 +486,10 @@ class Host:
 
     # tasks
 
+    def owns(self, ref: ObjectRef) -> bool:
+        """Whether an object is this host's: by its id, unless a successor has them all."""
+        return slot_of(ref.id, self.slots) == self.slot and not self.released
+
     def in_task(self) -> bool:
         """Whether a task is running: then nothing may be driven in place."""
         return asyncio.current_task(self.loop) is not None
@@ -574,6 +583,69 @@ class Host:
             for link in self.links:
                 link.link.send(Leaving())
                 link.link.flush()
+
+    # giving the objects to a successor
+
+    async def release(self, timeout_s: float, why: str) -> list[ObjectRef]:
+        """Let the objects go, for at most `timeout_s` each as soon as none of its own handlers runs, and say so to the
+        gateways: a successor serves them from now on. Returns those that are still held, as a request or a `waitUntil` of
+        theirs goes on: `held` follows them. What is no object's goes on (`finish`)."""
+        deadline = self.loop.time() + timeout_s
+        self.closing = True
+        self.alarms.end()
+        self.crons.end()
+        while self.loop.time() < deadline and self._handling():
+            await asyncio.sleep(0.002)
+        for actor in self.actors:
+            if not actor.is_serving:
+                self.loop.call_soon(say_farewell, actor, why, context=NO_CONTEXT)
+        await asyncio.sleep(0)
+        while self.loop.time() < deadline and (self._handling() or any(a.blocked for a in self.actors if not a.is_serving)):
+            await asyncio.sleep(0.002)
+        self.abandoning = True  # what is cut now is not done, and the successor's
+        held = [actor for actor in self.actors if actor.is_serving and self.loop.time() < deadline]
+        for actor in list(self.actors):
+            if actor not in held:
+                self._let_go(actor)
+        self.released = True
+        for link in self.links:
+            link.link.send(Released())
+            link.link.flush()
+        self._held = held
+        return [actor.ref for actor in held]
+
+    def _handling(self) -> bool:
+        """Whether an object's handler of an event runs, or what one has written or said is on its way."""
+        for link in self.links:
+            link.link.flush()
+        return bool(
+            self.alarms.running
+            or self.calls.running
+            or any(link.running or link.link.unsent or not link.left for link in self.links)
+            or any(actor.is_writing for actor in self.actors)
+        )
+
+    def _let_go(self, actor: Actor) -> None:
+        actor.shut()
+        actor.end_storage()
+        self.actors.forget(actor)
+
+    async def held(self, timeout_s: float) -> AsyncIterator[ObjectRef]:
+        """The objects that `release` has held back, as each is let go: once nothing of it goes on, or the time is over."""
+        deadline = self.loop.time() + timeout_s
+        while self._held:
+            for actor in list(self._held):
+                if not actor.is_serving or self.loop.time() >= deadline:
+                    self._held.remove(actor)
+                    self._let_go(actor)
+                    yield actor.ref
+            await asyncio.sleep(0.005)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Let what is no object's go on: requests, streams, `waitUntil`; for at most `timeout_s`."""
+        deadline = self.loop.time() + timeout_s
+        while self.loop.time() < deadline and (self.requests.open or self._tasks):
+            await asyncio.sleep(0.01)
 
     async def close(self, timeout_s: float = 5.0, why: str = "inactive") -> None:
         """Let running handlers finish, for at most `timeout_s`, tell the objects (`preShutdown`), then end."""

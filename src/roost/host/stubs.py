@@ -17,7 +17,6 @@ from roost.events import Response as ResponseEvent
 from roost.host.actor import Actor
 from roost.host.blocking import chain_of_call, current_section
 from roost.host.io_context import received_sockets, request_link
-from roost.ids import slot_of
 from roost.link.port import NO_CONTEXT
 from roost.values import decode_js
 
@@ -81,7 +80,7 @@ class StubCaller:
             if caller is not None and in_section:
                 caller.called_in_block(number, ref)
             try:
-                if slot_of(ref.id, self._host.slots) == self._host.slot:
+                if self._host.owns(ref):
                     self._host.calls.begin(ref, method, arguments, chain, Answer(answered))
                 else:
                     self._call_elsewhere(Call(number, ref, method, arguments, chain), answered)
@@ -172,7 +171,7 @@ class StubCaller:
     async def _fetch(self, number: int, ref: ObjectRef, request: Request, chain: Chain) -> Response:
         host = self._host
         await self._behind_calls(ref)
-        if slot_of(ref.id, host.slots) == host.slot:
+        if host.owns(ref):
             response = await in_callee(host.waking.awaken(ref, f"fetch {request.method}").serve(request, chain))
             received = received_sockets.get()
             if received is not None and response.web_socket is not None:

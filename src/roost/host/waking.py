@@ -18,6 +18,7 @@ from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from roost.events import ObjectRef
     from roost.host.gateway_link import GatewayLink
@@ -28,6 +29,7 @@ _log = logging.getLogger("roost.host")
 GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
 ONE_MORE_POLL_S = 0.05
 _ROOM_RETRY_S = 0.5
+_ELSEWHERE: Any = object()  # awaited like a gateway's roster: that an earlier host lets go of the object
 
 
 class Waking:
@@ -182,6 +184,8 @@ class Waking:
         for link in host.links:
             if link is not ask_all_but:
                 self.ask(actor, link)
+        if (ref.class_name, ref.id) in host.elsewhere:
+            actor.ask(_ELSEWHERE)
         host.arm_sweep()
         return actor
 
@@ -202,6 +206,15 @@ class Waking:
         self._host.counters.events_shed += 1
         if type(event) is SocketMessage:
             link.close_socket(event.socket, CloseCode.TRY_AGAIN_LATER, reason)
+
+    def came(self, objects: Iterable[tuple[str, str]]) -> None:
+        """An earlier host has let these objects go: they may wake here."""
+        host = self._host
+        host.elsewhere.difference_update(objects)
+        for actor in list(host.actors):
+            if _ELSEWHERE in actor.asked and (actor.ref.class_name, actor.ref.id) not in host.elsewhere:
+                del actor.asked[_ELSEWHERE]
+                self._wake_if_ready(actor)
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
@@ -229,12 +242,12 @@ class Waking:
                 if host.loop.time() - actor.asked_at < GATEWAY_WAITS_S:
                     self._slow = self._slow or host.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait)
                     continue
-                for link in actor.asked:
+                for link in [link for link in actor.asked if link is not _ELSEWHERE]:
                     if not link.slow:
                         _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
                     link.slow = True
                     actor.do_not_await(link)
-                actor.asked.clear()
+                actor.asked = {link: None for link in actor.asked if link is _ELSEWHERE}
                 self._wake_if_ready(actor)
 
     def gateway_lost(self, link: GatewayLink) -> None:

@@ -87,6 +87,7 @@ def make_host(
     mark: str | None = None,
     first_names: dict[str, str] | None = None,
     gateways: int = 1,
+    elsewhere: list[tuple[str, str]] | None = None,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.disk import LogBounds
@@ -98,6 +99,7 @@ def make_host(
         worker,
         worker_name=app.name,
         gateways=gateways,
+        elsewhere=elsewhere or (),
         gateways_outlive=mark is not None,
         first_names=first_names or {},
         variables=app.variables,

@@ -20,6 +20,7 @@ import uvloop
 from roost.errors import ConfigError, InternalError, RemoteProtocolError, WorkerError
 from roost.gateway import handover, journal
 from roost.host.forking import Forks, die_with_parent
+from roost.link.port import NO_CONTEXT
 from roost.link.unix import UnixLink
 from roost.node.assemble import (
     calm_collector,
@@ -40,7 +41,7 @@ from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.observe import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
     from roost.gateway.tls_pump import TlsPump
     from roost.host.loader import Worker
@@ -60,6 +61,7 @@ class Child:
         self._reader = reader
         self._writer = writer
         self._decoder = msgspec.json.Decoder(ToChild)
+        self._releasing: asyncio.Task[None] | None = None
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -91,7 +93,14 @@ class Child:
             return 1
         calm_collector()
         await self._tell(FromChild("ready"))
-        while (order := await self._next()) is not None:
+        while (order := await self._next_order()) is not None:
+            if order.command == "release":
+                self._releasing = asyncio.get_running_loop().create_task(self._release(role, order))
+            if order.command == "":  # everything has ended
+                await role.drain(0)
+                return 0
+            if order.command == "came":
+                role.came(order.objects)
             if order.command == "drain":
                 await role.drain(order.timeout_s, order.text)
                 return 0
@@ -123,6 +132,27 @@ class Child:
                 self._answer_later(order, role.evict(order.arguments))
         await role.drain(0.5)
         return 1
+
+    async def _next_order(self) -> ToChild | None:
+        """The node's next order; an empty one when a host that was replaced has nothing more to do."""
+        if self._releasing is None:
+            return await self._next()
+        reading = asyncio.ensure_future(self._next())
+        await asyncio.wait({reading, self._releasing}, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        reading.cancel()
+        self._releasing.result()
+        return ToChild("")
+
+    async def _release(self, role: Any, order: ToChild) -> None:
+        """A successor takes the objects; what is no object's goes on here for a while."""
+        began = time.monotonic()
+        held = await role.release(order.timeout_s, order.text)
+        await self._tell(FromChild("released", objects=held))
+        async for key in role.held(order.timeout_s - (time.monotonic() - began)):
+            await self._tell(FromChild("came", objects=[key]))
+        await role.finish()
 
     async def _pump(self, role: Any) -> int:
         """The successor has everything but the TLS sessions: those go on here until they end."""
@@ -329,10 +359,11 @@ class _HostRole:
         self._sockets = spec.sockets
         self._host = make_host(
             loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
-            spec.mark, spec.first_names, len(spec.sockets),
+            spec.mark, spec.first_names, len(spec.sockets), spec.elsewhere,
         )  # fmt: skip
         self._watchdog = watch(self._host, spec.app, spec.settings, _tell_stuck, _tell_debugged)
         self._connectors: list[asyncio.Task[None]] = []
+        self._finish_s = spec.settings.timeouts.replaced_host_s
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> _HostRole:
@@ -370,6 +401,7 @@ class _HostRole:
     def know(self, order: ToChild) -> None:
         """What has brought other hosts down."""
         self._host.waking.quarantined = frozenset(order.quarantined)
+        self._host.elsewhere |= set(order.objects)
         self._host.not_again |= frozenset(order.not_again)
 
     async def evict(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -377,6 +409,24 @@ class _HostRole:
 
     async def restore(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return await restore_object(self._host, arguments)
+
+    def came(self, objects: list[tuple[str, str]]) -> None:
+        # In a turn of its own: handlers are driven in place, which a task must not be.
+        self._loop.call_soon(self._host.waking.came, objects, context=NO_CONTEXT)
+
+    async def release(self, timeout_s: float, why: str) -> list[tuple[str, str]]:
+        for connector in self._connectors:
+            connector.cancel()
+        self._host.leave()
+        held = await self._host.release(timeout_s, why or "codeUpdated")
+        return [(ref.class_name, ref.id) for ref in held]
+
+    async def held(self, timeout_s: float) -> AsyncIterator[tuple[str, str]]:
+        async for ref in self._host.held(timeout_s):
+            yield ref.class_name, ref.id
+
+    async def finish(self) -> None:
+        await self._host.finish(self._finish_s)
 
     async def drain(self, timeout_s: float, why: str = "") -> None:
         for connector in self._connectors:

@@ -47,6 +47,8 @@ class ChildProcess:
         self.name = name
         self._stuck = stuck
         self.told_stuck = False
+        self.held: set[tuple[str, str]] = set()  # objects (class, id) that it has though a successor is there
+        self.came: Callable[[list[tuple[str, str]]], None] = lambda objects: None  # called as it lets go of those
         self.orphans = ""  # the mark of what its worker starts
         self.mark = Path()  # the file in which a host notes what it does
         self.process = process
@@ -64,6 +66,24 @@ class ChildProcess:
         self._writer = writer
         self._reports: dict[int, asyncio.Future[Any]] = {}
         self._last_report = 0
+
+    def _let_go(self, objects: list[tuple[str, str]]) -> None:
+        self.held.difference_update(objects)
+        if objects:
+            self.came(objects)
+
+    async def release(self, grace_s: float, finish_s: float, why: str) -> None:
+        """A host: let a successor have its objects. It goes on with the rest, for at most `finish_s`; killed if it takes
+        longer than it may."""
+        self.tell(ToChild("release", timeout_s=grace_s, text=why))
+        try:
+            await asyncio.wait_for(self.over.wait(), grace_s + 2)
+        except TimeoutError:
+            _log.warning("node: %s has not let go of its objects within %g s and is killed", self.name, grace_s + 2)
+            self.kill()
+            await self.process.wait()
+            return
+        asyncio.get_running_loop().call_later(grace_s + finish_s + 5, self.kill)
 
     def ping(self) -> None:
         """Ask for a sign of life; one at a time."""
@@ -101,6 +121,9 @@ class ChildProcess:
             self.kill()
         await asyncio.gather(taking, return_exceptions=True)
         await ending
+        self._let_go(list(self.held))
+        if self.has_left and self.orphans:
+            self.mark.unlink(missing_ok=True)
         if self.orphans:
             await asyncio.to_thread(end_orphans, self.orphans)
         self.health = Health.GONE
@@ -128,6 +151,12 @@ class ChildProcess:
             elif message.kind == "left":
                 self.has_left = True
                 self.over.set()
+            elif message.kind == "released":
+                self.held = set(message.objects)
+                self.has_left = True
+                self.over.set()
+            elif message.kind == "came":
+                self._let_go(message.objects)
             elif message.kind == "failed":
                 self.failure = message
                 self.settled.set()

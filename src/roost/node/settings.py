@@ -59,6 +59,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     drain_spread_s: float = 2.0
     restart_pause_s: float = 5.0
     deploy_grace_s: float = 5.0
+    replaced_host_s: float = 30.0
     host_silence_s: float = 5.0
     gateway_silence_s: float = 60.0
     tcp_keepalive_s: int = 20

@@ -30,6 +30,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     mark: str | None = None  # the file that tells, after its death, what a host was doing
     hold: bool = False  # load (a host: the worker), say "loaded", and connect only when told to
     first_names: dict[str, str] = {}  # of renamed classes: the names that their ids are bound to
+    elsewhere: list[tuple[str, str]] = []  # objects (class, id) that an earlier host of the place still has
     take_over: str = ""  # a gateway with `hold`: where the one that runs hands over
 
 
@@ -37,8 +38,10 @@ class ToChild(msgspec.Struct, frozen=True):
     """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
     served now), "listen_again" (to a gateway: its socket for hosts was removed), "breaker" (to a gateway: why nobody
     should wait for the host of `slot`), "hand_over" (to a gateway: everything to the one that waits at `text`), "classes"
-    (to a gateway: those `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "quarantine" (all
-    `quarantined` objects), "ping", "report", "evict" or "restore" (answered with a report)."""
+    (to a gateway: those `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "release" (to a
+    host: let the objects go within `timeout_s`, say so, then finish what else goes on), "came" (to a host: an earlier one
+    has let go of these `objects`), "quarantine" (all `quarantined` objects), "ping", "report", "evict" or "restore"
+    (answered with a report)."""
 
     command: str
     app: App | None = None
@@ -52,10 +55,12 @@ class ToChild(msgspec.Struct, frozen=True):
     text: str = ""
     renamed: dict[str, str] = {}
     deleted: list[str] = []
+    objects: list[tuple[str, str]] = []  # (class, id)
 
 
 class FromChild(msgspec.Struct, frozen=True):
-    """A child → the node, one a line. `kind`: "loaded", "ready", "left" (a successor has everything), "report",
+    """A child → the node, one a line. `kind`: "loaded", "ready", "left" (a successor has everything), "released" (a host's
+    objects are its successor's, but for these `objects`), "came" (those are now), "report",
     "pong" (to a ping), "stuck" (`report`: a `Stuck`) or "failed".
 
     `text` and `fault` ("config" or "worker") tell of a failure.
@@ -67,3 +72,4 @@ class FromChild(msgspec.Struct, frozen=True):
     traceback: str = ""
     request: int = 0
     report: msgspec.Raw = msgspec.Raw(b"null")
+    objects: list[tuple[str, str]] = []

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -332,7 +333,14 @@ class Node:
                     await self._may_start.wait()
                 child = self._successors.pop((role, index), None)
                 if child is not None and role == "host":
-                    child.tell(ToChild("connect", quarantined=list(self._quarantined), not_again=list(self._not_again)))
+                    child.tell(
+                        ToChild(
+                            "connect",
+                            quarantined=list(self._quarantined),
+                            not_again=list(self._not_again),
+                            objects=self._elsewhere(index),
+                        )
+                    )
                 elif child is None:
                     self._starting += role == "host"
                     try:
@@ -437,7 +445,10 @@ class Node:
             hold=hold,
             first_names=self._first_names if first_names is None else first_names,
             take_over=take_over,
+            elsewhere=self._elsewhere(index) if role == "host" and not hold else [],
         )
+        if role == "host":
+            child.came = partial(self._came, index)
         child.tell(ToChild("start", spec=spec))
         child.listening = asyncio.create_task(child.listen(reader))
         return child
@@ -560,7 +571,8 @@ class Node:
         try:
             while self._starting:  # a host that is just being started again: it is ended with the others
                 await asyncio.sleep(0.01)
-            await asyncio.gather(*(self._let_go(child) for child in self._hosts if child is not None))
+            ending = [child for child in (*self._hosts, *self._left) if child is not None and child.name.startswith("host")]
+            await asyncio.gather(*(self._let_go(child, wholly=True) for child in ending))
             await asyncio.to_thread(self._migrations.apply, plan, self._options.hosts)
             for gateway in self._gateways:
                 if gateway is not None:
@@ -575,9 +587,25 @@ class Node:
         finally:
             self._may_start.set()
 
-    async def _let_go(self, child: ChildProcess) -> None:
+    def _elsewhere(self, index: int) -> list[tuple[str, str]]:
+        """Objects of a place that hosts which were replaced there still have."""
+        name = f"host {index}"
+        return [key for child in self._left if child.name == name for key in child.held]
+
+    def _came(self, index: int, objects: list[tuple[str, str]]) -> None:
+        """A host that was replaced has let go of objects (or has ended)."""
+        current = self._hosts[index]
+        if current is not None and not current.replaced:
+            current.tell(ToChild("came", objects=objects))
+
+    async def _let_go(self, child: ChildProcess, *, wholly: bool = False) -> None:
+        """An old host gives its objects to the successor; `wholly`: it ends."""
         child.replaced = True
-        await child.stop(self._settings.timeouts.deploy_grace_s, "codeUpdated")
+        timeouts = self._settings.timeouts
+        if wholly:
+            await child.stop(timeouts.deploy_grace_s, "codeUpdated")
+        else:
+            await child.release(timeouts.deploy_grace_s, timeouts.replaced_host_s, "codeUpdated")
 
     async def _load(self, app: App, first_names: dict[str, str]) -> list[ChildProcess]:
         """A host for each place that has loaded the app and waits."""
@@ -610,7 +638,8 @@ class Node:
         while not successor.connected.is_set():
             current = self._hosts[index]
             # Again, if the keeper had just begun to start another host.
-            if current is not None and current is not successor and current.health is not Health.GONE:
+            old = current is not None and current is not successor and current.health is not Health.GONE
+            if current is not None and old and not current.has_left:
                 await self._let_go(current)
             try:
                 await asyncio.wait_for(successor.connected.wait(), 0.2)
