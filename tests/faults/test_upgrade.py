@@ -1,9 +1,11 @@
 """`roost upgrade`: gateways and hosts are replaced, and no client notices."""
 
+import contextlib
 import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -191,8 +193,6 @@ def test_under_load(app):
 
 def test_tls_sessions_stay_where_they_are(app, tmp_path):
     cert, key = make_certificate(tmp_path)
-    import ssl
-
     with running(app, "--tls-cert", str(cert), "--tls-key", str(key)) as node:
         node.tls = ssl.create_default_context(cafile=cert)
         old = node.pid("gateway 0")
@@ -217,6 +217,28 @@ def test_tls_sessions_stay_where_they_are(app, tmp_path):
             assert ws.at_end()
         wait_for(lambda: not Path(f"/proc/{old}").exists() or Path(f"/proc/{old}/stat").read_text().split()[2] == "Z")
         assert node.stop() == 0
+
+
+def test_old_tls_pumps_do_not_pile_up(app, tmp_path):
+    """Beyond `limits.max_tls_pumps` the oldest one's clients are told to come back, and it ends; a killed one is told of."""
+    cert, key = make_certificate(tmp_path)
+    (app / "roost.toml").write_text("[limits]\nmax_tls_pumps = 2\n")
+    with running(app, "--tls-cert", str(cert), "--tls-key", str(key)) as node, contextlib.ExitStack() as stack:
+        node.tls = ssl.create_default_context(cafile=cert)
+        gateways, sockets = [], []
+        for _ in range(4):
+            gateways.append(node.pid("gateway 0"))
+            sockets.append(stack.enter_context(node.connect("/a")))
+            upgrade(node)
+        # Four old ones would be left: the clients of the first two were told.
+        for ws in sockets[:2]:
+            assert ws.recv_close(10)[0] == 1012
+        wait_for(lambda: [os.path.exists(f"/proc/{pid}") for pid in gateways] == [False, False, True, True])
+        os.kill(gateways[2], signal.SIGKILL)
+        wait_for(lambda: node.logged("an old gateway 0 was ended (SIGKILL)"))
+        for ws in sockets[3:]:
+            ws.send("still here")
+            assert ws.recv()
 
 
 def test_a_successor_that_fails_changes_nothing(app):

@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -172,6 +173,16 @@ class Gateway:
         self._deadlines.close()
         self.reactor.close()
         self.journal.end()
+
+    def end_pumped(self, pid: int) -> None:
+        """Close the clients whose TLS sessions another process has, which is to end: WebSockets with 1012."""
+        for channel in self._open(Channel):
+            if _made_by(channel.fd) == pid:
+                if isinstance(channel, Connection):
+                    channel.close(CloseCode.SERVICE_RESTART, "The server was upgraded.")
+                elif isinstance(channel, HttpConnection):
+                    channel.cut("The server was upgraded.")
+        self.end_turn()
 
     def handed_over(self) -> None:
         """Another process has everything: nothing here may touch it again."""
@@ -443,6 +454,19 @@ class Gateway:
 
     def log_worker_fault(self, target: str, text: str) -> None:
         _log.error("worker: the response to %s cannot be sent: %s", target, text)
+
+
+def _made_by(fd: int) -> int:
+    """The process that made the pair of a unix socket; 0 for what is none (socket(7), SO_PEERCRED)."""
+    sock = socket.socket(fileno=fd)
+    try:
+        if sock.family == socket.AF_UNIX and hasattr(socket, "SO_PEERCRED"):
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        return 0
+    except OSError:
+        return 0
+    finally:
+        sock.detach()
 
 
 class _Unknown:

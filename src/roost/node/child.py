@@ -112,6 +112,8 @@ class Child:
                 await self._report(order, {"error": fault})
             if order.command == "ping":
                 await self._tell(FromChild("pong"))
+            if order.command == "end_pumped":
+                role.end_pumped(order.request)
             if order.command == "listen_again":
                 role.listen_again()
             if order.command == "end_soon":
@@ -316,6 +318,9 @@ class _Gateway:
     def end_pumps(self) -> None:
         for pump in self._pumps:
             pump.close()
+
+    def end_pumped(self, pid: int) -> None:
+        self._gateway.end_pumped(pid)
 
     def serve_app(self, app: App) -> None:
         self._gateway.assets = make_assets(app)

@@ -122,6 +122,9 @@ class ChildProcess:
         await asyncio.gather(taking, return_exceptions=True)
         await ending
         self._let_go(list(self.held))
+        if self.has_left and (self.process.returncode or 0) < 0:
+            how = signal.Signals(-(self.process.returncode or 0)).name
+            _log.warning("node: an old %s was ended (%s), and with it what it had still to do", self.name, how)
         if self.has_left and self.orphans:
             self.mark.unlink(missing_ok=True)
         if self.orphans:

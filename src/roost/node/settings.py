@@ -44,6 +44,7 @@ class Limits(msgspec.Struct, frozen=True):
     slow_reader: Literal["close", "drop_oldest"] = "close"
     cpu_ms: int = 30_000
     class_cpu_ms: dict[str, int] = {}
+    max_tls_pumps: int = 3
     max_host_memory_bytes: int = 0
 
 

@@ -40,7 +40,8 @@ class ToChild(msgspec.Struct, frozen=True):
     should wait for the host of `slot`), "hand_over" (to a gateway: everything to the one that waits at `text`), "classes"
     (to a gateway: those `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "release" (to a
     host: let the objects go within `timeout_s`, say so, then finish what else goes on), "came" (to a host: an earlier one
-    has let go of these `objects`), "quarantine" (all `quarantined` objects), "ping", "report", "evict" or "restore"
+    has let go of these `objects`), "quarantine" (all `quarantined` objects), "end_pumped" (to a gateway: close the
+    clients whose TLS is another process', `request` its id), "ping", "report", "evict" or "restore"
     (answered with a report)."""
 
     command: str

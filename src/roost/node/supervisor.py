@@ -685,6 +685,7 @@ class Node:
             await asyncio.wait_for(successor.connected.wait(), _LOADING_S)
             if not successor.is_ready:
                 raise WorkerError(_ended("the new gateway", successor))
+            self._bound_pumps(current.name, successor)
         except BaseException:
             if self._successors.get(("gateway", index)) is successor:
                 del self._successors["gateway", index]
@@ -692,6 +693,14 @@ class Node:
                 current.replaced = False
                 successor.kill()
             raise
+
+    def _bound_pumps(self, name: str, gateway: ChildProcess) -> None:
+        """Old processes of a gateway go on for their TLS sessions: the oldest one's clients are closed if there are too
+        many."""
+        pumps = [child for child in self._left if child.name == name and child.health is not Health.GONE]
+        for child in pumps[: max(0, len(pumps) - self._settings.limits.max_tls_pumps)]:
+            _log.warning("node: the clients of an old %s are closed: limits.max_tls_pumps", name)
+            gateway.tell(ToChild("end_pumped", request=child.process.pid))
 
     async def _deploy(self, request: dict[str, Any]) -> dict[str, Any]:
         """Copy a folder and run it; one at a time."""
