@@ -220,7 +220,7 @@ def test_tls_sessions_stay_where_they_are(app, tmp_path):
 
 
 def test_old_tls_pumps_do_not_pile_up(app, tmp_path):
-    """Beyond `limits.max_tls_pumps` the oldest one's clients are told to come back, and it ends; a killed one is told of."""
+    """Beyond `limits.max_tls_pumps` the oldest one's clients are told to come back; a killed one is told of."""
     cert, key = make_certificate(tmp_path)
     (app / "roost.toml").write_text("[limits]\nmax_tls_pumps = 2\n")
     with running(app, "--tls-cert", str(cert), "--tls-key", str(key)) as node, contextlib.ExitStack() as stack:

@@ -271,3 +271,25 @@ def test_a_decoder_goes_on_in_another_process(data):
     second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.state()), type=DecoderState))
     assert events + second.feed(stream[cut:]) == expected
     assert second.state() == whole.state()
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 255, 256, 257, 383, 65_535, 65_536, 70_000])
+@pytest.mark.parametrize("text", [True, False])
+def test_every_length_form_through_every_path(size, text):
+    """RFC 6455 §5.2: 7, 16 and 64 bits of length, by the hot path and by the decoder, whole and in pieces."""
+    payload = (b"ab\xc3\xa9" * (size // 4 + 1))[:size] if not text else b"x" * size
+    wanted = payload.decode() if text else payload
+    frame = mask_frame(encode_message(payload, text), b"\x01\x80\xff\x00")
+    if size < 65_536:  # longer ones are the decoder's
+        assert decode_messages(frame, 1 << 20) == ([wanted], len(frame))
+        assert decode_messages(frame + frame, 1 << 20) == ([wanted, wanted], 2 * len(frame))
+    if text and size < 126:
+        assert decode_short_text(frame, 1 << 20) == wanted
+    assert Decoder(1 << 20, masked=True).feed(frame) == [wanted]
+    decoder, found = Decoder(1 << 20, masked=True), []
+    for start in range(0, len(frame), 1 if size < 300 else 997):
+        found += decoder.feed(frame[start : start + (1 if size < 300 else 997)])
+    assert found == [wanted]
+    assert Decoder(1 << 20, masked=False).feed(encode_message(payload, text)) == [wanted]
+    if size:
+        assert decode_messages(frame[:-1], 1 << 20) == ([], 0)
