@@ -251,6 +251,103 @@ def test_a_mutant_turns_its_checker_red(tmp_path, invariant):
             load.check(max_memory_bytes=150 << 20)
 
 
+# The same for gateways: their processes are started with a `sitecustomize` that breaks them.
+
+GATEWAY_MUTANTS = {
+    "I1 or I10": """
+from roost.gateway.host_slot import HostSlot
+def forgets(self, upto, stragglers):
+    self.unfinished.clear()
+    self.late.clear()
+HostSlot.done = forgets
+deliver = HostSlot.attach
+def attach(self, link, hello):
+    self.unfinished.clear()
+    self.late.clear()
+    deliver(self, link, hello)
+HostSlot.attach = attach
+""",
+    "I6": """
+import random
+from roost.gateway.connection import Connection
+send_frame = Connection.send_frame
+from roost.gateway import router
+from_host = router.Router.from_host
+def twice(self, slot, events):
+    from roost.events import Send
+    from_host(self, slot, [each for event in events for each in
+                           ([event, event] if type(event) is Send and random.random() < 0.01 else [event])])
+router.Router.from_host = twice
+""",
+    "I7": """
+from roost.gateway.journal import Journal
+Journal.forgotten = lambda self, number: None
+from roost.gateway.router import Router
+tell_end = Router._tell_end
+def silent(self, connection, slot, event):
+    if connection.number % 3:
+        tell_end(self, connection, slot, event)
+    else:
+        self.end_finished(event)
+Router._tell_end = silent
+""",
+    "I8": """
+from roost.gateway.router import Router
+import msgspec
+Router._attach_value = lambda self, slot, event: None
+Router._HANDLERS = {kind: (Router._attach_value if kind.__name__ == "Attach" else handler)
+                    for kind, handler in Router._HANDLERS.items()}
+from roost.gateway import exchanges
+bind = exchanges.Exchanges._bind
+def forgetful(self, slot, http, answer, number, response):
+    if answer.binding is not None and answer.binding.attachment is not None:
+        binding = msgspec.structs.replace(answer.binding, attachment=None)
+        answer = msgspec.structs.replace(answer, binding=binding)
+        response = answer
+    bind(self, slot, http, answer, number, response)
+exchanges.Exchanges._bind = forgetful
+""",
+    "I14": """
+from roost.gateway.host_slot import HostSlot
+HostSlot.done = lambda self, upto, stragglers: None
+""",
+}
+
+
+@pytest.mark.parametrize("invariant", GATEWAY_MUTANTS)
+def test_a_broken_gateway_turns_its_checker_red(tmp_path, invariant):
+    rng = random.Random(SEED)
+    breaker = tmp_path / "breaker"
+    breaker.mkdir()
+    (breaker / "sitecustomize.py").write_text(GATEWAY_MUTANTS[invariant])
+    app = write_rooms(tmp_path / "app")
+    with (
+        running(app, "--hosts", "2", env={"PYTHONPATH": str(breaker)}, own_errors=True) as node,
+        Load(node, sockets=60, seed=SEED) as load,
+    ):
+        load.start()
+        with pytest.raises((Faults, AssertionError)) as found:
+            load.go_on(300, 20)
+            if invariant == "I1 or I10":
+                kill(node, "host", rng)
+                load.go_on(100, 20)
+            elif invariant == "I8":
+                load.rest(20)
+                wait_for(lambda: node.awake() == [])
+                load.speak()
+                load.go_on(100, 20)
+            elif invariant == "I7":
+                load.rest(20)
+                for client in load.clients[:12]:
+                    client.ws.abort()
+                load.speak()
+                load.go_on(60, 20)
+            load.check()
+        assert any(each in str(found.value) for each in (*invariant.split(" or "), "stands still", "close events")), (
+            found.value
+        )
+
+
 WAITS_FOR_READERS = """
 import time
 from roost.host.actor_port import ActorPort

@@ -245,6 +245,7 @@ def test_a_successor_that_fails_changes_nothing(app):
     with running(app) as node, node.connect("/a") as ws:
         gateway = node.pid("gateway 0")
         killed = threading.Event()
+        known = (gateway, node.pid("host 0"))
 
         def kill_the_successor():
             while not killed.is_set():
@@ -256,7 +257,6 @@ def test_a_successor_that_fails_changes_nothing(app):
                         parent, command = int(status[1]), (entry / "cmdline").read_bytes()
                     except OSError:
                         continue
-                    known = (gateway, node.pid("host 0"))
                     if parent == node.process.pid and int(entry.name) not in known and b"roost.node.child" in command:
                         os.kill(int(entry.name), signal.SIGKILL)
                         killed.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import signal
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _log = logging.getLogger("roost.host")
+
+STACK_SIGNAL: Final = signal.SIGUSR2
+"""By which the node asks a host that does not answer for its stack (`host/watchdog.py`)."""
 
 _PAGE: Final = 4096
 _LINKS: Final = (BEGUN_END - BEGUN_OFFSET) // 8

@@ -2,7 +2,8 @@
 
 A thread looks whether the loop has come on. If it has not for the CPU limit, it says what runs and ends the process; the
 node starts another, which does not try that event again. Code that holds the interpreter's lock, too, stops this thread;
-then `faulthandler`, which needs none, ends the process a little later. Source: reference 4.5 (CPU per event).
+then the node, which gets no answer to its pings, ends the process a little later, and asks for the stack before
+(`STACK_SIGNAL`, by `faulthandler`, which needs no lock). Source: reference 4.5 (CPU per event).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ import msgspec
 
 from roost.api.runtime import current_context
 from roost.host.actor import Actor
+from roost.host.mark import STACK_SIGNAL
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
@@ -32,7 +35,6 @@ _log = logging.getLogger("roost.worker")
 EXIT_STUCK: Final = 75
 _LOOKS_A_LIMIT: Final = 5
 _LONGEST_PAUSE_S: Final = 1.0
-_LOCKED_GRACE_S: Final = 2.0
 _LATE_S: Final = 0.5
 
 
@@ -64,7 +66,6 @@ class Watchdog:
         self._limit_s = limit_s
         self._class_limits_s = class_limits_s
         self._shortest_s = min((limit_s, *class_limits_s.values()))
-        self._longest_s = max((limit_s, *class_limits_s.values()))
         self._max_memory_bytes = max_memory_bytes
         self._tell = tell
         self._debugged = debugged  # called while somebody debugs the code that holds the loop
@@ -78,10 +79,11 @@ class Watchdog:
     def start(self) -> None:
         self._beat()
         self._thread.start()
+        if sys.__stderr__ is not None and signal.getsignal(STACK_SIGNAL) == signal.SIG_DFL:
+            faulthandler.register(STACK_SIGNAL, file=sys.__stderr__, all_threads=False)
 
     def stop(self) -> None:
         self._stop.set()
-        faulthandler.cancel_dump_traceback_later()
 
     def _beat(self) -> None:
         self._beats += 1
@@ -92,7 +94,6 @@ class Watchdog:
         seen, since = -1, time.monotonic()
         now = since
         while not self._stop.wait(self._pause_s):
-            faulthandler.dump_traceback_later(self._longest_s + _LOCKED_GRACE_S, exit=True)
             progress = self._beats + self._host.handled + self._host.runner.steps
             looked_before, now = now, time.monotonic()
             # A look that comes much too late: the whole process was stopped, or the machine.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from roost.host.mark import STACK_SIGNAL
 from roost.node.orphans import end_orphans
 from roost.node.spec import FromChild, ToChild
 
@@ -22,6 +23,7 @@ _log = logging.getLogger("roost.node")
 
 
 MUTE_S = 3.0  # silence that is said, and that costs a gateway its new clients
+_STACK_S = 0.2  # to write a stack
 _LAST_WORDS_S = 0.2  # to read what a child that has ended had still to say
 
 
@@ -60,6 +62,7 @@ class ChildProcess:
         self.connected = asyncio.Event()  # ready, or gone
         self.has_left = False  # a gateway whose successor has everything but the TLS sessions
         self.over = asyncio.Event()  # gone, or its successor has everything
+        self.blamed = False  # it was ended as it did not answer, though it ran
         self.silent_s = 0.0  # since it was last heard of, counting only while the node ran
         self._pinged = False
         self.listening: asyncio.Task[None] | None = None
@@ -103,6 +106,18 @@ class ChildProcess:
                 os.kill(self.process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it has ended already
+
+    def end_mute(self, *, blamed: bool) -> None:
+        """It does not answer. `blamed`: it runs, so the handler that it is in is the reason: its stack is asked for."""
+        self.blamed = blamed
+        if not blamed:
+            self.kill()
+            return
+        try:
+            os.kill(self.process.pid, STACK_SIGNAL)
+        except ProcessLookupError:
+            return
+        asyncio.get_running_loop().call_later(_STACK_S, self.kill)
 
     def tell(self, order: ToChild) -> None:
         if not self._writer.is_closing():

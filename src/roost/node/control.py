@@ -65,7 +65,7 @@ async def serve(data: str, answer: Callable[[dict[str, Any]], Awaitable[dict[str
             if not isinstance(request, dict):
                 raise ValueError("a request is one JSON object on one line")
             reply = await answer(request)
-        except (ValueError, TimeoutError, RoostError, OSError) as error:
+        except (ValueError, RecursionError, TimeoutError, RoostError, OSError) as error:
             reply = {"error": str(error) or type(error).__name__}
         except Exception as error:  # noqa: BLE001 - ours: whoever asks is told all the same
             _log.exception("node: internal error in a control command; please report it")

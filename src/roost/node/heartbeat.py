@@ -81,7 +81,7 @@ class Heartbeat:
         if child.silent_s > limit_s:
             state = _state_of(child.process.pid)
             _log.error("node: %s has not answered for %.0f s (%s) and is replaced", child.name, child.silent_s, state)
-            child.kill()
+            child.end_mute(blamed=role == "host" and "(stopped)" not in state)
         elif child.silent_s > MUTE_S:
             if child.silent_s - passed_s <= MUTE_S:
                 _log.warning("node: %s does not answer (%s)", child.name, _state_of(child.process.pid))

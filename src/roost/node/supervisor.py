@@ -386,7 +386,7 @@ class Node:
                     _log.error("%s", child.failure.traceback)
             else:
                 _log.error("node: %s ended (%s) and is replaced%s", child.name, how, f" in {pause:g} s" if pause else "")
-                if role == "host" and code != -signal.SIGKILL and not child.told_stuck:
+                if role == "host" and (code != -signal.SIGKILL or child.blamed) and not child.told_stuck:
                     self._died_in_handler(child.name, child.mark)
             if role == "host":
                 child.mark.unlink(missing_ok=True)
@@ -791,6 +791,8 @@ class Node:
         """A file was made for an object: its host puts it in place."""
         if not is_object_id(str(request.get("id"))):
             raise ConfigError("restore needs an object's id.")
+        if missing := [key for key in ("class", "name", "alarm_ms") if key not in request]:
+            raise ConfigError(f"restore needs {', '.join(missing)}, too.")
         if self._options.inline:
             return await restore_object(self._inline[1], request)
         host = self._hosts[slot_of(request["id"], len(self._hosts))]
