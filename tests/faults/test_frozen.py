@@ -47,7 +47,7 @@ SETTINGS = """
 cpu_ms = 500
 [timeouts]
 host_silence_s = 1
-gateway_silence_s = 7
+gateway_silence_s = 5
 restart_pause_s = 0.3
 """
 
@@ -143,7 +143,7 @@ def test_everything_stopped_together_is_no_silence(app):
         assert {say(ws) for ws in sockets} == {"x 1"}
         before = node.status()["pids"]
         with stopped(*before.values()):
-            time.sleep(9)
+            time.sleep(6.5)
         assert {say(ws) for ws in sockets} == {"x 2"}
         time.sleep(2 * PING_S)
         assert node.status()["pids"] == before
