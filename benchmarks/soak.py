@@ -236,9 +236,8 @@ def soak(minutes, seed=1, say=print):
                     run.fault()
                     if time.monotonic() - shown > 30:
                         shown = time.monotonic()
-                        say(
-                            f"{(ends - shown) / 60:.1f} min to go: {sum(map(len, run.acknowledged))} messages, {run.sizes()}"
-                        )
+                        messages = sum(map(len, run.acknowledged))
+                        say(f"{(ends - shown) / 60:.1f} min to go: {messages} messages, {run.sizes()}")
             finally:
                 run.over.set()
                 for thread in threads:

@@ -212,25 +212,29 @@ class Node:
         options = self._options
         listeners = []
         port = options.port
-        for _ in range(options.gateways):
-            family = socket.AF_INET6 if ":" in options.ip else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+        def bound() -> socket.socket:
+            sock = socket.socket(socket.AF_INET6 if ":" in options.ip else socket.AF_INET, socket.SOCK_STREAM)
             try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if options.gateways > 1:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind((options.ip, port))
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
+        for _ in range(options.gateways):
+            try:
+                sock = bound()
                 if not port and options.gateways > 1:
                     # By its number: a socket that the kernel has given a port loses it when it stops listening for a while.
                     port = sock.getsockname()[1]
                     sock.close()
-                    sock = socket.socket(family, socket.SOCK_STREAM)
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                    sock.bind((options.ip, port))
+                    sock = bound()
                 sock.listen(4096)
             except (OSError, OverflowError) as error:
-                sock.close()
                 reason = getattr(error, "strerror", None) or str(error)
                 raise WorkerError(
                     f"cannot listen on {options.ip}:{port}: {reason}; choose another --ip or --port."
