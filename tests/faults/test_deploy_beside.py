@@ -150,6 +150,7 @@ def test_what_is_no_objects_is_finished_by_the_old_host(tmp_path, mode):
         wait_for(lambda: sum(host["counters"]["requests"] for host in node.status()["hosts"]) >= 5)
         took_s = deploy(node, app, 2)
         assert plain.recv_close(5)[0] == 1012
+        assert node.counter("closed_host_lost") == 1  # plain sockets only: what other tests see as 0
         assert took_s < 2
         wait_for(lambda: chat.versions[-1] == 2)
         assert chat.worst_s < 0.5, chat.worst_s

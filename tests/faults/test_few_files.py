@@ -1,5 +1,6 @@
 """A process that may open few files: objects that write take turns, and a full gateway says so."""
 
+import os
 import shutil
 import socket
 
@@ -52,6 +53,36 @@ def test_300_objects_with_256_files(tmp_path, mode):
             assert ws.recv() == "3"
         assert node.logged("open at once instead of")
         assert sum(host["databases_parked"] for host in node.status()["hosts"]) > 200
+
+
+@pytest.mark.parametrize("cut", ["sleep", "reset"])
+def test_no_descriptor_stays_of_objects_that_have_stored(tmp_path, cut):
+    app = write_app(tmp_path / "app", SOURCE, "Box", settings="[hibernation]\nidle_s = 0.2\n")
+    with running(app) as node:
+        folder = f"/proc/{node.pid('host 0')}/fd"
+
+        def some(first):
+            for number in range(first, first + 40):
+                assert node.get(f"/{number}")[0] == 200
+            if cut == "reset":
+                node.evict()
+            wait_for(lambda: not node.awake())
+
+        def data_files():
+            found = []
+            for fd in os.listdir(folder):
+                try:
+                    found.append(os.readlink(f"{folder}/{fd}"))
+                except OSError:
+                    continue
+            return [path for path in found if "/objects/" in path]
+
+        some(0)
+        wait_for(lambda: not data_files())
+        before = len(os.listdir(folder))
+        for first in (40, 0, 80):
+            some(first)
+        wait_for(lambda: not data_files() and len(os.listdir(folder)) <= before + 2)
 
 
 def test_the_soft_limit_is_raised(tmp_path):

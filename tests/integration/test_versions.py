@@ -148,6 +148,44 @@ def test_a_damaged_list_warns_and_goes_on(tmp_path, data):
         wait_for(lambda: known(node) == [(2, True)])  # its number is not one that was used
 
 
+def test_an_app_without_a_name_keeps_the_one_of_its_folder(tmp_path, data):
+    """Objects' ids come of the app's name: a copy in `versions/2` is no app named "2"."""
+    app = version(tmp_path / "myapp", 1)
+
+    def unnamed(number):
+        version(app, number)
+        lines = (app / "wrangler.toml").read_text().splitlines()
+        (app / "wrangler.toml").write_text("\n".join(line for line in lines if not line.startswith("name = ")))
+
+    unnamed(1)
+    versions = Versions(Path(data))
+    with running(app, data=data) as node:
+        wait_for(lambda: known(node) == [(1, True)])
+        unnamed(2)
+        assert "version 2 runs" in roost("deploy", str(app), "--data", data)
+        assert "version 1 runs" in roost("rollback", "--data", data)
+        assert [versions.app(each).name for each in versions.all()] == ["myapp", "myapp"]
+    with running(app, data=data) as node:
+        assert answer(node) == "1"
+
+
+def test_starts_that_fail_leave_no_copies(tmp_path, data):
+    import socket
+
+    app = version(tmp_path / "app", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for _ in range(3):
+            said = roost("serve", str(app), "--data", data, "--port", port, code=1)
+            assert "cannot listen" in said
+    assert not list(Path(data, "versions").glob("*"))
+    Path(data, "versions/7").mkdir(parents=True)  # of one that was killed in the middle
+    Path(data, "versions/7.secrets").mkdir()
+    with running(app, data=data) as node:
+        wait_for(lambda: known(node) == [(1, True)])
+        assert sorted(path.name for path in Path(data, "versions").iterdir()) == ["1", "versions.json"]
+
+
 def test_no_room_for_a_copy_stops_no_start_but_a_deployment(tmp_path, data):
     app = version(tmp_path / "app", 1)
     (app / "roost.toml").write_text(f"[storage]\nmin_free_bytes = {2**60}\n")

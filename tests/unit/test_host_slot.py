@@ -1,10 +1,12 @@
 """gateway/host_slot.py: what is owed to a host that dies, leaves or departs."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from roost import events as e
 from roost.gateway.router import Router
-from unit.test_router import HELLO, Link, Socket, bound, gateway, messages, slot  # noqa: F401 - fixtures
+from unit.test_router import HELLO, REF, Link, Socket, bound, gateway, messages, slot  # noqa: F401 - fixtures
 
 
 class StartedLink(Link):
@@ -110,6 +112,23 @@ def test_a_host_that_departs_leaves_its_events_to_its_successor(gateway, slot): 
     assert not slot.departed
     assert slot.link is new
     assert [event.event for event in slot.unfinished] == [2, 3, 4]
+
+
+def test_what_comes_behind_a_departure_in_one_batch_is_the_departed_hosts(gateway, slot):  # noqa: F811
+    old, new = StartedLink(), StartedLink()
+    slot.attach(old, HELLO)
+    say(gateway, slot, "ab")
+    slot.leave()
+    call = e.Call(5, REF, "method", b"", e.Chain())
+    gateway.loop = SimpleNamespace(call_later=lambda *_: None)
+    gateway.router.from_host(slot, [e.Done(1, ()), e.Released(), call, e.Confirm(9)])
+    assert [event.event for event in slot.unfinished] == [2]
+    assert old.rider == e.Confirmed(9)
+    assert gateway.router.exchanges.origins[5].asker is old
+    slot.attach(new, HELLO)
+    assert call in new.sent
+    gateway.router.from_host(slot, [e.Result(5, b"answer", None)])
+    assert e.Result(5, b"answer", None) in old.sent
 
 
 @pytest.mark.parametrize("by", ["departed", "link"])

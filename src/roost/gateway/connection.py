@@ -387,6 +387,8 @@ class Connection(Channel):
         if self.state == State.FLUSHING:
             if self.out is None:
                 self._gone()
+            elif type(self.out) is Backlog:
+                self.gateway.rewatch(self)
         else:
             self.gateway.close_deadline(self.number)
 
@@ -455,6 +457,9 @@ class Connection(Channel):
         self.state = following
         if following == State.CLOSING:
             self.gateway.close_deadline(self.number)
+        elif type(self.out) is Backlog:
+            self.gateway.rewatch(self)
+            self.gateway.close_deadline(self.number)
 
     def fail(self, code: int, reason: str) -> None:
         """The client is at fault: tell it and the program, drop what it sends from now on, then cut."""
@@ -498,7 +503,7 @@ class Connection(Channel):
         shut_down_writing(self.fd)
 
     def wanted(self) -> int:
-        if self.state < 0:
+        if self.state < 0 or self.state == _FLUSHING:  # their end must not cost them what is on its way
             return 0
         return 0 if self.number in self.gateway.router.held_back else READ
 

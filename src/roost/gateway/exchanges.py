@@ -267,7 +267,7 @@ class Exchanges:
             self.gateway.journal.bound(connection, record)
             if binding.auto_response is not None:
                 record.auto = binding.auto_response
-        if leftover or http.number in self._router.held_back:
+        if leftover or http.number in self._router.held_back or http.is_half_closed:
             self._router.held_back.discard(http.number)
             self.gateway.later.append((connection, leftover))
 

@@ -240,13 +240,21 @@ class Gateway:
                 elif self.later:
                     later, self.later = self.later, []
                     for connection, data in later:
-                        self.rewatch(connection)
-                        if data:
-                            connection.received(data)
+                        try:
+                            self.rewatch(connection)
+                            if data:
+                                connection.received(data)
+                        except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
+                            _log.exception("gateway: internal error in what came early; the connection is closed")
+                            connection.broken(error)
                 elif self.again:
                     again, self.again = self.again, []
                     for http in again:
-                        http.again()
+                        try:
+                            http.again()
+                        except Exception as error:  # noqa: BLE001 - likewise
+                            _log.exception("gateway: internal error in a pipelined request; the connection is closed")
+                            http.broken(error)
                 else:
                     break
         finally:

@@ -266,6 +266,8 @@ class Departed:
     """The link of a host that another has replaced: it answers what it has begun, and owes no events. A link.Receiver, and
     in the router's hands as much of a `HostSlot` as answers need."""
 
+    leaving: Link | None = None
+
     def __init__(self, slot: HostSlot, link: Link) -> None:
         self.slot = slot
         self.index = slot.index

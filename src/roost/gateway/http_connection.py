@@ -507,6 +507,11 @@ class HttpConnection(Channel):
         return connection
 
     @property
+    def is_half_closed(self) -> bool:
+        """The client says nothing more."""
+        return self._ended
+
+    @property
     def between_requests(self) -> bool:
         """Nothing has begun and nothing is owed."""
         return self._parser.between and not (self.busy or self._queue or self._close_after)

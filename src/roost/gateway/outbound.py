@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from roost.gateway.gateway import Gateway
     from roost.gateway.host_slot import HostSlot
     from roost.gateway.sockets import Owner
+    from roost.link.port import Link
 
 _log = logging.getLogger("roost.gateway")
 
@@ -62,45 +63,46 @@ class Outbound:
         self._redials = asyncio.Semaphore(_REDIALS_AT_ONCE)
 
     def dial(self, slot: HostSlot, dial: Dial) -> None:
-        """Open a WebSocket for the host of `slot`; `Dialled` tells it how that ended."""
+        """Open a WebSocket for the host of `slot`; `Dialled` tells it how that ended, also if it is leaving by then."""
+        link = slot.current
         if self._gateway.quiescing:
-            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], _REPLACED))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, 0, [], _REPLACED))
             return
         if len(self._tasks) >= self._gateway.limits.max_dials:
             error = f"{len(self._tasks)} connections are being opened already (limits.max_dials)."
-            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], error))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, 0, [], error))
             return
         self._gateway.counters.dials += 1
-        task = self._gateway.loop.create_task(self._run(slot, dial))
+        task = self._gateway.loop.create_task(self._run(slot, dial, link))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, slot: HostSlot, dial: Dial) -> None:
+    async def _run(self, slot: HostSlot, dial: Dial, link: Link | None) -> None:
         try:
             async with asyncio.timeout(self._gateway.limits.dial_timeout_s):
-                await self._open(slot, dial)
+                await self._open(slot, dial, link)
         except TimeoutError:
             text = f"The upstream did not answer within {self._gateway.limits.dial_timeout_s:g} s."
-            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], text))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, 0, [], text))
         except asyncio.CancelledError:
-            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], _REPLACED))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, 0, [], _REPLACED))
             raise
         except (OSError, ValueError, RemoteProtocolError) as error:  # ssl.SSLError is an OSError
-            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, 0, [], str(error) or type(error).__name__))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, 0, [], str(error) or type(error).__name__))
 
-    async def _open(self, slot: HostSlot, dial: Dial) -> None:
-        link = slot.link
+    async def _open(self, slot: HostSlot, dial: Dial, link: Link | None) -> None:
         upstream = await self._connect(dial)
         if upstream.status != 101:
-            self._gateway.router.dialled(slot, Dialled(dial.dial, 0, upstream.status, upstream.headers, ""))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, upstream.status, upstream.headers, ""))
             return
         if slot.link is not link:
-            upstream.sock.close()
-            return  # the host that asked is gone, and with it who would own the socket
+            upstream.sock.close()  # the host that asked is gone or leaving, and with it who would own the socket
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, 0, [], _REPLACED))
+            return
         fd = upstream.sock.detach()
         connection = self._connection(upstream, fd, self._gateway.new_number(fd), slot.plain, dial)
         self._gateway.adopt(connection)
-        self._gateway.router.dialled(slot, Dialled(dial.dial, connection.number, 101, upstream.headers, ""))
+        self._gateway.router.dialled(link, Dialled(dial.dial, connection.number, 101, upstream.headers, ""))
         self._begin(connection, upstream)
 
     def _connection(self, upstream: Upstream, fd: int, number: int, owner: Owner, dial: Dial) -> ClientConnection:

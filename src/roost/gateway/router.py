@@ -198,6 +198,8 @@ class Router:
         table = self.gateway.reactor.table
         aliases = self.aliases
         counters = self.gateway.counters
+        if slot.leaving is not None and self._batch_of_departure(slot, events):
+            return
         done: Done | None = None  # each says all that those before it said
         confirm: Confirm | None = None
         for event in events:
@@ -370,12 +372,27 @@ class Router:
                 self.gateway.counters.closed_host_lost += 1
                 connection.close(CloseCode.SERVICE_RESTART, "The worker restarted.")
 
-    def dialled(self, slot: HostSlot, event: Dialled) -> None:
+    def dialled(self, link: Link | None, event: Dialled) -> None:
         """Tell the asking host how its dial ended."""
-        if slot.current is not None:
-            slot.current.send(event)
+        if link is not None:
+            link.send(event)
 
-    def _released(self, slot: HostSlot | Departed, event: Released) -> None:
+    def _batch_of_departure(self, slot: HostSlot | Departed, events: Sequence[Event]) -> bool:
+        """What comes behind a `Released` in the same batch is of a host that has departed; whether it was that."""
+        if not isinstance(slot, HostSlot):
+            return False
+        at = next((index for index, event in enumerate(events) if type(event) is Released), -1)
+        if at < 0 or at == len(events) - 1:
+            return False
+        departing = slot.leaving
+        self.from_host(slot, events[:at])
+        self._released(slot, events[at])
+        departed = next((each for each in slot.departed if each.link is departing), None)
+        if departed is not None:
+            self.from_host(departed, events[at + 1 :])
+        return True
+
+    def _released(self, slot: HostSlot | Departed, event: Event) -> None:
         if isinstance(slot, HostSlot):
             slot.depart()
 

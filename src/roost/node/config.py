@@ -105,9 +105,10 @@ def read_app(
     env: str | None = None,
     variables: list[str] | None = None,
     secrets: Path | None = None,
+    default_name: str | None = None,
 ) -> App:
-    """The app in `folder`; its `.env` or `.dev.vars` may be in another (`secrets`). Raises ConfigError with one clear
-    line."""
+    """The app in `folder`; its `.env` or `.dev.vars` may be in another (`secrets`). `default_name` is for one whose
+    configuration has none; else the folder's. Raises ConfigError with one clear line."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder.")
     path = config or next((folder / name for name in FILES if (folder / name).is_file()), None)
@@ -118,6 +119,7 @@ def read_app(
         f"{path.name}: unknown key {key!r} is ignored.{nearest(key, list(_KEYS))}" for key in raw if key not in _KEYS
     ]
     raw = _for_env(raw, env, path)
+    raw = {"name": default_name or folder.resolve().name, **raw}
     main = raw.get("main")
     if not isinstance(main, str) or not main:
         raise ConfigError(f'{path}: "main" is missing; it names the worker\'s Python file.', key="main")
@@ -137,7 +139,7 @@ def read_app(
     compat_for(day, flags, warnings, path.name)
     return App(
         folder=str(folder.resolve()),
-        name=_text(raw.get("name", folder.resolve().name), "name", path),
+        name=_text(raw["name"], "name", path),
         main=str(main_path),
         compatibility_date=day,
         compatibility_flags=flags,
@@ -257,7 +259,7 @@ def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
     for entry in entries:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("binding", "service")):
             raise ConfigError(f"{path}: each of services needs a binding and a service.", key="services")
-        name = raw.get("name", path.parent.resolve().name)
+        name = raw["name"]
         if entry["service"] != name:
             raise ConfigError(
                 f"{path}: services: {entry['binding']} is another worker ({entry['service']}); Roost binds entrypoints of "

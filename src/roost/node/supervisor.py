@@ -105,6 +105,7 @@ class Node:
         self._breakers: dict[int, str] = {}  # by host: why nobody should wait for it
         self._listeners: list[socket.socket] = []
         self._run: RunFolder | None = None
+        self._adding: asyncio.Task[Added] | None = None  # the copy that is being made of what was started
         self._keeping: asyncio.Task[None] | None = None  # a copy of what was started
         self._spawn_error = ""
         self._inline: Any = None  # (gateway, host) of --inline
@@ -114,11 +115,22 @@ class Node:
 
     async def run(self, ready: Callable[[str], None]) -> int:
         """Serve. `ready(url)` is called once clients can connect. Raises ConfigError or WorkerError before that."""
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
         lock = control.lock_data_folder(self._options.data)
-        data, slots = Path(self._options.data), self._options.hosts
+        _data, _slots = Path(self._options.data), self._options.hosts
         await asyncio.to_thread(orphans.end_orphans, orphans.mark_of(self._options.data))  # of a node that was killed
-        adding = await self._choose_version()
+        adding = self._adding = await self._choose_version()
+        try:
+            return await self._run_with_lock(ready, lock, adding)
+        finally:
+            if adding is not None and self._keeping is None:  # it has not started
+                for added in await asyncio.gather(adding, return_exceptions=True):
+                    if not isinstance(added, BaseException):
+                        self._versions.discard(added[0])
+
+    async def _run_with_lock(self, ready: Callable[[str], None], lock: int, adding: asyncio.Task[Added] | None) -> int:
+        loop = asyncio.get_running_loop()
+        data, slots = Path(self._options.data), self._options.hosts
         plan = self._migrations.plan(self._app.migrations)
         await asyncio.to_thread(alarm_index.prepare, data, slots)
         await asyncio.to_thread(self._migrations.apply, plan, slots)
@@ -154,10 +166,6 @@ class Node:
                 admin.close()
             if self._keeping is not None:
                 await asyncio.gather(self._keeping, return_exceptions=True)
-            elif adding is not None:  # it has not started
-                for added in await asyncio.gather(adding, return_exceptions=True):
-                    if not isinstance(added, BaseException):
-                        self._versions.discard(added[0])
             run.close()
             for sock in listeners:
                 sock.close()
@@ -172,6 +180,7 @@ class Node:
         source = self._options.source
         if source is None:
             return None
+        await asyncio.to_thread(self._versions.prune)
         choice = await asyncio.to_thread(self._versions.choose, source, from_folder=self._options.from_folder)
         if choice.line:
             _log.warning("node: %s", choice.line)
@@ -187,7 +196,10 @@ class Node:
         async with self._changing:
             try:
                 version, left_out = await adding
-                self._versions.activate(version)
+                if self._app is started:
+                    self._versions.activate(version)
+                else:  # other code was deployed meanwhile
+                    self._versions.keep(version)
                 for line in left_out:
                     _log.warning("node: %s", line)
                 _log.info("node: %s is version %d", version.source, version.number)
@@ -716,6 +728,8 @@ class Node:
         source = Source(Path(str(request.get("dir"))), config, request.get("env"), variables)
         read_app(source.folder, config=Path(config) if config else None, env=source.env, variables=variables)  # first
         message = str(request.get("message") or "")
+        if self._adding is not None:
+            await asyncio.wait({self._adding})  # one copy at a time
         version, left_out = await asyncio.to_thread(self._versions.add, source, message)
         before = self._app
         try:

@@ -111,6 +111,7 @@ class Versions:
             config=folder / version.config if version.config else None,
             env=version.env,
             variables=version.variables,
+            default_name=Path(version.source).name,
             secrets=secrets if secrets.is_dir() else folder,  # Roost 0.1 copied them with everything else
         )
         return msgspec.structs.replace(app, folder=version.source)
@@ -190,6 +191,24 @@ class Versions:
             versions.remove(oldest)
             self.discard(oldest)
         self._save(versions)
+
+    def keep(self, version: Version) -> None:
+        """It is known, and can be rolled back to, but another one runs."""
+        versions = sorted([*self.all(), version], key=lambda each: each.number)
+        self._save(versions)
+
+    def prune(self) -> None:
+        """Remove what a start or a deployment that was cut short has left. Not if the list cannot be read."""
+        try:
+            known = {str(version.number) for version in msgspec.json.decode(self._file.read_bytes(), type=list[Version])}
+        except FileNotFoundError:
+            known = set()
+        except (msgspec.MsgspecError, OSError):
+            return
+        for path in self._folder.glob("*"):
+            number = path.name.removesuffix(".secrets")
+            if number.isdigit() and number not in known:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _save(self, versions: list[Version]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

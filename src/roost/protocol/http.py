@@ -232,24 +232,22 @@ def has_token(value: str | None, token: str) -> bool:
     return value == token or (token in value and token in [part.strip() for part in value.split(",")])
 
 
-_NAME: Final = re.compile(r"[A-Za-z0-9._~%-]*\Z")
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~%-]*))(?::([0-9]{0,5}))?\Z")
 
 
 def is_host(text: str) -> bool:
     """Whether a Host header's value is a host and perhaps a port (RFC 9110 §7.2): a name, an IPv4 or a bracketed IPv6
     address, a port of at most 65535."""
-    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    if not colon:
-        host = text
-    elif not port.isdigit() or len(port) > 5 or int(port) > 65535:
-        return not port and is_host(host)  # "host:" is allowed
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            return False
-        return host.endswith("]")
-    return _NAME.match(host) is not None
+    match = _HOST_PORT.match(text)
+    if match is None or int(match[3] or 0) > 65535:
+        return False
+    if match[1] is None:
+        return True
+    try:
+        ipaddress.IPv6Address(match[1])
+    except ValueError:
+        return False
+    return True
 
 
 _NOT_IN_NAME: Final = re.compile("[ \t\r\n:\0]").search
