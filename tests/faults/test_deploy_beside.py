@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ class Box(DurableObject):
                 await self.ctx.storage.put("later", VERSION)
             self.ctx.waitUntil(later())
             return Response("later")
+        if path[4] == "last":
+            async def last():
+                await asyncio.sleep(float(path[5]))
+                self.ctx.storage.kv.put("later", VERSION)
+                for ws in self.ctx.getWebSockets():
+                    ws.send(json.dumps(["last", VERSION]))
+            self.ctx.waitUntil(last())
+            return Response("last")
         return Response.json([await self.ctx.storage.get("slow"), await self.ctx.storage.get("later"),
                               await self.ctx.storage.get("note"), VERSION])
 
@@ -175,6 +184,46 @@ def test_an_object_whose_request_goes_on_is_held_back_and_only_that_one(tmp_path
         assert (b"slow 1" if what == "slow" else b"later") in rest(slow)  # by the old code, with its storage
         assert json.loads(ws.recv(20)) == ["waits", 1, 2]  # then by the new
         assert json.loads(node.get("/busy/state")[2])[index] == 1
+
+
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
+def test_what_a_held_object_does_last_is_kept_and_said(tmp_path, mode):
+    """It writes and sends, and nothing of it runs any more: it is let go of when the write is on the disk."""
+    app = version(tmp_path / "app", 1)
+    with running(app, *mode) as node, ExitStack() as stack:
+        names = [f"busy{number}" for number in range(8)]
+        sockets = [stack.enter_context(node.connect(f"/{name}")) for name in names]
+        for name in names:
+            assert node.get(f"/{name}/last/2")[2] == b"last"
+        deploy(node, app, 2)
+        for ws in sockets:
+            assert json.loads(ws.recv(20)) == ["last", 1]
+        for name in names:
+            assert json.loads(node.get(f"/{name}/state")[2])[1] == 1
+
+
+def test_a_held_object_is_not_restored(tmp_path):
+    app = version(tmp_path / "app", 1)
+    with running(app) as node:
+        node.get("/busy/later/0")
+        wait_for(lambda: json.loads(node.get("/busy/state")[2])[1] == 1)
+        dump = storage(node, "dump")
+        slow = begun(node, "/busy/slow/3")
+        wait_for(lambda: any("busy" in entry["object"] and entry["pins"] for entry in node.awake()))
+        deploy(node, app, 2)
+        refused = storage(node, "restore", dump.stdout)
+        assert refused.returncode == 1
+        assert "an old host still finishes a request" in refused.stderr + refused.stdout
+        assert b"slow 1" in rest(slow)
+        wait_for(lambda: storage(node, "restore", dump.stdout).returncode == 0)
+        assert json.loads(node.get("/busy/state")[2])[:2] == [None, 1]
+
+
+def storage(node, what, stdin=None):
+    return subprocess.run(
+        [sys.executable, "-m", "roost", "storage", what, "--data", node.data],
+        input=stdin, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
 
 
 def test_beyond_the_grace_it_is_cut(tmp_path):

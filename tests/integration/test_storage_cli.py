@@ -272,11 +272,22 @@ def test_messages_that_are_being_handled_while_an_object_is_restored_are_answere
                         wrong.append(number)
                     answered[number] += 1
 
+        def visitor():  # its requests and calls come while the object is waited for
+            while not over.is_set():
+                with node.connect("/one/ws") as ws:
+                    ws.send("fast")
+                    if ws.recv(20) != "6":
+                        wrong.append("visitor")
+                ask(node, "/one/change")
+
         threads = [threading.Thread(target=client, args=(number,)) for number in range(3)]
+        threads += [threading.Thread(target=visitor) for _ in range(3)]
         for thread in threads:
             thread.start()
         for _ in range(6):
+            began = time.monotonic()
             assert "1 objects restored" in roost("storage", "restore", "--data", node.data, stdin=dump)
+            assert time.monotonic() - began < 5
         over.set()
         for thread in threads:
             thread.join(30)

@@ -1,9 +1,12 @@
 """The logs (`-wal`) of objects and of the alarm index stay below their bounds, whatever is written and whoever reads."""
 
 import asyncio
+import gc
 import logging
 import os
+import threading
 import time
+from types import SimpleNamespace
 
 import apsw
 import pytest
@@ -13,8 +16,9 @@ from roost.events import ObjectRef
 from roost.host.actor_storage import ActorStorage
 from roost.host.disk import Disk, LogBounds
 from roost.storage import database as database_module
+from roost.storage import folding
 from roost.storage.alarm_index import AlarmIndex
-from roost.storage.database import SqlError, StorageError
+from roost.storage.database import Database, SqlError, StorageError
 from roost.storage.folding import Folded
 from unit.test_database import Owner
 
@@ -246,6 +250,108 @@ def test_a_file_that_was_removed_in_use_is_an_error_not_an_acknowledged_write(tm
         with pytest.raises(StorageError, match="removed while it was in use"):
             await room.store.durable()
         assert len(room.failures) == 1
+        room.store.close_now()
+
+    with_disk(tmp_path, body)
+
+
+class Paused(apsw.Connection):
+    """Of a thread that folds: everything is moved, the log is not yet emptied."""
+
+    here, go = threading.Event(), threading.Event()
+
+    def wal_checkpoint(self, *args, mode, **more):
+        if mode == apsw.SQLITE_CHECKPOINT_TRUNCATE:
+            self.here.set()
+            self.go.wait(10)
+        return super().wal_checkpoint(*args, mode=mode, **more)
+
+
+async def read_then_write_beside_a_fold(disk):
+    """A handler that was suspended begins a transaction with a read, the log is emptied, and it writes."""
+    room = Object(disk)
+    while not room.blocked:
+        await room.write()
+    while not Paused.here.is_set():
+        await asyncio.sleep(0.001)
+    depth = room.store.begin_nested()
+    room.store.get("k")
+    Paused.go.set()
+    while room.blocked:
+        await asyncio.sleep(0.001)
+    room.store.put("k", b"last", unconfirmed=False)
+    room.store.end_nested(depth, keep=True)
+    await room.settle()
+    assert not room.failures
+    assert room.store.get("k") == b"last"
+    room.store.close_now()
+
+
+@pytest.fixture
+def a_paused_fold(monkeypatch):
+    Paused.here.clear()
+    Paused.go.clear()
+    names = ("SQLITE_OPEN_READWRITE", "SQLITE_CHECKPOINT_PASSIVE", "SQLITE_CHECKPOINT_TRUNCATE", "BusyError")
+    monkeypatch.setattr(
+        folding, "apsw", SimpleNamespace(Connection=Paused, **{name: getattr(apsw, name) for name in names})
+    )
+
+
+@pytest.mark.usefixtures("a_paused_fold")
+def test_reads_and_then_writes_while_a_thread_folds(tmp_path):
+    with_disk(tmp_path, read_then_write_beside_a_fold)
+
+
+@pytest.mark.usefixtures("a_paused_fold")
+def test_a_mutant_that_begins_with_a_read_beside_a_fold_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(Database, "is_folding", property(lambda self: False, lambda self, value: None), raising=False)
+    with pytest.raises((AssertionError, StorageError)):
+        with_disk(tmp_path, read_then_write_beside_a_fold)
+
+
+def test_a_held_largest_log_does_not_keep_the_others_from_being_folded(tmp_path):
+    async def body(disk):
+        held, *rooms = [Object(disk, number) for number in range(6)]
+        for _ in range(10):
+            await held.write()
+            await held.settle()
+        reader = apsw.Connection(str(held.path))
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM _cf_KV").fetchall()
+        for _ in range(60):
+            await held.write()
+            await held.settle()
+        assert disk.folds_held
+        others = 0
+        for _ in range(30):
+            for room in rooms:
+                await room.write(10_000)
+                await room.settle()
+            others = max(others, sum(os.path.getsize(f"{each.path}-wal") for each in rooms))
+        reader.close()
+        assert others <= 2 * MIB
+        for room in (held, *rooms):
+            room.store.close_now()
+
+    with_disk(tmp_path, body, LogBounds(4 * MIB, 2 * MIB))
+
+
+def test_a_cursor_that_was_dropped_holds_no_log(tmp_path):
+    async def body(disk):
+        room = Object(disk)
+        room.store.execute(
+            "CREATE TABLE t AS WITH RECURSIVE n(x) AS (SELECT 1 UNION SELECT x+1 FROM n LIMIT 50) SELECT x FROM n", ()
+        )
+        await room.settle()
+        gc.disable()
+        try:
+            for _ in range(100):
+                assert room.store.execute("SELECT x FROM t", ()).next_row()
+                await room.write()
+                await room.settle()
+        finally:
+            gc.enable()
+        assert not disk.folds_held
         room.store.close_now()
 
     with_disk(tmp_path, body)

@@ -250,7 +250,9 @@ class Actor(Context):
     @property
     def is_handling(self) -> bool:
         """Whether a handler, call or request of it runs, or has not begun though it may."""
-        return self.phase is Phase.WAKING or bool(self._unfinished) or any("running" in what for what in self.pins.values())
+        running = sum("running" in what for what in self.pins.values())
+        waiting = sum(type(entry) is _Opening for entry in self._waiting or ())  # pinned already
+        return self.phase is Phase.WAKING or bool(self._unfinished) or running > waiting
 
     @property
     def blocked(self) -> bool:
@@ -668,7 +670,7 @@ class Actor(Context):
     def run_event(self, start: Callable[[], Any], what: str, chain: Chain, done: Done) -> None:
         """Run `start()` of worker code when the gate lets it; `done(result, error)` once it has ended.
 
-        Events begin in the order of these calls.
+        Events begin in the order of these calls. The error is Superseded if it has not run and another actor is to run it.
         """
         if self.host.in_task():  # nothing may be driven in place inside a task
             self.host.loop.call_soon(self.run_event, start, what, chain, done, context=NO_CONTEXT)
@@ -683,8 +685,8 @@ class Actor(Context):
             def opened(error: BaseException | None) -> None:
                 if error is None:
                     self.run_event(start, what, chain, done)
-                else:
-                    done(None, self.not_run(error))
+                else:  # Superseded: it is the successor's
+                    done(None, error if type(error) is Superseded else self.not_run(error))
 
             try:
                 self._wait(opened)
@@ -941,7 +943,7 @@ class _Opening:
     def __call__(self, error: BaseException | None) -> None:
         if self.future.done():
             return
-        if error is None:
+        if error is None or type(error) is Superseded:
             self.future.set_result(None)
         else:
             self.future.set_exception(self._actor.not_run(error))

@@ -319,10 +319,9 @@ class ActorStorage:
         else:
             self.fold_soon()
 
-    @property
-    def is_folding(self) -> bool:
-        """Whether its log is folded as soon as that is possible."""
-        return self._unblock is not None
+    def could_fold(self, size: int) -> bool:
+        """Whether it is of use to fold a log of that size now: it is not about to be, and nothing held it just before."""
+        return self._unblock is None and size >= self._fold_at
 
     def fold_soon(self) -> None:
         """Fold the log as soon as no write is open; no event begins before that."""
@@ -397,6 +396,7 @@ class ActorStorage:
         self._sync_wanted = False
         self._folding = self._unblock is not None and self._may_fold
         if self._folding:
+            self._database.is_folding = True
             self._on_disk = self._disk.submit(partial(self._sync_and_fold, alarm_first=told))
         else:
             self._on_disk = self._disk.submit(self._sync_alarm_first if told else self._database.sync)
@@ -411,6 +411,8 @@ class ActorStorage:
     def _synced(self, future: asyncio.Future[Folded | None], batches: tuple[int, ...], commits: int) -> None:
         self._syncing = None
         self._unconfirmed_syncing = False
+        if self._folding and self._database_made is not None:
+            self._database_made.is_folding = False
         if self._folding and self._unblock is not None:
             unblock, self._unblock = self._unblock, None
             unblock()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import DurableObject
 from roost.api.rpc import encode_result, fault_of, find_method
-from roost.errors import ConfigError, UnavailableError, WorkerError
+from roost.errors import ConfigError, Superseded, UnavailableError, WorkerError
 from roost.events import Call, Fault, Result
+from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,9 @@ class Calls:
                 except Exception as refused:  # noqa: BLE001 - it cannot be cloned: the caller is told
                     error = refused
             self.running -= 1
+            if type(error) is Superseded:
+                self._host.loop.call_soon(self.begin, ref, method, arguments, chain, reply, context=NO_CONTEXT)
+                return
             failure: BaseException | None = None
             if isinstance(error, WorkerError):
                 failure = error

@@ -172,9 +172,9 @@ class Disk:
         else:
             self._logs.pop(storage, None)
         if self.log_bytes > self.log_bounds.total_bytes:
-            largest = max(self._logs, key=self._logs.__getitem__)
-            if not largest.is_folding:
-                largest.fold_soon()
+            able = [each for each, its_size in self._logs.items() if each.could_fold(its_size)]
+            if able:
+                max(able, key=self._logs.__getitem__).fold_soon()
 
     def folded(self, ref: ObjectRef, folded: Folded, size: int) -> None:
         """A log was folded, or could not be: then that is counted, and said once a minute."""
@@ -203,6 +203,10 @@ class Disk:
                 self.loop.call_soon_threadsafe(forget)
 
         closing.add_done_callback(closed)
+
+    async def closed(self) -> None:
+        """Wait until every file that is being closed is closed: another process may open it."""
+        await asyncio.gather(*map(asyncio.wrap_future, list(self._closing.values())), return_exceptions=True)
 
     async def replace(self, restored: Restored) -> None:
         """Put a restored file in its object's place, which must not be awake; who opens it meanwhile waits."""

@@ -469,8 +469,9 @@ class Host:
 
     async def replace_storage(self, ref: ObjectRef, alarm_ms: int | None) -> None:
         """Put the file that `roost storage restore` has made in the object's place. Its sockets stay."""
-        actor = self.actors.get(ref)
-        if actor is not None:
+        if (ref.class_name, ref.id) in self.elsewhere:
+            raise UnavailableError("an old host still finishes a request of the object; try again later.")
+        while (actor := self.actors.get(ref)) is not None:
             unblock = actor.block()  # what comes from now on is the restored one's
             deadline = self.loop.time() + _RESTORE_WAITS_S
             try:
@@ -481,7 +482,9 @@ class Host:
             except BaseException:
                 unblock()
                 raise
-            actor.reset(Superseded(f"the storage of {actor.label} was restored"))
+            if actor.phase is not Phase.GONE:  # else it was reset meanwhile, and another one may be there
+                actor.reset(Superseded(f"the storage of {actor.label} was restored"))
+                break  # who opens the file from here on waits for the new one
         await self.disk.replace(Restored(ref, restoring_path(self.disk.data, ref), alarm_ms))
 
     # tasks
@@ -608,6 +611,7 @@ class Host:
             if actor not in held:
                 self._let_go(actor)
         self.released = True
+        await self.disk.closed()
         for link in self.links:
             link.link.send(Released())
             link.link.flush()
@@ -635,9 +639,10 @@ class Host:
         deadline = self.loop.time() + timeout_s
         while self._held:
             for actor in list(self._held):
-                if not actor.is_serving or self.loop.time() >= deadline:
+                if not (actor.is_serving or actor.is_writing) or self.loop.time() >= deadline:
                     self._held.remove(actor)
                     self._let_go(actor)
+                    await self.disk.closed()
                     yield actor.ref
             await asyncio.sleep(0.005)
 

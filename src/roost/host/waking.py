@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from roost.errors import ConfigError, OverloadError, QuarantineError
+from roost.errors import ConfigError, OverloadError, QuarantineError, UnavailableError
 from roost.events import Roster, RosterRequest, SocketMessage, WakingMessage
 from roost.host.actor import Actor, Phase
 from roost.protocol.websocket import CloseCode
@@ -104,6 +104,8 @@ class Waking:
         """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events.
         Those that have to wait are in `link.running` until it is their turn."""
         host = self._host
+        if host.released:
+            return  # not done: the successor's
         assert roster.object is not None
         actor = host.actors.get(roster.object)
         if actor is not None and actor.phase is Phase.GONE:
@@ -166,6 +168,8 @@ class Waking:
 
     def _new_actor(self, ref: ObjectRef, why: str, ask_all_but: GatewayLink | None) -> Actor:
         host = self._host
+        if host.released:
+            raise UnavailableError("this code was just replaced; try again.")
         kind = host.worker.classes.get(ref.class_name)
         if kind is None:
             raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
@@ -215,6 +219,7 @@ class Waking:
             if _ELSEWHERE in actor.asked and (actor.ref.class_name, actor.ref.id) not in host.elsewhere:
                 del actor.asked[_ELSEWHERE]
                 self._wake_if_ready(actor)
+        host.alarms.check()  # it may have set one
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import apsw
 
@@ -145,6 +145,7 @@ class Database:
         self._opened = opened
         self._is_known = is_known  # whether somebody else says that the object has written
         self._make_room = make_room  # closes other files if the process can open no more; whether it could
+        self.is_folding = False  # on a thread: what only read before could not write after it (BUSY_SNAPSHOT)
         self._unborn = False  # the file is what a cut first write has left
         self._connection: apsw.Connection | None = None
         self.was_left_unsynced = False  # found a log of an earlier life that may not be on the disk
@@ -334,7 +335,7 @@ class Database:
         connection = self.connection()
         if not connection.in_transaction:
             self._check_not_undone()
-            connection.execute("BEGIN")
+            connection.execute("BEGIN IMMEDIATE" if self.is_folding else "BEGIN")
             self._begun = True
 
     def _check_not_undone(self) -> None:
@@ -660,6 +661,16 @@ class RowlessRun:
         return None
 
 
+def _tracing(run: ref[SqlRun]) -> Callable[[apsw.Cursor, str, Any], bool]:
+    def trace(cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
+        of = run()
+        if of is not None:
+            of.statement_begins(cursor)
+        return True
+
+    return trace
+
+
 class SqlRun:
     """One execution of the user's SQL: the columns of its last statement, and its rows as they are asked for."""
 
@@ -687,17 +698,17 @@ class SqlRun:
 
     def start(self, sql: str, bindings: tuple[Any, ...]) -> None:
         self._cursor = self._connection.cursor()
-        self._cursor.exec_trace = self._trace
+        self._cursor.exec_trace = _tracing(ref(self))  # weakly: one that is dropped must let go of its view at once
         self._cursor.execute(sql, bindings)
         if not self._readonly:  # a writing statement with rows left would keep the commit from happening
             self._rows = deque(self._cursor)
         self._written = self._connection.total_changes() - self._changes_before
 
-    def _trace(self, cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
+    def statement_begins(self, cursor: apsw.Cursor) -> None:
+        """SQLite is about to run one."""
         self.columns = [column[0] for column in cursor.get_description()]
         self._readonly = cursor.is_readonly
         self._statements += 1
-        return True
 
     @property
     def is_rowless(self) -> bool:
