@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import time
 import pytest
 
 from conftest import write_app
+from roost.node.out_of_memory import KernelKills
 from roost.testing import HandshakeRefused, open_socket, running, wait_for
 
 SOURCE = """
-import asyncio, os
+import asyncio, os, resource
 from js import WebSocketPair
 from workers import DurableObject, Response, WorkerEntrypoint
 
@@ -51,6 +53,11 @@ class Default(WorkerEntrypoint):
         path = request.url.split("/", 3)[3].split("?")[0]
         if path == "crash":
             os._exit(3)
+        if path == "memory":
+            with open("/proc/self/statm") as file:
+                used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, resource.RLIM_INFINITY))
+            return Response(str(len(bytearray(1_000_000_000))))
         if path == "slow":
             open(self.env.GATE + ".slow", "w").close()
             await asyncio.sleep(1000)
@@ -233,3 +240,27 @@ def test_a_drain_says_goodbye_over_a_while(serve):
             ws.abort()
         assert time.monotonic() - began > 0.7
         assert node.process.wait(20) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_host_under_a_limit_of_memory_says_what_failed_and_serves_others(serve):
+    with serve() as node, node.connect("/a") as ws:
+        assert node.get("/memory")[0] == 500
+        ws.send("hello")
+        assert ws.recv() == "hello"
+        said = [line for line in node.log if "MemoryError: out of memory" in line]
+        assert len(said) == 1
+        assert re.search(r"this host has \d+ MiB in memory of the \d+ MiB of addresses it may have \(ulimit -v\)", said[0])
+
+
+def test_what_the_kernel_kills_for_memory_is_known_by_its_count(tmp_path):
+    v2, v1 = tmp_path / "memory.events", tmp_path / "memory.oom_control"
+    v2.write_text("low 0\nhigh 3\nmax 7\noom 2\noom_kill 4\noom_group_kill 0\n")
+    v1.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+    for file in (v2, v1):
+        kills = KernelKills([file, tmp_path / "none"])
+        assert not kills.happened()
+        file.write_text(file.read_text().replace("oom_kill 4", "oom_kill 5").replace("oom_kill 0", "oom_kill 1"))
+        assert kills.happened()
+        assert not kills.happened()
+    assert not KernelKills([]).happened()

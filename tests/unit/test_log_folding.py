@@ -355,3 +355,69 @@ def test_a_cursor_that_was_dropped_holds_no_log(tmp_path):
         room.store.close_now()
 
     with_disk(tmp_path, body)
+
+
+@pytest.mark.parametrize("how", ["put", "sql"])
+def test_a_transaction_that_is_larger_than_a_log_may_be_is_told_and_keeps_what_was_before(tmp_path, how):
+    """What was written before the refused write is kept, as long as the handler goes on."""
+
+    async def body(disk):
+        room = Object(disk)
+        store = room.store
+        store.execute("CREATE TABLE t (x BLOB)", ())
+        await room.settle()
+        told = 0
+        for number in range(200):
+            try:
+                if how == "put":
+                    store.put(f"key {number}", os.urandom(1_000_000), unconfirmed=False)
+                else:
+                    store.execute("INSERT INTO t VALUES (randomblob(1000000))", ())
+            except SqlError as error:
+                told += 1
+                assert "one transaction of the object has filled its log (4 MiB" in error.message
+            room.look()
+        assert told > 20
+        assert room.largest_log <= 20 * MIB
+        await room.settle()
+        assert not room.failures
+        kept = 200 - told
+        if how == "put":
+            assert sum(store.get(f"key {number}") is not None for number in range(200)) == kept
+        else:
+            assert store.execute("SELECT count(*) FROM t", ()).next_row() == (kept,)
+        await room.write()
+        await room.settle()
+        assert os.path.getsize(f"{room.path}-wal") <= MIB
+        store.close_now()
+
+    with_disk(tmp_path, body)
+
+
+def test_one_statement_that_is_larger_than_a_log_may_be_undoes_the_turn(tmp_path):
+    """SQLite undoes the whole transaction of a statement that is cut short: none of the turn may count."""
+
+    async def body(disk):
+        room = Object(disk)
+        store = room.store
+        store.execute("CREATE TABLE t (x BLOB)", ())
+        store.put("before", b"1", unconfirmed=False)
+        await room.settle()
+        store.put("before", b"2", unconfirmed=False)
+        with pytest.raises(SqlError, match="has filled its log"):
+            store.execute(
+                "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000)"
+                " INSERT INTO t SELECT randomblob(1000) FROM n",
+                (),
+            )
+        room.look()
+        assert room.largest_log < 64 * MIB  # of 100 MB
+        with pytest.raises(StorageError, match="were undone"):
+            await store.durable()
+        assert len(room.failures) == 1
+        store.close_now()
+        again = Object(disk)
+        assert again.store.get("before") == b"1"
+        again.store.close_now()
+
+    with_disk(tmp_path, body)

@@ -124,6 +124,7 @@ class ActorStorage:
                 opened=self._opened,
                 is_known=lambda: disk.alarms.due_ms(ref) is not None,
                 make_room=lambda: disk.make_room(self),
+                max_log_bytes=disk.log_bounds.max_bytes * LARGE_COMMITS,
             )
             self._database_made = database
             if self._closed:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, WorkerError
+from roost.host import memory
 from roost.host.bodies import SenderGone
 from roost.host.running import Suspended
 
@@ -201,6 +202,8 @@ class Context:
         if isinstance(error, asyncio.CancelledError):
             return
         text = str(error) if isinstance(error, JsException) else f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            text = f"MemoryError: {str(error) or memory.what_failed()}"
         if isinstance(error, SenderGone):  # nobody's fault here: no traceback
             self.fresh_variables().run(_log.info, "%s: a body was not complete: %s", what, error)
         elif isinstance(

@@ -1,8 +1,10 @@
-"""Giving memory back to the system, where the C library can."""
+"""How much memory this process has and may have; giving some back to the system, where the C library can."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import resource
 import sys
 
 
@@ -14,3 +16,19 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except AttributeError:
         pass  # musl has no malloc_trim, and no need of one
+
+
+def resident_bytes() -> int:
+    """What of the process is in memory; 0 where that is not known."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def what_failed() -> str:
+    """Beside a MemoryError, which says nothing."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    may = "" if limit == resource.RLIM_INFINITY else f" of the {limit >> 20} MiB of addresses it may have (ulimit -v)"
+    return f"out of memory: this host has {resident_bytes() >> 20} MiB in memory{may}"

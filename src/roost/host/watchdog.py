@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from roost.api.runtime import current_context
+from roost.host import memory
 from roost.host.actor import Actor
 from roost.host.mark import STACK_SIGNAL
 from roost.link.port import NO_CONTEXT
@@ -105,7 +106,7 @@ class Watchdog:
             elif now - since >= self._shortest_s and now - since >= self._limit_of_running_s():
                 self._give_up(f"has not let go of the loop for {now - since:.1f} s (limits.cpu_ms)")
                 return
-            if self._max_memory_bytes and (used := _resident_bytes()) > self._max_memory_bytes:
+            if self._max_memory_bytes and (used := memory.resident_bytes()) > self._max_memory_bytes:
                 self._give_up(f"was running when the host had {used // 2**20} MiB (limits.max_host_memory_bytes)")
                 return
 
@@ -179,11 +180,3 @@ def _event_of(local: dict[str, Any]) -> tuple[int, int]:
     if link is None or not isinstance(number, int):
         return 0, 0
     return link.epoch, number
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0

@@ -36,6 +36,7 @@ from roost.node.child_process import MUTE_S, ChildProcess, Health
 from roost.node.config import read_app
 from roost.node.heartbeat import Heartbeat, mute
 from roost.node.host_process import has_glibc, host_environment, host_interpreter
+from roost.node.out_of_memory import KernelKills
 from roost.node.run_folder import RunFolder
 from roost.node.spec import CONTROL_LINE_BYTES, ChildSpec, FromChild, ToChild
 from roost.node.versions import Source, Version, Versions
@@ -91,6 +92,7 @@ class Node:
         self._keepers: list[asyncio.Task[None]] = []
         self._successors: dict[tuple[str, int], ChildProcess] = {}  # that are to take a place, by role and index
         self._left: list[ChildProcess] = []  # gateways whose successors have everything but the TLS sessions
+        self._kernel_kills = KernelKills()
         self._changing = asyncio.Lock()  # one deployment at a time
         self._versions = Versions(Path(options.data), settings.storage.min_free_bytes)
         self._migrations = Migrations(Path(options.data))
@@ -396,6 +398,9 @@ class Node:
                 self._open_breaker(index, deaths)
             pause = min(_BACK_OFF_S[min(deaths, len(_BACK_OFF_S) - 1)], self._settings.timeouts.restart_pause_s)
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            if code == -signal.SIGKILL and self._kernel_kills.happened():
+                doing = mark.read(child.mark) if role == "host" else None
+                how += " by the kernel: memory ran out" + (f", in webSocketMessage of {doing['what']}" if doing else "")
             if child.failure is not None:
                 _log.error("node: %s cannot start: %s", child.name, child.failure.text)
                 if child.failure.traceback:

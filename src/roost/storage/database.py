@@ -25,7 +25,7 @@ from weakref import WeakSet, ref
 import apsw
 
 from roost.errors import ConfigError, JsException, RoostError
-from roost.storage.folding import fold, has_commits, size_of, sync_path
+from roost.storage.folding import LARGE_COMMITS, MAX_LOG_BYTES, fold, has_commits, size_of, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +45,13 @@ _CURSOR_ENDED: Final = (
     "this cursor was not read to its end while the object wrote more than its log may hold (storage.max_log_bytes); read"
     " cursors to their end, or with toArray(), before writing much."
 )
+_TOO_LARGE: Final = (
+    "one transaction of the object has filled its log (%d MiB, four times storage.max_log_bytes): write in smaller parts,"
+    " each with `await ctx.storage.sync()` after it, or raise the setting."
+)
+_LOOK_BYTES: Final = 4 * 1024 * 1024  # so much may be written before somebody looks how large the log is
+_STATEMENT_BYTES: Final = _LOOK_BYTES // 8  # what a statement counts for
+_LOOK_STEPS: Final = 200_000  # of SQLite's machine in one statement; some milliseconds
 _BUSY_TIMEOUT_MS: Final = 10_000  # for its log to be folded while a handler goes on, or `roost storage` to look at the file
 
 _SCHEMA: Final = (
@@ -138,6 +145,7 @@ class Database:
         opened: Callable[[], None] = lambda: None,
         is_known: Callable[[], bool] = lambda: False,
         make_room: Callable[[], bool] = lambda: False,
+        max_log_bytes: int = MAX_LOG_BYTES * LARGE_COMMITS,
     ) -> None:
         self._path = path
         self._name = name  # of the object: kept in the file, for those who read it without a worker
@@ -145,6 +153,8 @@ class Database:
         self._opened = opened
         self._is_known = is_known  # whether somebody else says that the object has written
         self._make_room = make_room  # closes other files if the process can open no more; whether it could
+        self._max_log_bytes = max_log_bytes  # with everything that is not yet committed
+        self._unseen_bytes = 0  # about as many were written since somebody looked how large the log is
         self.is_folding = False  # on a thread: what only read before could not write after it (BUSY_SNAPSHOT)
         self._unborn = False  # the file is what a cut first write has left
         self._connection: apsw.Connection | None = None
@@ -262,6 +272,7 @@ class Database:
             for limit, value in _LIMITS.items():
                 connection.limit(limit, value)
             connection.set_authorizer(self._authorize)
+            connection.set_progress_handler(self._log_is_full, _LOOK_STEPS)
             self._rowless_cursor = connection.cursor()
             self._connection = connection
             self._opened()
@@ -411,6 +422,18 @@ class Database:
         """How large the log is now; 0 until it has first been synced."""
         return os.fstat(self._log_fd).st_size if self._log_fd >= 0 else 0
 
+    def _wrote(self, size: int) -> None:
+        """About so many bytes are about to be written. Raises SqlError if the transaction has filled the log."""
+        self._unseen_bytes += size
+        if self._unseen_bytes >= _LOOK_BYTES:
+            if self._log_is_full():
+                raise SqlError(_TOO_LARGE % (self._max_log_bytes >> 20))
+            self._unseen_bytes = 0
+
+    def _log_is_full(self) -> bool:
+        """Whether the open transaction has written as much as the log may hold. SQLite keeps 2 MB of it in memory."""
+        return self.is_writing and (self.log_bytes or size_of(f"{self._path}-wal")) >= self._max_log_bytes
+
     def fold(self) -> Folded:
         """Make every commit durable and empty the log, unless something holds it. Blocks on the disk. Raises
         StorageError, apsw.Error or OSError; nothing is lost then."""
@@ -434,6 +457,7 @@ class Database:
 
     def put(self, key: str, value: bytes) -> None:
         self.begin()
+        self._wrote(len(value))
         self._run("INSERT INTO _cf_KV VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (key, value))
 
     def delete(self, key: str) -> bool:
@@ -539,6 +563,7 @@ class Database:
 
     def execute(self, sql: str, bindings: tuple[Any, ...]) -> SqlRun | RowlessRun:
         """Run the user's SQL up to its first row. Raises SqlError."""
+        self._wrote(_STATEMENT_BYTES)
         if sql in self._rowless and self._connection is not None and self._connection.in_transaction:
             before = self._connection.total_changes()
             try:
@@ -559,7 +584,9 @@ class Database:
                 self._cursors.add(run)
         except apsw.Error as error:
             text = str(error)
-            if _TRANSACTION_WORD.match(sql):
+            if isinstance(error, apsw.InterruptError) and not connection.in_transaction:
+                text = _TOO_LARGE % (self._max_log_bytes >> 20)  # and SQLite has undone all of it
+            elif _TRANSACTION_WORD.match(sql):
                 text = (
                     "BEGIN, COMMIT, ROLLBACK and SAVEPOINT are not available in sql.exec(); use"
                     " ctx.storage.transactionSync() or ctx.storage.transaction() instead."
@@ -663,8 +690,7 @@ class RowlessRun:
 
 def _tracing(run: ref[SqlRun]) -> Callable[[apsw.Cursor, str, Any], bool]:
     def trace(cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
-        of = run()
-        if of is not None:
+        if (of := run()) is not None:
             of.statement_begins(cursor)
         return True
 
