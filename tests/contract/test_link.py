@@ -2,10 +2,30 @@
 
 import asyncio
 import socket
+from http import HTTPMethod
 
 import pytest
 
-from roost.events import Asleep, BodyData, CloseSocket, Done, Send, SocketMessage
+from roost.events import (
+    Abort,
+    Asleep,
+    Attach,
+    BodyData,
+    Call,
+    Chain,
+    CloseSocket,
+    Dial,
+    Dialled,
+    Done,
+    Fault,
+    ObjectRef,
+    Request,
+    Response,
+    Result,
+    RosterRequest,
+    Send,
+    SocketMessage,
+)
 from roost.link.memory import memory_pair
 from roost.link.unix import HIGH_WATER_BYTES, UnixLink
 
@@ -186,3 +206,81 @@ def test_unix_breaks_the_link_on_garbage():
         raw.close()
 
     asyncio.run(body())
+
+
+class Buffer(bytes):
+    """As worker code's proxied buffers are."""
+
+
+class Odd:
+    """Nothing that could travel."""
+
+
+def test_unix_passes_on_kinds_of_text_and_bytes():
+    @on_link("unix")
+    async def _(one, other, left, right):
+        name = HTTPMethod("GET")
+        one.send(Response(1, 200, "\ud800", [(name, "x\udfff")], Buffer(b"abc"), False))
+        one.send(Request(2, name, "http://a/", [], Buffer(b"d"), False, False, 0, ""))
+        one.send(Result(3, Buffer(b"v"), Fault("Error", "half \udc00")))
+        other.start(right)
+        await right.until(lambda: len(right.events) == 3)
+        assert right.events == [
+            Response(1, 200, "\ufffd", [("GET", "x\ufffd")], b"abc", False),
+            Request(2, "GET", "http://a/", [], b"d", False, False, 0, ""),
+            Result(3, b"v", Fault("Error", "half \ufffd")),
+        ]
+        assert not left.events
+
+
+def test_unix_ends_what_an_event_that_cannot_travel_was_part_of(caplog):
+    """Neither end waits for it: the request, call, dial or socket is over, and the others in the batch arrive."""
+
+    @on_link("unix")
+    async def _(one, other, left, right):
+        why = "The runtime could not pass it on; please report it."
+        sent = [
+            Done(7, ()),
+            Response(1, Odd(), "", [], b"", False),
+            BodyData(2, Odd(), True),
+            Result(3, Odd()),
+            Request(4, "GET", Odd(), [], b"", False, False, 0, ""),
+            Call(5, ObjectRef("Room", "0" * 64), "m", Odd(), Chain()),
+            Dial(6, Odd(), [], []),
+            Send([8, 9], Odd(), True),
+            CloseSocket(10, 1 << 70, ""),
+            Attach(11, Odd()),
+            Asleep(12),
+        ]
+        left_started = Recorder()
+        one.start(left_started)
+        for event in sent:
+            one.send(event)
+        other.start(right)
+        await right.until(lambda: Asleep(12) in right.events)
+        await left_started.until(lambda: len(left_started.events) == 4)
+        assert [type(event) for event in right.events] == [
+            Done, Response, Abort, Result, CloseSocket, CloseSocket, CloseSocket, CloseSocket, Asleep,
+        ]  # fmt: skip
+        assert (right.events[1].request, right.events[1].status) == (1, 500)
+        assert right.events[3].fault.message == f"The result of the call: {why}"
+        assert [(event.socket, event.code) for event in right.events[4:8]] == [(8, 1011), (9, 1011), (10, 1011), (11, 1011)]
+        assert left_started.events == [
+            Abort(2, why),
+            Abort(4, f"The request: {why}"),
+            Result(5, b"", Fault("Error", f"The call: {why}")),
+            Dialled(6, 0, 0, [], why),
+        ]
+
+    assert sum("cannot be encoded" in record.getMessage() for record in caplog.records) == 9
+
+
+def test_unix_breaks_off_when_the_ends_would_not_agree():
+    @on_link("unix")
+    async def _(one, other, left, right):
+        one.start(left)
+        other.start(right)
+        one.send(RosterRequest(Odd(), None))
+        await left.until(lambda: left.closed)
+        await right.until(lambda: right.closed)
+        assert "RosterRequest cannot be encoded" in left.closed[0]

@@ -44,10 +44,10 @@ class ArrayBuffer(bytes):
 
 
 def to_bytes(value: Any) -> bytes | None:
-    """The bytes of any bytes-like value or Blob; None if it is neither."""
-    if isinstance(value, bytes):
+    """The bytes of any bytes-like value or Blob, as plain `bytes`; None if it is neither."""
+    if type(value) is bytes:
         return value
-    if isinstance(value, bytearray | memoryview):
+    if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Blob):
         return value.raw

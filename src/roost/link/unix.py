@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from roost.errors import RemoteProtocolError
 from roost.link.port import NO_CONTEXT, Batch
-from roost.protocol.envelope import Splitter, encode, encode_batch
+from roost.link.unsendable import encode_each
+from roost.protocol.envelope import Splitter, encode_batch
 
 if TYPE_CHECKING:
     import asyncio
     import socket
 
-    from roost.events import Event
     from roost.link.port import Receiver
 
 _log = logging.getLogger("roost.link")
@@ -117,7 +117,13 @@ class UnixLink(Batch):
         try:
             data = encode_batch(events)
         except Exception:  # noqa: BLE001 - one that cannot travel must not take the others with it
-            data = b"".join(map(_encode_or_drop, events))
+            try:
+                data, answers = encode_each(events)
+            except RemoteProtocolError as error:
+                self._lost(str(error))
+                return
+            if answers and self._receiver is not None:
+                self._loop.call_soon(self._receiver.on_events, answers, context=NO_CONTEXT)
         if not self._open:
             return
         if self._backlog:
@@ -203,19 +209,11 @@ class UnixLink(Batch):
         events = self.take()
         if events or self._backlog:
             try:  # a last word, such as the final `Done`, if the kernel takes it at once
-                self._sock.send(bytes(self._backlog) + b"".join(map(_encode_or_drop, events)))
-            except OSError as error:
+                self._sock.send(bytes(self._backlog) + encode_each(events)[0])
+            except (OSError, RemoteProtocolError) as error:
                 _log.debug("link: the last batch was not sent: %s", error)
         self._open = False
         self._backlog.clear()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
-
-
-def _encode_or_drop(event: Event) -> bytes:
-    try:
-        return encode(event)
-    except Exception:  # noqa: BLE001 - whatever it is that cannot be encoded
-        _log.exception("link: an event of type %s cannot be encoded and is dropped; please report it", type(event).__name__)
-        return b""

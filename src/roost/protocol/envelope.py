@@ -59,7 +59,16 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}
-_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+def _plain_bytes(value: object) -> bytes:
+    """Worker code hands over subclasses of bytes, such as proxied buffers."""
+    if isinstance(value, bytes):
+        return bytes(value)
+    raise TypeError(f"{type(value).__name__} cannot be encoded")
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_plain_bytes)
 _pack = HEADER.pack
 _unpack = HEADER.unpack_from
 
