@@ -13,8 +13,11 @@ from roost.ids import namespace_key
 from workers import Blob, Headers
 
 
-def run(coroutine):
-    return asyncio.run(coroutine)
+def run(awaitable):
+    async def main():
+        return await awaitable
+
+    return asyncio.run(main())
 
 
 def test_headers():

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.api.http import Body
+from roost.api.promises import Pending, begun, eager
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import JsDict, JsMap, to_unicode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
 MAX_KEY_BYTES: Final = 512
 MAX_VALUE_BYTES: Final = 25 * 1024 * 1024
@@ -30,13 +31,13 @@ class KvPort(Protocol):
 
     def now_s(self) -> float: ...
 
-    async def get(self, keys: Sequence[str]) -> list[tuple[bytes, str | None, int | None] | None]: ...
+    def get(self, keys: Sequence[str]) -> Awaitable[list[tuple[bytes, str | None, int | None] | None]]: ...
 
-    async def put(self, key: str, value: bytes, metadata: str | None, expires_s: int | None) -> None: ...
+    def put(self, key: str, value: bytes, metadata: str | None, expires_s: int | None) -> Awaitable[None]: ...
 
-    async def delete(self, keys: Sequence[str]) -> None: ...
+    def delete(self, keys: Sequence[str]) -> Awaitable[None]: ...
 
-    async def list(self, prefix: str, after: str, limit: int) -> list[tuple[str, str | None, int | None]]: ...
+    def list(self, prefix: str, after: str, limit: int) -> Awaitable[list[tuple[str, str | None, int | None]]]: ...
 
 
 class KvNamespace:
@@ -45,30 +46,45 @@ class KvNamespace:
     def __init__(self, port: KvPort) -> None:
         self._port = port
 
-    async def get(self, key: Any, options: Any = None, **more: Any) -> Any:
+    @begun
+    def get(self, key: Any, options: Any = None, **more: Any) -> Awaitable[Any]:
         """A value, None if there is none; of a list of at most 100 keys a Map. `type`: "text" (default), "json",
         "arrayBuffer" or "stream". Raises Error (as JsException) for a value that is not of its type."""
         kind = _type(options, more)
         if isinstance(key, list | tuple):
-            found = await self._port.get([_key(each) for each in _few(key)])
-            return JsMap(zip(key, [_value(pair, kind) for pair in found], strict=True))
-        (pair,) = await self._port.get([_key(key)])
-        return _value(pair, kind)
+            finding = self._port.get([_key(each) for each in _few(key)])
+            return Pending(
+                finding, "KV get()", lambda found: JsMap(zip(key, [_value(pair, kind) for pair in found], strict=True))
+            )
+        return Pending(self._port.get([_key(key)]), "KV get()", lambda found: _value(found[0], kind))
 
-    async def getWithMetadata(self, key: Any, options: Any = None, **more: Any) -> Any:
+    @begun
+    def getWithMetadata(self, key: Any, options: Any = None, **more: Any) -> Awaitable[Any]:
         """The same as `{value, metadata}`."""
         kind = _type(options, more)
         keys = [_key(each) for each in _few(key)] if isinstance(key, list | tuple) else [_key(key)]
-        found = [
-            JsDict(value=_value(pair, kind), metadata=_metadata(pair and pair[1])) for pair in await self._port.get(keys)
-        ]
-        return JsMap(zip(keys, found, strict=True)) if isinstance(key, list | tuple) else found[0]
 
-    async def put(self, key: Any, value: Any, options: Any = None, **more: Any) -> None:
+        def read(pairs: Any) -> Any:
+            found = [JsDict(value=_value(pair, kind), metadata=_metadata(pair and pair[1])) for pair in pairs]
+            return JsMap(zip(keys, found, strict=True)) if isinstance(key, list | tuple) else found[0]
+
+        return Pending(self._port.get(keys), "KV getWithMetadata()", read)
+
+    @begun
+    def put(self, key: Any, value: Any, options: Any = None, **more: Any) -> Awaitable[None]:
         """Store str, bytes or a stream (at most 25 MiB). Options: `expiration` (seconds since 1970) or `expirationTtl` (at
         least 60 seconds), `metadata` (at most 1,024 bytes of JSON)."""
         chosen = _options(options, more, ("expiration", "expirationTtl", "metadata"))
-        raw = await _raw(value)
+        raw = _raw(value)
+        if raw is None:
+            return self._put_stream(key, value, chosen)
+        return self._put(key, raw, chosen)
+
+    @eager
+    async def _put_stream(self, key: Any, value: Any, chosen: dict[str, Any]) -> None:
+        await self._put(key, await _read(value), chosen)
+
+    def _put(self, key: Any, raw: bytes, chosen: dict[str, Any]) -> Awaitable[None]:
         if len(raw) > MAX_VALUE_BYTES:
             raise JsRangeError(f"KV PUT failed: the value has {len(raw)} bytes; at most {MAX_VALUE_BYTES} are allowed.")
         metadata = None
@@ -76,7 +92,7 @@ class KvNamespace:
             metadata = json.dumps(chosen["metadata"], separators=(",", ":"))
             if len(metadata.encode()) > MAX_METADATA_BYTES:
                 raise JsRangeError(f"KV PUT failed: metadata may have at most {MAX_METADATA_BYTES} bytes of JSON.")
-        await self._port.put(_key(key), raw, metadata, self._expiry(chosen))
+        return Pending(self._port.put(_key(key), raw, metadata, self._expiry(chosen)), "KV put()")
 
     def _expiry(self, chosen: dict[str, Any]) -> int | None:
         now_s = self._port.now_s()
@@ -90,11 +106,14 @@ class KvNamespace:
             return int(at)
         return None
 
-    async def delete(self, key: Any) -> None:
+    @begun
+    def delete(self, key: Any) -> Awaitable[None]:
         """Remove a key, or each of at most 100; none of them needs to be there."""
-        await self._port.delete([_key(each) for each in _few(key)] if isinstance(key, list | tuple) else [_key(key)])
+        keys = [_key(each) for each in _few(key)] if isinstance(key, list | tuple) else [_key(key)]
+        return Pending(self._port.delete(keys), "KV delete()")
 
-    async def list(self, options: Any = None, **more: Any) -> JsDict:
+    @begun
+    def list(self, options: Any = None, **more: Any) -> Awaitable[JsDict]:
         """`{keys: [{name, expiration?, metadata?}], list_complete, cursor?}`, at most 1,000 at a time. Options: `prefix`,
         `limit`, `cursor`."""
         chosen = _options(options, more, ("prefix", "limit", "cursor"))
@@ -102,21 +121,25 @@ class KvNamespace:
         if not 1 <= limit <= MAX_LISTED:
             raise JsRangeError(f"KV list: limit is {limit}; it must be between 1 and {MAX_LISTED}.")
         after = bytes.fromhex(_cursor(chosen.get("cursor"))).decode()
-        found = await self._port.list(to_unicode(str(chosen.get("prefix") or "")), after, limit + 1)
-        keys = []
-        for name, metadata, expires_s in found[:limit]:
-            entry = JsDict(name=name)
-            if expires_s is not None:
-                entry["expiration"] = expires_s
-            if metadata is not None:
-                entry["metadata"] = _metadata(metadata)
-            keys.append(entry)
-        if len(found) <= limit:
-            return JsDict(keys=keys, list_complete=True, cacheStatus=None)
-        return JsDict(keys=keys, list_complete=False, cursor=found[limit - 1][0].encode().hex(), cacheStatus=None)
+        finding = self._port.list(to_unicode(str(chosen.get("prefix") or "")), after, limit + 1)
+        return Pending(finding, "KV list()", lambda found: _listed(found, limit))
 
     def __repr__(self) -> str:
         return "<KvNamespace>"
+
+
+def _listed(found: Any, limit: int) -> JsDict:
+    keys = []
+    for name, metadata, expires_s in found[:limit]:
+        entry = JsDict(name=name)
+        if expires_s is not None:
+            entry["expiration"] = expires_s
+        if metadata is not None:
+            entry["metadata"] = _metadata(metadata)
+        keys.append(entry)
+    if len(found) <= limit:
+        return JsDict(keys=keys, list_complete=True, cacheStatus=None)
+    return JsDict(keys=keys, list_complete=False, cursor=found[limit - 1][0].encode().hex(), cacheStatus=None)
 
 
 def _options(options: Any, more: dict[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -185,12 +208,12 @@ async def _once(raw: bytes) -> AsyncIterator[bytes]:
     yield raw
 
 
-async def _raw(value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace")
-    raw = to_bytes(value)
-    if raw is not None:
-        return raw
+def _raw(value: Any) -> bytes | None:
+    """The bytes of a value that is there; None for one that must be read first."""
+    return value.encode("utf-8", "replace") if isinstance(value, str) else to_bytes(value)
+
+
+async def _read(value: Any) -> bytes:
     if isinstance(value, Body):
         body: bytes = await value.bytes()
         return body

@@ -14,7 +14,7 @@ import msgspec
 from roost.errors import JsException
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from roost.api.http import Request, Response
     from roost.api.websocket import Item, WebSocket
@@ -82,6 +82,18 @@ class IoContext(Protocol):
         ...
 
     async def fetch(self, request: Request) -> Response: ...
+
+    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Awaitable[Any]:
+        """Begin a coroutine where the result is awaited, or else in the next turn; a failure nobody awaits is logged."""
+        ...
+
+    def failed_in(self, what: str, error: BaseException) -> None:
+        """Log an error of worker code."""
+        ...
+
+    def future(self) -> Any:
+        """Something to await, with `set_result`, `set_exception` and `done`."""
+        ...
 
 
 current_context: ContextVar[IoContext] = ContextVar("roost_io_context")

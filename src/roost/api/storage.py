@@ -1,7 +1,7 @@
 """`ctx.storage`: the object's key-value store, its SQL and its transactions, as worker code calls them (reference 5).
 
 Checks arguments and turns values into bytes and back; `StorePort` does the rest. Every operation completes within the
-call, so the async forms never suspend and no other event of the object can come between a read and a write.
+call, awaited or not, so no other event of the object can come between a read and a write.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 
 from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, to_bytes
+from roost.api.promises import at_once, eager
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import JsDict, JsMap, as_js, decode_all, decode_js, encode
 
@@ -150,7 +151,8 @@ class _Operations:
     def __init__(self, store: StorePort) -> None:
         self._store = store
 
-    async def get(self, key: Any, options: Any = None, **more: Any) -> Any:
+    @at_once
+    def get(self, key: Any, options: Any = None, **more: Any) -> Any:
         """The value of a key (None if missing), or of up to 128 keys as a dict without the missing ones."""
         _options(options, more, _READ_OPTIONS, "get()")
         if isinstance(key, list | tuple | set):
@@ -162,7 +164,8 @@ class _Operations:
         raw = self._store.get(_key(key))
         return None if raw is None else decode_js(raw)
 
-    async def put(self, key: Any, value: Any = None, options: Any = None, **more: Any) -> None:
+    @at_once
+    def put(self, key: Any, value: Any = None, options: Any = None, **more: Any) -> None:
         """Store one value, or up to 128 pairs from a dict. Writes without an await between them commit together."""
         if isinstance(key, dict):
             chosen = _options(value, more, _WRITE_OPTIONS, "put()")
@@ -173,20 +176,23 @@ class _Operations:
         for name, raw in pairs:
             self._store.put(name, raw, unconfirmed=bool(chosen.get("allowUnconfirmed")))
 
-    async def delete(self, key: Any, options: Any = None, **more: Any) -> bool | int:
+    @at_once
+    def delete(self, key: Any, options: Any = None, **more: Any) -> bool | int:
         """Whether the key was there; for up to 128 keys, how many were."""
         unconfirmed = bool(_options(options, more, _WRITE_OPTIONS, "delete()").get("allowUnconfirmed"))
         if isinstance(key, list | tuple | set):
             return sum(self._store.delete(_key(one), unconfirmed=unconfirmed) for one in _few(key, "delete()"))
         return self._store.delete(_key(key), unconfirmed=unconfirmed)
 
-    async def list(self, options: Any = None, **more: Any) -> dict[str, Any]:
+    @at_once
+    def list(self, options: Any = None, **more: Any) -> dict[str, Any]:
         """Pairs in the order of their keys' UTF-8 bytes."""
         chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
         rows = list(self._store.list(**_list_bounds(chosen)))
         return JsMap(zip([key for key, _ in rows], _as_js([raw for _, raw in rows]), strict=True))
 
-    async def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:
+    @at_once
+    def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:
         """Have `alarm(self, info)` called at a time (ms since 1970, or a datetime); it replaces the one set before.
 
         A past time means now. Raises TypeError for a time that is none, or if the class has no alarm handler.
@@ -195,12 +201,14 @@ class _Operations:
         self._store.check_alarm_handler()
         self._store.set_alarm(_time_ms(scheduled), unconfirmed=bool(chosen.get("allowUnconfirmed")))
 
-    async def getAlarm(self, options: Any = None, **more: Any) -> int | None:
+    @at_once
+    def getAlarm(self, options: Any = None, **more: Any) -> int | None:
         """When the alarm is set for (ms since 1970). None if there is none, and while its handler runs."""
         _options(options, more, _READ_OPTIONS, "getAlarm()")
         return self._store.get_alarm()
 
-    async def deleteAlarm(self, options: Any = None, **more: Any) -> None:
+    @at_once
+    def deleteAlarm(self, options: Any = None, **more: Any) -> None:
         """Remove the alarm. A handler that runs is not stopped."""
         chosen = _options(options, more, _WRITE_OPTIONS, "deleteAlarm()")
         self._store.set_alarm(None, unconfirmed=bool(chosen.get("allowUnconfirmed")))
@@ -246,15 +254,18 @@ class DurableObjectStorage(_Operations):
     def sql(self) -> SqlStorage:
         return SqlStorage(self._store)
 
-    async def deleteAll(self, options: Any = None, **more: Any) -> None:
+    @at_once
+    def deleteAll(self, options: Any = None, **more: Any) -> None:
         """Delete everything, from compatibility date 2026-02-24 the alarm too. The file goes when the object sleeps."""
         _options(options, more, _WRITE_OPTIONS, "deleteAll()")
         self._store.delete_all(alarm_too=self._delete_all_alarm)
 
+    @eager
     async def sync(self) -> None:
         """Return once every write made before is on the disk."""
         await self._store.durable()
 
+    @eager
     async def transaction(self, callback: Callable[[Transaction], Awaitable[Any]]) -> Any:
         """Run `callback(txn)`; its writes are kept together if it returns, and undone if it raises. Events wait."""
         transaction = Transaction(self._store)

@@ -61,6 +61,7 @@ from roost.host.kv import KvStores
 from roost.host.limits import HostCounters, HostLimits
 from roost.host.mark import Mark
 from roost.host.outbound import Outbound
+from roost.host.promise import awaiting
 from roost.host.registry import Actors
 from roost.host.requests import Requests
 from roost.host.running import Runner
@@ -507,6 +508,8 @@ class Host:
 
     def new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         """The loop's task factory: a task that worker code starts pins its object until it ends."""
+        if not hasattr(coroutine, "send"):  # what the platform's calls return is awaitable, as promises are there
+            coroutine = awaiting(coroutine)
         task = asyncio.Task(coroutine, loop=loop, **options)
         context = current_context.get(None)
         if isinstance(context, Actor):

@@ -18,10 +18,11 @@ from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, WorkerError
 from roost.host import memory
 from roost.host.bodies import SenderGone
+from roost.host.promise import Promise
 from roost.host.running import Suspended
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from roost.api.http import Request, Response
     from roost.api.runtime import SocketPort
@@ -272,6 +273,20 @@ class Context:
             return await self.host.outbound.fetch(self, request)
         finally:
             self.unpin(pinned)
+
+    # promises
+
+    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Promise:
+        return Promise(self, coroutine, what)
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
+        """A task of this context in the current variables; it ends with the context."""
+        task = asyncio.Task(coroutine, loop=self.host.loop)
+        self.started(task, what)
+        return task
+
+    def future(self) -> asyncio.Future[Any]:
+        return self.host.loop.create_future()
 
     # socket events
 

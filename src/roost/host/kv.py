@@ -12,10 +12,12 @@ from roost.api.runtime import current_context
 from roost.errors import OverloadError
 from roost.host.io_context import Context
 from roost.host.stubs import calling_actor
+from roost.link.port import NO_CONTEXT
 from roost.storage.database import StorageError
 from roost.storage.key_values import KeyValues, Pair, namespace_path
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
@@ -40,25 +42,49 @@ class KvStores:
     def now_s(self) -> float:
         return self._host.disk.clock.wall_ms() / 1000
 
-    async def run(self, path: Path, what: str, operation: Callable[[KeyValues], Any]) -> Any:
-        """An operation in the thread, behind the writes that the calling object has made. Raises OverloadError."""
-        caller = calling_actor()
-        if caller is not None and caller.gate.shut:
-            await caller.store.durable()
+    def begin(self, path: Path, what: str, operation: Callable[[KeyValues], Any]) -> asyncio.Future[Any]:
+        """An operation in the thread, behind those begun before and the writes that the calling object has made. Raises
+        OverloadError."""
         if self._waiting >= MAX_WAITING:
             self._host.counters.kv_refused += 1
             raise OverloadError(f"{self._waiting} KV operations are waiting for the disk; try again later.")
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "roost kv")
+        executor = self._executor
+        loop = self._host.loop
         context = current_context.get(None)
         pinned = context.pin(what) if isinstance(context, Context) else 0
+        answered: asyncio.Future[Any] = loop.create_future()
         self._waiting += 1
-        try:
-            return await self._host.loop.run_in_executor(self._executor, self._in_thread, path, operation)
-        finally:
+
+        def over(done: asyncio.Future[Any]) -> None:
             self._waiting -= 1
             if isinstance(context, Context):
                 context.unpin(pinned)
+            if answered.done():
+                return
+            if done.cancelled():
+                answered.cancel()
+            elif (error := done.exception()) is not None:
+                answered.set_exception(error)
+            else:
+                answered.set_result(done.result())
+
+        def when_durable(broken: BaseException | None) -> None:
+            if broken is not None:
+                failed: asyncio.Future[Any] = loop.create_future()
+                failed.set_exception(broken)
+                over(failed)
+                return
+            loop.run_in_executor(executor, self._in_thread, path, operation).add_done_callback(over, context=NO_CONTEXT)
+
+        caller = calling_actor()
+        if caller is None or not caller.gate.shut:
+            when_durable(None)
+        else:
+            caller.check_may_wait()
+            caller.gate.hold(when_durable)
+        return answered
 
     def _in_thread(self, path: Path, operation: Callable[[KeyValues], Any]) -> Any:
         try:
@@ -89,17 +115,23 @@ class _Namespace:
     def now_s(self) -> float:
         return self._stores.now_s()
 
-    async def get(self, keys: Sequence[str]) -> list[tuple[bytes, str | None, int | None] | None]:
-        found = await self._stores.run(self._path, "KV get", lambda store: store.get(keys, self.now_s()))
-        return [None if pair is None else (pair.value, pair.metadata, pair.expires_s) for pair in found]
+    def get(self, keys: Sequence[str]) -> asyncio.Future[list[tuple[bytes, str | None, int | None] | None]]:
+        def operation(store: KeyValues) -> list[tuple[bytes, str | None, int | None] | None]:
+            found = store.get(keys, self.now_s())
+            return [None if pair is None else (pair.value, pair.metadata, pair.expires_s) for pair in found]
 
-    async def put(self, key: str, value: bytes, metadata: str | None, expires_s: int | None) -> None:
+        return self._stores.begin(self._path, "KV get", operation)
+
+    def put(self, key: str, value: bytes, metadata: str | None, expires_s: int | None) -> asyncio.Future[None]:
         pair = Pair(value, metadata, expires_s)
-        await self._stores.run(self._path, "KV put", lambda store: store.put(key, pair, self.now_s()))
+        return self._stores.begin(self._path, "KV put", lambda store: store.put(key, pair, self.now_s()))
 
-    async def delete(self, keys: Sequence[str]) -> None:
-        await self._stores.run(self._path, "KV delete", lambda store: store.delete(keys))
+    def delete(self, keys: Sequence[str]) -> asyncio.Future[None]:
+        return self._stores.begin(self._path, "KV delete", lambda store: store.delete(keys))
 
-    async def list(self, prefix: str, after: str, limit: int) -> list[tuple[str, str | None, int | None]]:
-        listed = await self._stores.run(self._path, "KV list", lambda store: store.list(prefix, after, limit, self.now_s()))
-        return [(each.name, each.metadata, each.expires_s) for each in listed]
+    def list(self, prefix: str, after: str, limit: int) -> asyncio.Future[list[tuple[str, str | None, int | None]]]:
+        def operation(store: KeyValues) -> list[tuple[str, str | None, int | None]]:
+            listed = store.list(prefix, after, limit, self.now_s())
+            return [(each.name, each.metadata, each.expires_s) for each in listed]
+
+        return self._stores.begin(self._path, "KV list", operation)

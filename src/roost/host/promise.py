@@ -1,0 +1,65 @@
+"""A coroutine as a promise: awaited at once it runs in its caller's place; else it begins in the next turn, as a task."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from roost.api.promises import calling_line
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
+
+    from roost.host.io_context import Context
+
+
+class Promise:
+    """What `fetch()`, `stub.fetch()` and the like return. May be awaited more than once."""
+
+    __slots__ = ("__weakref__", "_awaited", "_context", "_coroutine", "_outcome", "_what", "_where")
+
+    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, Any], what: str) -> None:
+        self._context = context
+        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
+        self._outcome: asyncio.Future[Any] | None = None
+        self._awaited = False
+        self._what = what
+        self._where = calling_line()
+        context.host.loop.call_soon(self._begin)  # in the caller's context variables
+
+    def _begin(self) -> None:
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is None:
+            return
+        task = self._outcome = self._context.begin(coroutine, self._what)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Future[Any]) -> None:
+        if not self._awaited and not task.cancelled() and (error := task.exception()) is not None:
+            # Somebody may still hold it and await it later; who does gets the error, too.
+            self._context.failed_in(f"{self._what} in {self._where}, which nobody awaits,", error)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._awaited = True
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is None:
+            assert self._outcome is not None
+            return (yield from self._outcome.__await__())
+        outcome = self._outcome = self._context.host.loop.create_future()
+        try:
+            result = yield from coroutine.__await__()
+        except asyncio.CancelledError:
+            outcome.cancel()
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                outcome.set_exception(error)
+                outcome.exception()  # who awaits it now has it
+            raise
+        outcome.set_result(result)
+        return result
+
+
+async def awaiting(awaitable: Any) -> Any:
+    """A coroutine that awaits it, for those who take only coroutines (`asyncio.create_task`)."""
+    return await awaitable
