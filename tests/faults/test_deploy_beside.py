@@ -67,7 +67,7 @@ class Default(WorkerEntrypoint):
         path = request.url.split("/")
         if path[3] == "request":
             await asyncio.sleep(float(path[4]))
-            return Response(f"request {VERSION}, object {await self.env.BOX.getByName('noted').note('request')}")
+            return Response(f"request {VERSION}, object {await self.env.BOX.getByName('noted-request').note('request')}")
         if path[3] == "stream":
             async def pieces():
                 for number in range(10):
@@ -77,7 +77,7 @@ class Default(WorkerEntrypoint):
         if path[3] == "wait":
             async def wait():
                 await asyncio.sleep(float(path[4]))
-                await self.env.BOX.getByName("noted").note("waitUntil")
+                await self.env.BOX.getByName("noted-wait").note("waitUntil")
             self.ctx.waitUntil(wait())
             return Response("waiting")
         if path[3] == "plain":
@@ -166,7 +166,7 @@ def test_what_is_no_objects_is_finished_by_the_old_host(tmp_path, mode):
         assert b"request 1, object 2" in rest(slow)  # its stub reaches the object where that is now
         pieces = rest(stream)
         assert all(f"{number} 1;".encode() in pieces for number in range(10))
-        wait_for(lambda: json.loads(node.get("/noted/state")[2])[2] == ["waitUntil", 2])
+        wait_for(lambda: json.loads(node.get("/noted-wait/state")[2])[2] == ["waitUntil", 2])
         assert chat.versions == sorted(chat.versions)
 
 
