@@ -138,7 +138,7 @@ def test_requests(node):
 
 
 def test_form_with_a_file(node):
-    import httpx
+    import httpx2 as httpx
 
     answer = httpx.post(
         f"http://127.0.0.1:{node.port}/form", data={"name": "Ada"}, files={"upload": ("a.bin", b"x" * 300_000)}
@@ -151,7 +151,7 @@ def test_streams_and_what_comes_after(node):
     assert (status, len(body)) == (200, 1_000_000)
     assert node.get("/background")[2] == b"ok"
     wait_for(lambda: "background" in json.loads(node.get("/done")[2]))
-    import httpx
+    import httpx2 as httpx
 
     with httpx.stream("GET", f"http://127.0.0.1:{node.port}/endless") as answer:
         assert len(next(answer.iter_bytes())) > 0

@@ -61,7 +61,7 @@ def test_streams():
 
 def test_response_bodies_and_types():
     assert Response("x").headers["content-type"] == "text/plain;charset=UTF-8"
-    assert Response("x", headers={"Content-Type": "text/html"}).headers.items() == [("Content-Type", "text/html")]
+    assert Response("x", headers={"Content-Type": "text/html"}).headers.items() == [("content-type", "text/html")]
     assert Response(Blob(["x"], "image/png")).headers["content-type"] == "image/png"
     assert "content-type" not in Response(b"x").headers
     assert Response.json({"a": 1}).headers["content-type"] == "application/json"

@@ -137,9 +137,10 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
 
 async def fetch(resource: Any, options: Any = None, **opts: Any) -> Response:
     """An outbound HTTP request, or with the header `Upgrade: websocket` an outbound WebSocket (`.web_socket`)."""
-    opts = {**(options if isinstance(options, dict) else {}), **opts}
-    fetcher = opts.pop("fetcher", None)
-    request = resource if isinstance(resource, Request) and not opts else Request(resource, **opts)
+    fetcher = opts.pop("fetcher", None) or (options.get("fetcher") if isinstance(options, dict) else None)
+    request = (
+        resource if isinstance(resource, Request) and not opts and options is None else Request(resource, options, **opts)
+    )
     if fetcher is not None:
         answer: Response = await fetcher(request)
         return answer

@@ -15,8 +15,22 @@ if TYPE_CHECKING:
 _BAD_NAME = frozenset(' \t\r\n:\0()<>@,;\\"/[]?={}')
 
 
+def _text(value: Any) -> str:
+    """A value as JavaScript would write it."""
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, bool):
+        return {None: "undefined", True: "true", False: "false"}[value]
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
 class Headers:
-    """Header fields in order. `get` joins repeated fields with ", "."""
+    """Header fields. Reading ignores the case of names; iterating gives them in lower case, sorted, each once (Set-Cookie
+    as often as there are). `pairs` has them as they came."""
 
     __slots__ = ("pairs",)
 
@@ -40,7 +54,7 @@ class Headers:
         return headers
 
     def append(self, name: str, value: Any) -> None:
-        text = str(value).strip(" \t\r\n")
+        text = _text(value).strip(" \t\r\n")
         if not name or not name.isascii() or not _BAD_NAME.isdisjoint(name):
             raise JsTypeError(f"Invalid header name {name!r}.")
         if any(c in text for c in "\r\n\0"):
@@ -75,18 +89,27 @@ class Headers:
         return list(self.get_all("set-cookie", []))
 
     def keys(self) -> list[str]:
-        return [name for name, _ in self.pairs]
+        return [name for name, _ in self.items()]
 
     def values(self) -> list[str]:
-        return [value for _, value in self.pairs]
+        return [value for _, value in self.items()]
 
     def items(self) -> list[tuple[str, str]]:
-        return list(self.pairs)
+        """Sorted and combined (Fetch standard §2.2.2, "sort and combine")."""
+        combined: dict[str, str] = {}
+        cookies = []
+        for field, value in self.pairs:
+            name = field.lower()
+            if name == "set-cookie":
+                cookies.append((name, value))
+            else:
+                combined[name] = f"{combined[name]}, {value}" if name in combined else value
+        return sorted([*combined.items(), *cookies], key=lambda pair: pair[0])
 
     entries = items
 
     def forEach(self, function: Any) -> None:
-        for name, value in self.pairs:
+        for name, value in self.items():
             function(value, name)
 
     def __contains__(self, name: object) -> bool:
@@ -108,7 +131,7 @@ class Headers:
         return iter(self.keys())
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.items())
 
     def __repr__(self) -> str:
         return f"Headers({[name for name, _ in self.pairs]})"  # values may be secrets

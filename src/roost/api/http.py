@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
+from roost.api.streams import ReadableStream
 from roost.errors import JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Body:
 
     def __init__(self, body: bytes | AsyncIterator[bytes] | None) -> None:
         self._body = body
+        self._stream: ReadableStream | None = None
         self.body_used = False
 
     @property
@@ -39,9 +41,13 @@ class Body:
         return self.body_used
 
     @property
-    def body(self) -> Any:
-        """The body as an async iterable of bytes; None if there is none."""
-        return None if self._body is None else _Stream(self)
+    def body(self) -> ReadableStream | None:
+        """The body as a stream of bytes; None if there is none."""
+        if self._body is None:
+            return None
+        if self._stream is None:
+            self._stream = ReadableStream(_Chunks(self))
+        return self._stream
 
     def take_body(self) -> bytes | AsyncIterator[bytes]:
         """The body itself, which is used up by this. Raises OSError if it was used before."""
@@ -49,6 +55,16 @@ class Body:
             raise OSError("Body already used")
         self.body_used = self._body is not None
         return self._body if self._body is not None else b""
+
+    def _cloned_body(self) -> bytes | AsyncIterator[bytes] | None:
+        if self.body_used or (self._stream is not None and self._stream.locked):
+            raise JsTypeError("This body was read already, or is being read; clone() before that.")
+        if isinstance(self._body, bytes | None):
+            return self._body
+        one, other = ReadableStream(self._body).tee()
+        self._body, self._stream = one.take(), None
+        copied: AsyncIterator[bytes] = other.take()
+        return copied
 
     async def bytes(self) -> Any:
         body = self.take_body()
@@ -79,20 +95,35 @@ class Body:
     formData = form_data
 
 
-class _Stream:
-    """`request.body`: iterate it once."""
+class _Chunks:
+    """The source of `request.body`. The body counts as used from the first read on."""
 
     def __init__(self, owner: Body) -> None:
-        self._owner = owner
+        self.owner = owner
+        self._chunks: Any = None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        body = self._owner.take_body()
-        if isinstance(body, bytes):
-            if body:
-                yield body
-            return
-        async for piece in body:
-            yield piece
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._chunks is None:
+            body = self.owner.take_body()
+            self._chunks = _once(body) if isinstance(body, bytes) else aiter(body)
+        return bytes(await anext(self._chunks))
+
+    async def aclose(self) -> None:
+        chunks = self._chunks
+        if chunks is None:
+            body = self.owner.take_body() if not self.owner.body_used else b""
+            chunks = self._chunks = _once(b"") if isinstance(body, bytes) else body
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
 
 
 def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[bytes] | None:
@@ -119,6 +150,11 @@ def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[b
         if "content-type" not in headers:
             headers.append("Content-Type", "application/x-www-form-urlencoded;charset=UTF-8")
         return str(value).encode()
+    if isinstance(value, ReadableStream):
+        source = value.take()
+        if isinstance(source, _Chunks):
+            return source.owner.take_body()  # as it is: its length may be known
+        return _encoded(source if hasattr(source, "__aiter__") else ReadableStream(source))
     if hasattr(value, "__aiter__"):
         return _encoded(value)
     raise TypeError(
@@ -128,8 +164,14 @@ def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[b
 
 
 async def _encoded(pieces: Any) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        yield piece.encode() if isinstance(piece, str) else bytes(piece)
+    chunks = aiter(pieces)
+    try:
+        async for piece in chunks:
+            yield piece.encode("utf-8", "replace") if isinstance(piece, str) else bytes(piece)
+    finally:
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
 class Request(Body):
@@ -147,7 +189,7 @@ class Request(Body):
     is_history_navigation = False
 
     def __init__(self, input: Any, options: Any = None, **opts: Any) -> None:
-        opts = {**(options if isinstance(options, dict) else {}), **opts}
+        opts = {**_request_options(options), **opts}
         source = input if isinstance(input, Request) else None
         self.url: str = source.url if source else str(getattr(input, "href", input))
         self.method: str = _method(opts.get("method") or (source.method if source else "GET"))
@@ -159,7 +201,9 @@ class Request(Body):
         if body is None and source is not None and source._body is not None:
             body = source
         super().__init__(_to_body(body, self.headers, "Request"))
-        self.redirect: str = opts.get("redirect", "follow")
+        self.redirect: str = opts.get("redirect") or (source.redirect if source else "follow")
+        if self.redirect not in ("follow", "manual", "error"):
+            raise JsTypeError(f"Invalid redirect value {self.redirect!r}: it is 'follow', 'manual' or 'error'.")
         self.cf: Any = opts.get("cf")
 
     @classmethod
@@ -187,13 +231,27 @@ class Request(Body):
     _js_request = js_object
 
     def clone(self) -> Request:
-        """A copy; only before the body is used, and only if it is not a stream."""
-        if self.body_used or not isinstance(self._body, bytes | None):
-            raise JsTypeError("This request's body is used or a stream and cannot be cloned; read it with bytes() first.")
-        return Request.incoming(self.method, self.url, list(self.headers.pairs), self._body)
+        """A copy, before the body is used. Of a stream, what one of the two has not read is kept, up to 32 MiB."""
+        copy = Request.incoming(self.method, self.url, list(self.headers.pairs), self._cloned_body())
+        copy.redirect, copy.cf = self.redirect, self.cf
+        return copy
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.url}>"
+
+
+def _request_options(options: Any) -> dict[str, Any]:
+    """`Request(url, options)`: a dict, or another request, of which all but the URL is taken."""
+    if isinstance(options, Request):
+        body = {} if options._body is None else {"body": options}
+        return {
+            "method": options.method,
+            "headers": options.headers,
+            "redirect": options.redirect,
+            "cf": options.cf,
+            **body,
+        }
+    return options if isinstance(options, dict) else {}
 
 
 _METHODS: Final[dict[str, str]] = {method.value: method for method in HTTPMethod}
@@ -255,6 +313,18 @@ class Response(FetchResponse):
             raise JsTypeError(f"Response with null body status ({self.status}) cannot have a body.")
 
     @classmethod
+    def received(
+        cls, body: AsyncIterator[bytes] | bytes | None, status: int, reason: str, headers: list[tuple[str, str]]
+    ) -> Self:
+        """What a server has answered: for the host, as it came."""
+        response = cls.__new__(cls)
+        response.status, response.status_text, response.web_socket = status, reason, None
+        response.headers = Headers.of(headers)
+        response.url, response.redirected, response.type = "", False, "default"
+        Body.__init__(response, body)
+        return response
+
+    @classmethod
     def new(cls, body: Any = None, options: Any = None, **opts: Any) -> Self:
         """`Response.new(body, status=, statusText=, headers=, webSocket=)`, as proxied JavaScript is called."""
         opts = {**(options if isinstance(options, dict) else {}), **opts}
@@ -312,10 +382,8 @@ class Response(FetchResponse):
     def clone(self) -> Response:
         if self.web_socket is not None:
             raise JsTypeError("Cannot clone a response to a WebSocket handshake.")
-        if self.body_used or not isinstance(self._body, bytes | None):
-            raise JsTypeError("This response's body is used or a stream and cannot be cloned; read it with bytes() first.")
-        copy = Response(self._body, self.status, self.status_text, self.headers)
-        copy.url = self.url
+        copy = Response.received(self._cloned_body(), self.status, self.status_text, list(self.headers.pairs))
+        copy.url, copy.redirected = self.url, self.redirected
         return copy
 
     def __repr__(self) -> str:

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--env", metavar="NAME", help="environment of the configuration")
         command.add_argument("--var", action="append", default=[], metavar="K:V", help="set a variable; may be repeated")
         command.add_argument(
-            "--ca-file", metavar="FILE", help="certificates to trust for outbound wss:// (default: the system's)"
+            "--ca-file", metavar="FILE", help="more certificate authorities for fetch() and outbound WebSockets, as PEM"
         )
         command.add_argument("--admin", metavar="IP:PORT", help="serve the admin side there (see docs/guides/admin.md)")
         command.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate chain (PEM)")

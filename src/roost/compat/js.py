@@ -21,8 +21,18 @@ from roost.api.forms import FormData
 from roost.api.headers import Headers
 from roost.api.http import Request, Response
 from roost.api.runtime import require_context
+from roost.api.streams import (
+    CompressionStream,
+    DecompressionStream,
+    FixedLengthStream,
+    IdentityTransformStream,
+    ReadableStream,
+    TextDecoderStream,
+    TextEncoderStream,
+    TransformStream,
+    WritableStream,
+)
 from roost.api.websocket import WebSocket, WebSocketPair, WebSocketRequestResponsePair
-from roost.compat.streams import ReadableStream, TransformStream
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import JsDict
 
@@ -396,12 +406,16 @@ __all__ = [
     "Array",
     "ArrayBuffer",
     "Blob",
+    "CompressionStream",
     "DataView",
     "Date",
+    "DecompressionStream",
     "Error",
     "File",
+    "FixedLengthStream",
     "FormData",
     "Headers",
+    "IdentityTransformStream",
     "Object",
     "Promise",
     "RangeError",
@@ -409,7 +423,9 @@ __all__ = [
     "Request",
     "Response",
     "TextDecoder",
+    "TextDecoderStream",
     "TextEncoder",
+    "TextEncoderStream",
     "TransformStream",
     "TypeError",
     "URLSearchParams",
@@ -417,6 +433,7 @@ __all__ = [
     "WebSocket",
     "WebSocketPair",
     "WebSocketRequestResponsePair",
+    "WritableStream",
     "clearInterval",
     "clearTimeout",
     "console",

@@ -10,7 +10,6 @@ import base64
 import logging
 import os
 import socket
-import ssl
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,8 +20,11 @@ from roost.gateway.tls import TlsClientConnection, TlsPipe
 from roost.protocol.deflate import EXTENSION, OFFER, check_agreed
 from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
 from roost.protocol.websocket import CloseCode
+from roost.trust import client_context
 
 if TYPE_CHECKING:
+    import ssl
+
     from roost.events import Redial
     from roost.gateway.gateway import Gateway
     from roost.gateway.host_slot import HostSlot
@@ -273,7 +275,7 @@ class Outbound:
     async def _handshake(self, sock: socket.socket, host: str) -> TlsPipe:
         loop = self._gateway.loop
         if self._context is None:
-            self._context = ssl.create_default_context(cafile=self._gateway.ca_file)
+            self._context = client_context(self._gateway.ca_file)
         pipe = TlsPipe(self._context, host)
         out = pipe.handshake(b"")
         while True:

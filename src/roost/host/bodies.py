@@ -28,6 +28,7 @@ class BodyReader:
         self._complete = False
         self._broken = ""
         self._more: asyncio.Future[None] | None = None
+        self.length: int | None = None  # if it was said, and holds
 
     def feed(self, event: BodyData) -> None:
         if event.data:

@@ -130,6 +130,7 @@ class Host:
         gateways: int = 1,
         gateways_outlive: bool = False,
         elsewhere: Iterable[tuple[str, str]] = (),
+        ca_file: str | None = None,
     ) -> None:
         self.loop = loop
         self.worker = worker
@@ -139,6 +140,7 @@ class Host:
         self.links: list[GatewayLink] = []
         self.actors = Actors()
         self.limits = limits or HostLimits()
+        self.ca_file = ca_file
         self.counters = HostCounters()
         self.runner = Runner(loop)
         self.closing = False

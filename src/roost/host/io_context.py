@@ -12,6 +12,7 @@ import inspect
 import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+from weakref import WeakSet
 
 from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from roost.events import SocketClose, SocketError, SocketMessage
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
+    from roost.host.http_client import FetchedBody
 
 _log = logging.getLogger("roost.worker")
 
@@ -274,6 +276,9 @@ class Context:
         finally:
             self.unpin(pinned)
 
+    def body_opened(self, body: FetchedBody) -> None:
+        """A response of `fetch` that is to be read. An object may keep it; a request's are let go of at its end."""
+
     # promises
 
     def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Promise:
@@ -395,12 +400,24 @@ class Context:
 class RequestContext(Context):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
 
-    __slots__ = ("_link", "received")
+    __slots__ = ("_fetched", "_link", "received")
 
     def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
         super().__init__(host, label, compat)
         self.received: list[WebSocket] = []
         self._link = link
+        self._fetched: WeakSet[FetchedBody] | None = None
+
+    def body_opened(self, body: FetchedBody) -> None:
+        if self._fetched is None:
+            self._fetched = WeakSet()
+        self._fetched.add(body)
+
+    def answered(self) -> None:
+        """The handler has ended, and its response has left: what it has not read nobody will, unless something goes on."""
+        if self._fetched is not None and all(what == "request" for what in self.pins.values()):
+            for body in list(self._fetched):
+                body.let_go()
 
     def fresh_variables(self) -> contextvars.Context:
         variables = super().fresh_variables()

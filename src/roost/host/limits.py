@@ -10,6 +10,7 @@ class HostLimits(msgspec.Struct, frozen=True):
 
     max_live_objects: int = 10_000
     max_sockets_per_object: int = 32_768
+    max_fetch_connections: int = 1000
     max_queued_events: int = 8192  # of one object: those that wait for it, and messages whose handlers wait
 
 
@@ -24,6 +25,8 @@ class HostCounters(msgspec.Struct):
     wakes_refused: int = 0  # no room: every object in memory is busy
     sockets_refused: int = 0  # `max_sockets_per_object`
     events_shed: int = 0  # `max_queued_events`
+    fetches: int = 0
+    fetches_refused: int = 0  # `max_fetch_connections`
     kv_refused: int = 0  # more than 1,000 KV operations waited
     events_unknown: int = 0
     events_given_up: int = 0  # an earlier host hung in them

@@ -9,13 +9,11 @@ from roost.api.http import Request, Response
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, JsTypeError
 from roost.events import Dial, Dialled
+from roost.host.http_client import HttpClient
 from roost.host.io_context import request_link
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator
-
-    import httpx
 
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
@@ -28,7 +26,7 @@ class Outbound:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._last_dial = host.unique_numbers()
-        self._client: httpx.AsyncClient | None = None
+        self._client = HttpClient(host.limits.max_fetch_connections, host.ca_file, host.counters)
 
     # WebSockets
 
@@ -80,7 +78,7 @@ class Outbound:
             raise JsTypeError(f"Fetch API cannot load: {request.url} (the URL must begin with http:// or https://)")
         if str(request.headers.get("upgrade", "")).lower() == "websocket":
             return await self._upgrade(context, request)
-        return await self._http(request)
+        return await self._client.fetch(request, context.body_opened)
 
     async def _upgrade(self, context: Context, request: Request) -> Response:
         answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._host.loop.create_future()
@@ -110,31 +108,8 @@ class Outbound:
             raise JsTypeError(f"Network connection failed: {outcome.error}")
         return Response(None, max(outcome.status, 200), "", outcome.headers)
 
-    async def _http(self, request: Request) -> Response:
-        import httpx  # slow to import, and most workers never fetch
-
-        if self._client is None:
-            self._client = httpx.AsyncClient(timeout=httpx.Timeout(60.0, connect=10.0))
-        body = request.take_body()
-        outgoing = self._client.build_request(
-            str(request.method), request.url, headers=request.headers.pairs, content=body if body else None
-        )
-        try:
-            answer = await self._client.send(outgoing, stream=True, follow_redirects=request.redirect == "follow")
-        except httpx.HTTPError as error:
-            raise JsTypeError(f"Network connection failed: {type(error).__name__}: {error}") from error
-        headers = [(n, v) for n, v in answer.headers.multi_items() if n not in ("content-encoding", "content-length")]
-        null_body = answer.status_code in (204, 205, 304)
-        if null_body:
-            await answer.aclose()
-        response = Response(None if null_body else _pieces(answer), answer.status_code, answer.reason_phrase, headers)
-        response.url = str(answer.url)
-        response.redirected = bool(answer.history)
-        return response
-
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        await self._client.close()
 
 
 def _agreed(socket: WebSocket, outcome: Dialled) -> None:
@@ -148,14 +123,6 @@ def without_compression(headers: list[tuple[str, str]]) -> list[tuple[str, str]]
     """The headers of a handshake in which no extension is to be agreed on."""
     kept = [(name, value) for name, value in headers if name.lower() != "sec-websocket-extensions"]
     return [*kept, ("Sec-WebSocket-Extensions", "")]
-
-
-async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for piece in answer.aiter_bytes():
-            yield piece
-    finally:
-        await answer.aclose()
 
 
 def _why(outcome: Dialled) -> str:

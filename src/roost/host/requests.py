@@ -48,6 +48,7 @@ class Requests:
         body: Any = event.body or None
         if event.more_body:
             body = link.bodies[event.request] = BodyReader(link, event.request, event.body)
+            body.length = _said_length(event.headers)
         request = Request.incoming(event.method, event.url, event.headers, body)
         if event.peer:
             request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
@@ -59,6 +60,7 @@ class Requests:
             self._error(link, event, error)
         finally:
             self.open -= 1
+            context.answered()
             link.bodies.pop(event.request, None)
             drop_unused(context.received)
 
@@ -192,6 +194,10 @@ class Requests:
         writer = self._writers.get((link.index, request))
         if writer is not None:
             writer.abort()
+
+
+def _said_length(headers: list[tuple[str, str]]) -> int | None:
+    return next((int(value) for name, value in headers if name.lower() == "content-length"), None)
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

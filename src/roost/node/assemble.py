@@ -88,6 +88,7 @@ def make_host(
     first_names: dict[str, str] | None = None,
     gateways: int = 1,
     elsewhere: list[tuple[str, str]] | None = None,
+    ca_file: str | None = None,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.disk import LogBounds
@@ -100,6 +101,7 @@ def make_host(
         worker_name=app.name,
         gateways=gateways,
         elsewhere=elsewhere or (),
+        ca_file=ca_file,
         gateways_outlive=mark is not None,
         first_names=first_names or {},
         variables=app.variables,
@@ -119,6 +121,7 @@ def make_host(
             max_live_objects=settings.limits.max_live_objects,
             max_sockets_per_object=settings.limits.max_sockets_per_object,
             max_queued_events=settings.limits.max_queued_events,
+            max_fetch_connections=settings.limits.max_fetch_connections,
         ),
         not_again=frozenset(not_again or ()),
         quarantined=frozenset(quarantined or ()),

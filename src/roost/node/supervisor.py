@@ -265,8 +265,9 @@ class Node:
         logs.redirect_prints()
         try:
             host = make_host(
-                loop, load(self._app), self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names
-            )
+                loop, load(self._app), self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names,
+                ca_file=self._options.ca_file,
+            )  # fmt: skip
             options = self._options
             gateway = make_gateway(
                 loop, self._app, self._settings, 1, options.ca_file, epoch=0, log_format=options.log_format

@@ -1,0 +1,861 @@
+"""`ReadableStream`, `WritableStream` and `TransformStream`, as sources of the platform use them.
+
+A readable stream is an async iterator of chunks with JavaScript's names; Python's `async for` over one, and an async
+generator in place of one, work as well. Everything that is kept for a slow reader is bounded. Source: WHATWG Streams §4 to
+§6; platform documentation, "Streams".
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from roost.api.buffers import ArrayBuffer, to_bytes
+from roost.api.promises import Failed, Settled
+from roost.api.runtime import require_context
+from roost.errors import JsTypeError
+from roost.values import JsDict
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+AHEAD: Final = 16  # chunks written and not read; then `write` waits
+MAX_BUFFERED_BYTES: Final = 32 * 1024 * 1024  # by those who do not wait, and for the slower branch of a `tee`
+_PIECE_BYTES: Final = 256 * 1024
+
+
+def _promise(coroutine: Any, what: str) -> Awaitable[Any]:
+    return require_context(what).promise(coroutine, what)
+
+
+def _size_of(chunk: Any) -> int:
+    return len(chunk) if isinstance(chunk, bytes | bytearray | memoryview | str) else 64
+
+
+def _member(source: Any, name: str) -> Any:
+    """`start`, `pull`… of an object literal, or of an object."""
+    return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+
+
+def _error(reason: Any) -> BaseException:
+    return reason if isinstance(reason, BaseException) else JsTypeError(str(reason or "The stream was aborted."))
+
+
+class _Channel:
+    """Chunks between one who makes them and one who reads them. An async iterator; `aclose` is the reader's leaving."""
+
+    def __init__(self) -> None:
+        self.cancelled: Callable[[Any], Any] | None = None
+        self.wanted: Callable[[], Any] | None = None  # called when the reader waits
+        self.gone: BaseException | None = None  # the reader
+        self.ended = False
+        self._error: BaseException | None = None
+        self._chunks: deque[Any] = deque()
+        self._bytes = 0
+        self._reading: Any = None
+        self._writing: list[Any] = []
+
+    @property
+    def room(self) -> int:
+        return AHEAD - len(self._chunks)
+
+    def put(self, chunk: Any) -> None:
+        """Raises TypeError if nobody will read it, or if too much waits."""
+        if self.gone is not None:
+            raise self.gone
+        if self._error is not None:
+            raise self._error
+        if self.ended:
+            raise JsTypeError("This WritableStream has been closed.")
+        self._bytes += _size_of(chunk)
+        if self._bytes > MAX_BUFFERED_BYTES:
+            raise JsTypeError(
+                f"More than {MAX_BUFFERED_BYTES} bytes were written to a stream and not read: await write(), or look at"
+                " desiredSize."
+            )
+        self._chunks.append(chunk)
+        self._wake_reader()
+
+    async def has_room(self) -> None:
+        """Return when the reader has caught up. Raises what it left with."""
+        while self.room < 0 and self.gone is None and self._error is None:
+            waiting = require_context("write()").future()
+            self._writing.append(waiting)
+            await waiting
+        if self.gone is not None:
+            raise self.gone
+
+    def end(self) -> None:
+        self.ended = True
+        self._wake_reader()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.ended and self._error is None:
+            self._error = error
+            self._wake_reader()
+            self._wake_writers()
+
+    def _wake_reader(self) -> None:
+        if self._reading is not None and not self._reading.done():
+            self._reading.set_result(None)
+
+    def _wake_writers(self) -> None:
+        writing, self._writing = self._writing, []
+        for each in writing:
+            if not each.done():
+                each.set_result(None)
+
+    def __aiter__(self) -> _Channel:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self.ended or self.gone is not None:
+                raise StopAsyncIteration
+            if self.wanted is not None:
+                wanted = self.wanted()
+                if inspect.isawaitable(wanted):
+                    await wanted
+                if self._chunks or self.ended or self._error is not None:
+                    continue
+            self._reading = require_context("read()").future()
+            await self._reading
+        chunk = self._chunks.popleft()
+        self._bytes -= _size_of(chunk)
+        if self._writing:
+            self._wake_writers()
+        return chunk
+
+    async def cancel(self, reason: Any) -> None:
+        if self.gone is not None or (self.ended and not self._chunks):
+            return
+        self.gone = _error(reason or "The readable side of the stream was cancelled.")
+        self._chunks.clear()
+        self._wake_writers()
+        self._wake_reader()
+        if self.cancelled is not None:
+            result = self.cancelled(reason)
+            if inspect.isawaitable(result):
+                await result
+
+    async def aclose(self) -> None:
+        await self.cancel(None)
+
+
+class ReadableStreamDefaultController:
+    """What `start(controller)` and `pull(controller)` of a source get."""
+
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    @property
+    def desiredSize(self) -> int:
+        return self._channel.room
+
+    desired_size = desiredSize
+
+    def enqueue(self, chunk: Any = None) -> None:
+        self._channel.put(chunk)
+
+    def close(self) -> None:
+        self._channel.end()
+
+    def error(self, reason: Any = None) -> None:
+        self._channel.fail(_error(reason))
+
+    def terminate(self) -> None:
+        self._channel.end()
+
+
+class ReadableStream:
+    """Chunks, read once: by `async for`, or by `getReader().read()`.
+
+    `source` is an async or plain iterable, or an underlying source: a dict or object with `start`, `pull`, `cancel`.
+    """
+
+    def __init__(self, source: Any = None, strategy: Any = None, **more: Any) -> None:
+        self._locked = False
+        self._source: Any = source
+        literal = {**source, **more} if isinstance(source, dict) else more
+        if literal or (source is not None and not _iterable(source)):
+            self._source = _from_underlying(literal or source)
+
+    @classmethod
+    def new(cls, source: Any = None, strategy: Any = None, **more: Any) -> Self:
+        return cls(source, strategy, **more)
+
+    @classmethod
+    def from_(cls, items: Any) -> Self:
+        """`ReadableStream.from(iterable)`."""
+        return cls(items)
+
+    @property
+    def locked(self) -> bool:
+        return self._locked
+
+    def take(self) -> Any:
+        """The source itself, which is nobody else's from here on. Raises TypeError if the stream has a reader."""
+        if self._locked:
+            raise JsTypeError("This ReadableStream is currently locked to a reader.")
+        self._locked = True
+        source, self._source = self._source, ()
+        return source
+
+    def getReader(self, options: Any = None, **more: Any) -> StreamReader:
+        if {**(options if isinstance(options, dict) else {}), **more}.get("mode") == "byob":
+            raise JsTypeError("getReader({mode: 'byob'}) is not supported by Roost; use getReader().")
+        return StreamReader(self)
+
+    get_reader = getReader
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return _chunks_of(self.take())
+
+    async def _cancel(self, reason: Any) -> None:
+        await _close(self.take(), reason)
+
+    def cancel(self, reason: Any = None) -> Awaitable[None]:
+        """Nobody wants the rest: its source is told, and may go."""
+        if self._locked:
+            return Failed(JsTypeError("This ReadableStream is currently locked to a reader."), "cancel()")
+        return _promise(self._cancel(reason), "cancel()")
+
+    def tee(self) -> list[ReadableStream]:
+        """Two streams of the same chunks. What the slower one has not read is kept, up to 32 MiB."""
+        tee = _Tee(_chunks_of(self.take()))
+        return [ReadableStream(tee.branches[0]), ReadableStream(tee.branches[1])]
+
+    def pipeTo(self, destination: Any, options: Any = None, **more: Any) -> Awaitable[None]:
+        """Write every chunk to a WritableStream, and close it. Options: `preventClose`, `preventAbort`, `preventCancel`."""
+        chosen = {**(options if isinstance(options, dict) else {}), **more}
+        try:
+            chunks, writer = self.take(), destination.getWriter()
+        except JsTypeError as error:
+            return Failed(error, "pipeTo()")
+        return _promise(_pipe(chunks, writer, chosen), "pipeTo()")
+
+    pipe_to = pipeTo
+
+    def pipeThrough(self, transform: Any, options: Any = None, **more: Any) -> ReadableStream:
+        """`transform.readable`, of what is written to `transform.writable`."""
+        piped = self.pipeTo(_member(transform, "writable"), options, **more)
+        require_context("pipeThrough()").wait_until(_quietly(piped))
+        readable: ReadableStream = _member(transform, "readable")
+        return readable
+
+    pipe_through = pipeThrough
+
+
+async def _quietly(piped: Awaitable[None]) -> None:
+    """Whoever reads the other end is told of the error there."""
+    try:
+        await piped
+    except Exception:  # noqa: BLE001
+        pass
+
+
+def _iterable(source: Any) -> bool:
+    return hasattr(source, "__aiter__") or hasattr(source, "__iter__")
+
+
+async def _chunks_of(source: Any) -> AsyncIterator[Any]:
+    if source is None:
+        return
+    if isinstance(source, bytes | bytearray | memoryview | str):
+        if len(source):
+            yield source
+    elif hasattr(source, "__aiter__"):
+        chunks = aiter(source)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await _close(chunks, None)
+    else:
+        for chunk in source:
+            yield chunk
+
+
+async def _close(source: Any, reason: Any) -> None:
+    if isinstance(source, _Channel):
+        await source.cancel(reason)
+        return
+    close = getattr(source, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _from_underlying(source: Any) -> _Channel:
+    """The chunks of an underlying source (WHATWG Streams §4.2.3): `start` runs at once, `pull` when the reader waits."""
+    start, pull, cancel = (_member(source, name) for name in ("start", "pull", "cancel"))
+    if not any(map(callable, (start, pull, cancel))):
+        raise JsTypeError(
+            "A ReadableStream is made of an iterable, or of an object with start(controller), pull(controller) or"
+            f" cancel(reason), not of {type(source).__name__}."
+        )
+    channel = _Channel()
+    controller = ReadableStreamDefaultController(channel)
+    if pull is not None:
+        channel.wanted = lambda: pull(controller)
+    if cancel is not None:
+        channel.cancelled = cancel
+    if start is not None:
+        _begin(start, channel, controller)
+    return channel
+
+
+def _begin(start: Callable[[Any], Any], channel: _Channel, controller: Any) -> None:
+    result = start(controller)
+    if not inspect.isawaitable(result):
+        return
+    wanted, channel.wanted = channel.wanted, None  # not before `start` is over
+
+    async def started() -> None:
+        try:
+            await result
+        except Exception as error:  # noqa: BLE001 - whoever reads gets it
+            channel.fail(error)
+        channel.wanted = wanted
+        channel._wake_reader()
+
+    require_context("ReadableStream").wait_until(started())
+
+
+class StreamReader:
+    """`stream.getReader()`."""
+
+    def __init__(self, stream: ReadableStream) -> None:
+        self._stream = stream
+        self._source = stream.take()
+        self._chunks = _chunks_of(self._source)
+        self._over: Any = None
+
+    async def read(self) -> JsDict:
+        """The next chunk as `{value, done}`; bytes are an ArrayBuffer."""
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self._ended(None)
+            return JsDict(value=None, done=True)
+        except Exception as error:
+            self._ended(error)
+            raise
+        return JsDict(value=ArrayBuffer(chunk) if isinstance(chunk, bytes) else chunk, done=False)
+
+    def _ended(self, error: Exception | None) -> None:
+        if self._over is None:
+            self._over = require_context("read()").future()
+        if not self._over.done():
+            self._over.set_result(None) if error is None else self._over.set_exception(error)
+
+    @property
+    def closed(self) -> Awaitable[None]:
+        """Over when the stream is."""
+        if self._over is None:
+            self._over = require_context("closed").future()
+        over: Awaitable[None] = self._over
+        return over
+
+    async def _cancel(self, reason: Any) -> None:
+        await _close(self._source, reason)
+        await _close(self._chunks, reason)
+        self._ended(None)
+
+    def cancel(self, reason: Any = None) -> Awaitable[None]:
+        return _promise(self._cancel(reason), "cancel()")
+
+    def releaseLock(self) -> None:
+        """Another reader may go on where this one stopped."""
+        self._stream._source, self._stream._locked = self._chunks, False
+        self._chunks = _chunks_of(None)
+
+    release_lock = releaseLock
+
+
+class _Tee:
+    """One source for two readers: whoever comes first reads on for both."""
+
+    def __init__(self, source: AsyncIterator[Any]) -> None:
+        self.branches = [_Branch(self), _Branch(self)]
+        self._source = source
+        self._reading: list[Any] | None = None  # who waits for the one that reads
+        self._over = False
+        self._error: BaseException | None = None
+
+    async def read_on(self) -> None:
+        if self._reading is not None:
+            waiting = require_context("tee()").future()
+            self._reading.append(waiting)
+            await waiting
+            return
+        self._reading = []
+        try:
+            chunk = await anext(self._source)
+        except StopAsyncIteration:
+            self._over = True
+        except Exception as error:  # noqa: BLE001 - both get it
+            self._error = error
+        else:
+            for branch in self.branches:
+                branch.take(chunk)
+        finally:
+            waiting_too, self._reading = self._reading, None
+            for each in waiting_too:
+                if not each.done():
+                    each.set_result(None)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._over:
+            raise StopAsyncIteration
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+
+    async def left(self) -> None:
+        if all(branch.gone for branch in self.branches):
+            await _close(self._source, None)
+
+
+class _Branch:
+    """One of a tee's two."""
+
+    def __init__(self, tee: _Tee) -> None:
+        self.gone = False
+        self._tee = tee
+        self._chunks: deque[Any] = deque()
+        self._bytes = 0
+
+    def take(self, chunk: Any) -> None:
+        if self.gone:
+            return
+        self._chunks.append(chunk)
+        self._bytes += _size_of(chunk)
+        if self._bytes > MAX_BUFFERED_BYTES:
+            self._tee.fail(
+                JsTypeError(f"ReadableStream.tee() buffer limit exceeded: one branch is {self._bytes} bytes behind.")
+            )
+            self._chunks.clear()
+
+    def __aiter__(self) -> _Branch:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._chunks:
+            self._tee.check()
+            await self._tee.read_on()
+        chunk = self._chunks.popleft()
+        self._bytes -= _size_of(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        self.gone = True
+        self._chunks.clear()
+        await self._tee.left()
+
+
+async def _pipe(source: Any, writer: StreamWriter, options: dict[str, Any]) -> None:
+    chunks = _chunks_of(source)
+    try:
+        async for chunk in chunks:
+            try:
+                await writer.write(chunk)
+            except BaseException as error:
+                if not options.get("preventCancel"):
+                    await _close(source, error)
+                raise
+    except Exception as error:
+        if not options.get("preventAbort"):
+            await writer.abort(error)
+        raise
+    finally:
+        await _close(chunks, None)
+        writer.releaseLock()
+    if not options.get("preventClose"):
+        await writer.close()
+
+
+class WritableStream:
+    """The end that is written to: of a `TransformStream`, or of a sink with `start`, `write`, `close`, `abort`."""
+
+    def __init__(self, sink: Any = None, strategy: Any = None, **more: Any) -> None:
+        literal = {**sink, **more} if isinstance(sink, dict) else more
+        self._sink = sink if isinstance(sink, _Sink) else _Sink(literal or sink)
+        self._locked = False
+
+    @classmethod
+    def new(cls, sink: Any = None, strategy: Any = None, **more: Any) -> Self:
+        return cls(sink, strategy, **more)
+
+    @property
+    def locked(self) -> bool:
+        return self._locked
+
+    def getWriter(self) -> StreamWriter:
+        if self._locked:
+            raise JsTypeError("This WritableStream is currently locked to a writer.")
+        self._locked = True
+        return StreamWriter(self, self._sink)
+
+    get_writer = getWriter
+
+    def close(self) -> Awaitable[None]:
+        return self._sink.close()
+
+    def abort(self, reason: Any = None) -> Awaitable[None]:
+        return self._sink.abort(reason)
+
+
+class StreamWriter:
+    """`stream.getWriter()`. What is written goes at once; awaiting `write` waits while the reader is behind."""
+
+    def __init__(self, stream: WritableStream, sink: _Sink) -> None:
+        self._stream = stream
+        self._sink = sink
+
+    @property
+    def desiredSize(self) -> int:
+        return self._sink.room
+
+    desired_size = desiredSize
+
+    @property
+    def ready(self) -> Awaitable[None]:
+        return _promise(self._sink.ready(), "ready")
+
+    @property
+    def closed(self) -> Awaitable[None]:
+        return _promise(self._sink.over(), "closed")
+
+    def write(self, chunk: Any = None) -> Awaitable[None]:
+        return self._sink.write(chunk)
+
+    def close(self) -> Awaitable[None]:
+        return self._sink.close()
+
+    def abort(self, reason: Any = None) -> Awaitable[None]:
+        return self._sink.abort(reason)
+
+    def releaseLock(self) -> None:
+        self._stream._locked = False
+
+    release_lock = releaseLock
+
+
+class _Sink:
+    """Where chunks go, one after the other in the order of the calls: an underlying sink's functions."""
+
+    def __init__(self, functions: Any) -> None:
+        self._write, self._close, self._abort = (_member(functions, name) for name in ("write", "close", "abort"))
+        self._calls = self._served = 0
+        self._turns: dict[int, Any] = {}
+        self._ended: BaseException | None = None
+        self._closed = False
+        self._bytes = 0
+        start = _member(functions, "start")
+        if start is not None:
+            self.write_soon(lambda: start(self))
+
+    @property
+    def room(self) -> int:
+        return AHEAD - (self._calls - self._served)
+
+    def error(self, reason: Any = None) -> None:
+        """`controller.error()` of a sink's `start`."""
+        self._ended = self._ended or _error(reason)
+
+    def write(self, chunk: Any) -> Awaitable[None]:
+        try:
+            self.check()
+            size = _size_of(chunk)
+            self._bytes += size
+            if self._bytes > MAX_BUFFERED_BYTES:
+                raise JsTypeError(f"More than {MAX_BUFFERED_BYTES} bytes wait for a WritableStream: await write().")
+        except Exception as error:  # noqa: BLE001 - a promise
+            return Failed(error, "write()")
+
+        async def wrote() -> None:
+            try:
+                if self._write is not None:
+                    result = self._write(chunk, self)
+                    if inspect.isawaitable(result):
+                        await result
+            finally:
+                self._bytes -= size
+
+        return self.write_soon(wrote)
+
+    def write_soon(self, function: Callable[[], Any]) -> Awaitable[None]:
+        number, self._calls = self._calls, self._calls + 1
+        return _promise(self._in_turn(number, function), "write()")
+
+    async def _in_turn(self, number: int, function: Callable[[], Any]) -> None:
+        try:
+            if self._served < number:
+                waiting = self._turns[number] = require_context("write()").future()
+                await waiting
+            if self._ended is not None:
+                raise self._ended
+            result = function()
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:
+            self._ended = self._ended or error
+            raise
+        finally:
+            self._served = number + 1
+            waiting = self._turns.pop(self._served, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    def check(self) -> None:
+        """Raise what made it unusable."""
+        if self._ended is not None:
+            raise self._ended
+        if self._closed:
+            raise JsTypeError("This WritableStream has been closed.")
+
+    async def ready(self) -> None:
+        if self.room <= 0:
+            await self.write_soon(lambda: None)
+
+    async def over(self) -> None:
+        await self.write_soon(lambda: None)
+
+    def close(self) -> Awaitable[None]:
+        try:
+            self.check()
+        except Exception as error:  # noqa: BLE001 - a promise
+            return Failed(error, "close()")
+        self._closed = True
+        return self.write_soon(self._close or _nothing)
+
+    def abort(self, reason: Any = None) -> Awaitable[None]:
+        if self._ended is not None:
+            return Settled(None)
+        self._ended = _error(reason)
+        if self._abort is None:
+            return Settled(None)
+        abort = self._abort
+
+        async def aborted() -> None:
+            result = abort(reason)
+            if inspect.isawaitable(result):
+                await result
+
+        return _promise(aborted(), "abort()")
+
+
+def _nothing() -> None:
+    """A sink without `close`."""
+
+
+class _ChannelSink(_Sink):
+    """The writable end of a transform: what its `transform` makes of a chunk goes to the reader."""
+
+    def __init__(self, channel: _Channel, transformer: Any) -> None:
+        self._channel = channel
+        self._transform, self._flush = (_member(transformer, name) for name in ("transform", "flush"))
+        self._controller = ReadableStreamDefaultController(channel)
+        super().__init__({"start": None})
+        self._write, self._close, self._abort = self._put, self._end, self._fail
+        start = _member(transformer, "start")
+        if start is not None:
+            self.write_soon(lambda: start(self._controller))
+
+    @property
+    def room(self) -> int:
+        return self._channel.room
+
+    def check(self) -> None:
+        if self._channel.gone is not None:
+            raise self._channel.gone
+        super().check()
+
+    def write(self, chunk: Any) -> Awaitable[None]:
+        if self._transform is not None or self._served < self._calls:
+            return super().write(chunk)
+        try:
+            self.check()
+            self._channel.put(chunk)
+        except Exception as error:  # noqa: BLE001 - a promise
+            return Failed(error, "write()")
+        return Settled(None) if self._channel.room >= 0 else _promise(self._channel.has_room(), "write()")
+
+    async def _put(self, chunk: Any, _: Any = None) -> None:
+        try:
+            if self._transform is None:
+                self._channel.put(chunk)
+            else:
+                result = self._transform(chunk, self._controller)
+                if inspect.isawaitable(result):
+                    await result
+        except BaseException as error:
+            self._channel.fail(error)
+            raise
+        await self._channel.has_room()
+
+    async def _end(self) -> None:
+        if self._flush is not None:
+            try:
+                result = self._flush(self._controller)
+                if inspect.isawaitable(result):
+                    await result
+            except BaseException as error:
+                self._channel.fail(error)
+                raise
+        self._channel.end()
+
+    def close(self) -> Awaitable[None]:
+        if self._flush is None and self._served == self._calls:  # at once: nobody needs to await it
+            try:
+                self.check()
+            except Exception as error:  # noqa: BLE001 - a promise
+                return Failed(error, "close()")
+            self._closed = True
+            self._channel.end()
+            return Settled(None)
+        return super().close()
+
+    async def ready(self) -> None:
+        await self._channel.has_room()
+
+    def _fail(self, reason: Any) -> None:
+        self._channel.fail(_error(reason))
+
+
+class TransformStream:
+    """What is written to `.writable` is read from `.readable`, through `transform(chunk, controller)` if there is one."""
+
+    def __init__(self, transformer: Any = None, *_: Any, **more: Any) -> None:
+        literal = {**transformer, **more} if isinstance(transformer, dict) else more
+        channel = _Channel()
+        self.writable = WritableStream(_ChannelSink(channel, literal or transformer))
+        self.readable = ReadableStream(channel)
+
+    @classmethod
+    def new(cls, *arguments: Any, **more: Any) -> Self:
+        return cls(*arguments, **more)
+
+
+class IdentityTransformStream(TransformStream):
+    """`TransformStream()`, of bytes."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+class FixedLengthStream(TransformStream):
+    """As many bytes as were announced: more or fewer are an error."""
+
+    def __init__(self, length: int, *_: Any, **__: Any) -> None:
+        left = int(length)
+
+        def transform(chunk: Any, controller: Any) -> None:
+            nonlocal left
+            left -= _size_of(chunk)
+            if left < 0:
+                raise JsTypeError("Attempt to write too many bytes through a FixedLengthStream.")
+            controller.enqueue(chunk)
+
+        def flush(_: Any) -> None:
+            if left:
+                raise JsTypeError("FixedLengthStream did not see all expected bytes before close().")
+
+        super().__init__({"transform": transform, "flush": flush})
+
+
+class TextEncoderStream(TransformStream):
+    """Text in, UTF-8 out."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        super().__init__({"transform": lambda chunk, controller: controller.enqueue(str(chunk).encode("utf-8", "replace"))})
+
+
+class TextDecoderStream(TransformStream):
+    """UTF-8 in, text out."""
+
+    encoding = "utf-8"
+
+    def __init__(self, label: str = "utf-8", options: Any = None, **more: Any) -> None:
+        import codecs
+
+        fatal = {**(options if isinstance(options, dict) else {}), **more}.get("fatal")
+        decoder = codecs.getincrementaldecoder(label)("strict" if fatal else "replace")
+
+        def transform(chunk: Any, controller: Any) -> None:
+            if text := decoder.decode(bytes(chunk)):
+                controller.enqueue(text)
+
+        def flush(controller: Any) -> None:
+            if text := decoder.decode(b"", final=True):
+                controller.enqueue(text)
+
+        super().__init__({"transform": transform, "flush": flush})
+
+
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15, "deflate-raw": -15}
+
+
+def _window_bits(kind: str) -> int:
+    if kind not in _WINDOW_BITS:
+        raise JsTypeError(f"Unsupported compression format: {kind!r}; it is one of {', '.join(_WINDOW_BITS)}.")
+    return _WINDOW_BITS[kind]
+
+
+class CompressionStream(TransformStream):
+    """`gzip`, `deflate` or `deflate-raw`."""
+
+    def __init__(self, kind: str) -> None:
+        compressor = zlib.compressobj(wbits=_window_bits(kind))
+
+        def transform(chunk: Any, controller: Any) -> None:
+            if piece := compressor.compress(to_bytes(chunk) or b""):
+                controller.enqueue(piece)
+
+        super().__init__({"transform": transform, "flush": lambda controller: controller.enqueue(compressor.flush())})
+
+
+class DecompressionStream(TransformStream):
+    """What `CompressionStream` makes, back; in pieces of bounded size."""
+
+    def __init__(self, kind: str) -> None:
+        decompressor = zlib.decompressobj(wbits=_window_bits(kind))
+
+        async def transform(chunk: Any, controller: Any) -> None:
+            rest = to_bytes(chunk) or b""
+            while rest and not decompressor.eof:
+                try:
+                    piece = decompressor.decompress(rest, _PIECE_BYTES)
+                except zlib.error as error:
+                    raise JsTypeError(f"Decompression failed: {error}") from error
+                if piece:
+                    controller.enqueue(piece)
+                    await controller._channel.has_room()
+                rest = decompressor.unconsumed_tail
+
+        def flush(controller: Any) -> None:
+            if not decompressor.eof:
+                raise JsTypeError("Decompression failed: the data ends too early.")
+
+        super().__init__({"transform": transform, "flush": flush})
+
+
+__all__ = [
+    "CompressionStream",
+    "DecompressionStream",
+    "FixedLengthStream",
+    "IdentityTransformStream",
+    "ReadableStream",
+    "TextDecoderStream",
+    "TextEncoderStream",
+    "TransformStream",
+    "WritableStream",
+]
