@@ -20,7 +20,7 @@ import msgspec
 Headers = list[tuple[str, str]]
 """Header fields in order, names as received. Values are Latin-1 text (RFC 9110 §5.5)."""
 
-ENVELOPE_VERSION = 3
+ENVELOPE_VERSION = 4
 """Of `protocol/envelope.py` and the events here: raised when what travels has another shape or meaning. Processes of
 different versions refuse each other (`tests/unit/test_versions.py` notices a new shape)."""
 
@@ -247,13 +247,15 @@ class AutoAnswered(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Dialled(msgspec.Struct, frozen=True, array_like=True):
-    """The outcome of a `Dial`: an open WebSocket (`status` 101), a refusal (its status), or an error text (status 0)."""
+    """The outcome of a `Dial`: an open WebSocket (`status` 101), a refusal (its status, and the beginning of its body: at
+    most 64 KiB), or an error text (status 0)."""
 
     dial: int
     socket: int
     status: int
     headers: Headers
     error: str
+    body: bytes = b""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

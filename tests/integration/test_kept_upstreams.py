@@ -52,6 +52,7 @@ class Feed(DurableObject):
             upstream = answer.web_socket
             upstream.serializeAttachment({"since": 1})
             self.ctx.acceptWebSocket(upstream, ["upstream"], reconnect=rest[1] if len(rest) > 1 else None)
+            assert upstream.url == rest[0]                                    # at once, as after a sleep
             upstream.send("subscribe")
         elif verb == "say":
             for upstream in self.ctx.getWebSockets("upstream"):

@@ -61,7 +61,9 @@ class Default(WorkerEntrypoint):
             return Response.json([answer.status, text])
         if path == "not-an-upgrade":
             answer = await fetch(env.PLAIN_URL, headers={"Upgrade": "websocket"})
-            return Response.json([answer.status, answer.webSocket is None])
+            return Response.json([answer.status, answer.webSocket is None, await answer.text()])
+        if path == "refusal":
+            return await fetch(env.PLAIN_URL + "x", headers={"Upgrade": "websocket"})
         if path == "pass-through":
             return await fetch(env.HTTP_URL, headers={"Upgrade": "websocket"})
         if path == "get":
@@ -211,7 +213,11 @@ def test_upgraded_fetch(node, upstream):
 
 
 def test_refused_upgrade(node):
-    assert json.loads(node.get("/not-an-upgrade")[2]) == [202, True]
+    """Its body says why, to the worker and to whom it is passed on."""
+    why = '["GET", "/", "", null]'
+    assert json.loads(node.get("/not-an-upgrade")[2]) == [202, True, why]
+    status, headers, body = node.get("/refusal")
+    assert (status, headers["content-length"], json.loads(body)[:2]) == (202, str(len(body)), ["GET", "/x"])
 
 
 def test_pass_through(node, upstream):

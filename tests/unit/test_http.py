@@ -230,3 +230,43 @@ def test_response_head():
         ResponseParser().feed(b"garbage\r\n\r\n")
     with pytest.raises(RemoteProtocolError, match="too large"):
         ResponseParser(1000).feed(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 2000)
+
+
+class TestRefusals:
+    """The answer to an upgrade that is none: interim ones are passed over, its body is read."""
+
+    def parse(self, data, step=7, **limits):
+        parser = ResponseParser(**limits)
+        for start in range(0, len(data), step):
+            parser.feed(data[start : start + step])
+        return parser
+
+    @pytest.mark.parametrize("step", [1, 7, 10_000])
+    def test_interim_answers_before_a_101(self, step):
+        interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+        parser = self.parse(
+            interim + b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x02hi",
+            step,
+        )
+        assert (parser.head.status, parser.head.headers) == (101, [("Upgrade", "websocket"), ("Connection", "Upgrade")])
+        if step > 100:
+            assert parser.leftover == b"\x81\x02hi"
+
+    @pytest.mark.parametrize("step", [1, 7, 10_000])
+    @pytest.mark.parametrize(
+        "framing",
+        [b"Content-Length: 9\r\n\r\nno key up", b"Transfer-Encoding: chunked\r\n\r\n3\r\nno \r\n6\r\nkey up\r\n0\r\n\r\n"],
+    )
+    def test_a_refusals_body(self, step, framing):
+        parser = self.parse(b"HTTP/1.1 401 Unauthorized\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" + framing, step)
+        assert (parser.head.status, bytes(parser.body), parser.complete) == (401, b"no key up", True)
+
+    def test_a_body_up_to_the_end_of_the_connection_and_one_that_is_too_large(self):
+        parser = self.parse(b"HTTP/1.1 200 OK\r\n\r\nwhatever", 100)
+        assert (bytes(parser.body), parser.complete) == (b"whatever", False)
+        parser = self.parse(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5000, 1000, max_body_bytes=1000)
+        assert (len(parser.body), parser.complete) == (1000, True)
+
+    def test_interim_answers_without_end(self):
+        with pytest.raises(RemoteProtocolError, match="without end"):
+            self.parse(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)

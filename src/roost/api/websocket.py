@@ -86,7 +86,7 @@ class WebSocket:
     __slots__ = (
         "__weakref__", "_accept", "_attachment", "_auto_at_ms", "_binary_type", "_close_in", "_close_out", "_connecting",
         "_context", "_failed", "_half_open", "_listeners", "_number", "_outbound", "_peer", "_pending", "_port", "_ready",
-        "_tags", "_used", "extensions", "protocol", "url",
+        "_dialled_url", "_tags", "_used", "__dict__", "extensions", "protocol", "url",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -105,6 +105,7 @@ class WebSocket:
         self._auto_at_ms = 0
         self._binary_type: str | None = None
         self.url: str | None = None
+        self._dialled_url = ""  # of an upgraded fetch
         self.protocol: str | None = ""
         self.extensions: str | None = ""
 

@@ -35,11 +35,12 @@ _log = logging.getLogger("roost.gateway")
 
 _REPLACED = "The gateway is being replaced or ends; try again."
 _REDIALS_AT_ONCE = 100
+_REFUSAL_S = 2.0
 _WAS_STABLE_S = 10.0  # an upstream that was open for so long begins its back-off anew
 _DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _OURS = frozenset({
     "host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions",
-    "content-length",
+    "content-length", "transfer-encoding", "accept-encoding",
 })  # fmt: skip
 
 
@@ -52,6 +53,7 @@ class Upstream(NamedTuple):
     headers: Headers
     deflate: int
     leftover: bytes
+    body: bytes = b""  # of a refusal
 
 
 class Outbound:
@@ -95,7 +97,7 @@ class Outbound:
     async def _open(self, slot: HostSlot, dial: Dial, link: Link | None) -> None:
         upstream = await self._connect(dial)
         if upstream.status != 101:
-            self._gateway.router.dialled(link, Dialled(dial.dial, 0, upstream.status, upstream.headers, ""))
+            self._gateway.router.dialled(link, Dialled(dial.dial, 0, upstream.status, upstream.headers, "", upstream.body))
             return
         if slot.link is not link:
             upstream.sock.close()  # the host that asked is gone or leaving, and with it who would own the socket
@@ -247,16 +249,16 @@ class Outbound:
             await loop.sock_sendall(sock, tls.encrypt(request) if tls else request)
             parser = ResponseParser()
             while parser.head is None:
-                data = await loop.sock_recv(sock, 65536)
-                plain = tls.decrypt(data) if tls and data else data
+                plain = await _receive(loop, sock, tls)
                 if plain == b"":
                     raise RemoteProtocolError(502, "The upstream closed the connection during the handshake.")
                 if plain:
                     parser.feed(plain)
             head = parser.head
             if head.status != 101:
+                await _read_refusal(loop, sock, tls, parser)
                 sock.close()
-                return Upstream(sock, tls, head.status, head.headers, 0, b"")
+                return Upstream(sock, tls, head.status, head.headers, 0, b"", bytes(parser.body))
             _check_response(head.headers, key, dial.protocols)
             bits = check_agreed(get_header(head.headers, "sec-websocket-extensions"), offered=offers)
             return Upstream(sock, tls, 101, head.headers, bits, parser.leftover)
@@ -293,6 +295,25 @@ class Outbound:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _receive(loop: asyncio.AbstractEventLoop, sock: socket.socket, tls: TlsPipe | None) -> bytes | None:
+    """What has come, decrypted; empty at the end, None if it was no whole record."""
+    data = await loop.sock_recv(sock, 65536)
+    return tls.decrypt(data) if tls and data else data
+
+
+async def _read_refusal(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, tls: TlsPipe | None, parser: ResponseParser
+) -> None:
+    """Why it was refused: what comes of the body within `_REFUSAL_S`, up to the parser's limit."""
+    try:
+        async with asyncio.timeout(_REFUSAL_S):
+            while not parser.complete and (plain := await _receive(loop, sock, tls)) != b"":
+                if plain:
+                    parser.feed(plain)
+    except (TimeoutError, OSError, RemoteProtocolError):
+        pass  # the status is what counts
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:

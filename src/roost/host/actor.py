@@ -784,6 +784,7 @@ class Actor(Context):
             self.port_for(link).send(SetAutoResponse(self.ref, self._auto))
         self.socket_ended(socket)  # it pins nothing any more
         socket.accept_with(self, Accept.HIBERNATABLE)
+        socket.url = socket._dialled_url or None
 
     def _take_in(self, socket: WebSocket, tags: tuple[str, ...], link: GatewayLink | None) -> None:
         limit = self.host.limits.max_sockets_per_object

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from roost.api.headers import Headers
 from roost.api.http import Request, Response
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
     from roost.host.io_context import Context
+
+
+_OF_THE_FRAMING: Final = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"})
 
 
 class Outbound:
@@ -88,6 +91,7 @@ class Outbound:
                 answered.set_result((link, outcome))
                 if outcome.socket:
                     _agreed(socket, outcome)
+                    socket._dialled_url = request.url
                     socket._context = context
                     link.adopt(socket, outcome.socket, context.port_for(link))
             elif outcome.socket:
@@ -106,7 +110,8 @@ class Outbound:
             return Response(None, 101, "Switching Protocols", outcome.headers, socket)
         if outcome.status == 0:
             raise JsTypeError(f"Network connection failed: {outcome.error}")
-        return Response(None, max(outcome.status, 200), "", outcome.headers)
+        kept = [pair for pair in outcome.headers if pair[0].lower() not in _OF_THE_FRAMING]
+        return Response.received(outcome.body, outcome.status, "", kept)
 
     async def close(self) -> None:
         await self._client.close()

@@ -180,34 +180,76 @@ class RequestParser:
         self._in_head = self.between = True
 
 
-class ResponseParser:
-    """One response to a request that Roost made (an outbound upgrade): its head, then `leftover`."""
+_MAX_INTERIM: Final = 20
 
-    def __init__(self, max_head_bytes: int = 32 * 1024) -> None:
+
+class ResponseParser:
+    """One response to a request that Roost made (an outbound upgrade): its head, then `leftover` if it is a 101, else the
+    beginning of its `body`. Interim responses (RFC 9110 §15.2) are passed over."""
+
+    def __init__(self, max_head_bytes: int = 32 * 1024, max_body_bytes: int = 64 * 1024) -> None:
         self._buffer = bytearray()
         self._max = max_head_bytes
+        self._max_body = max_body_bytes
+        self._parser = httptools.HttpResponseParser(self)
         self._headers: Headers = []
         self.head: ResponseHead | None = None
         self.leftover = b""
+        self.body = bytearray()
+        self.complete = False  # nothing of the body is to come, or nothing that would be kept
+        self._interim = 0
         self._reason = b""
 
     def feed(self, data: bytes) -> None:
-        """More bytes; raises RemoteProtocolError if the head is malformed or too large."""
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > self._max:
-                raise RemoteProtocolError(502, "The upstream's response head is too large.")
+        """More bytes; raises RemoteProtocolError if the response is malformed or its head too large."""
+        if self.head is not None:
+            self._feed_body(data)
             return
-        self.leftover = bytes(self._buffer[end + 4 :])
-        parser = httptools.HttpResponseParser(self)
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = bytes(self._buffer[: end + 4])
+            del self._buffer[: end + 4]
+            self.head = self._parse_head(head)
+            if self.head is not None:
+                if self.head.status == 101:
+                    self.leftover = bytes(self._buffer)
+                else:
+                    self._feed_body(bytes(self._buffer))
+                return
+        if len(self._buffer) > self._max:
+            raise RemoteProtocolError(502, "The upstream's response head is too large.")
+
+    def _parse_head(self, head: bytes) -> ResponseHead | None:
+        """None for an interim one."""
+        self._parse(head)
+        status = self._parser.get_status_code()
+        if 100 <= status < 200 and status != 101:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise RemoteProtocolError(502, "The upstream sends interim responses without end.")
+            self._parser, self._headers, self._reason, self.complete = httptools.HttpResponseParser(self), [], b"", False
+            return None
+        return ResponseHead(status, self._reason.decode("latin-1"), self._headers)
+
+    def _feed_body(self, data: bytes) -> None:
+        if data and not self.complete:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         try:
-            parser.feed_data(bytes(self._buffer[: end + 4]))
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserError as error:
             raise RemoteProtocolError(502, f"The upstream's response is malformed: {error}.") from error
-        self.head = ResponseHead(parser.get_status_code(), self._reason.decode("latin-1"), self._headers)
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data[: self._max_body - len(self.body)]
+        if len(self.body) >= self._max_body:
+            self.complete = True
+
+    def on_message_complete(self) -> None:
+        self.complete = True
 
     def on_status(self, status: bytes) -> None:
         self._reason += status
