@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import roost.names  # noqa: F401 - tests import `workers` as worker code does
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

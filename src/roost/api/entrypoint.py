@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from roost.api.http import Request, Response
 from roost.api.runtime import require_context
+from roost.errors import JsException
 from roost.values import as_js
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 
 class WorkerEntrypoint:
@@ -42,8 +43,16 @@ class WorkflowEntrypoint:
 class Env:
     """`env`: vars and bindings as attributes (and items)."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], bindings: Iterable[str] = ()) -> None:
         self.__dict__.update(values)
+        self.__dict__.update({name: Later(name) for name in bindings})
+
+    def fill(self, values: dict[str, Any]) -> None:
+        """The bindings are there: also those that were read before."""
+        for name, value in values.items():
+            if isinstance(before := self.__dict__.get(name), Later):
+                before.found(value)
+            self.__dict__[name] = value
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -59,6 +68,26 @@ class Env:
 
     def __repr__(self) -> str:
         return f"Env({', '.join(sorted(self.__dict__))})"  # names only: values may be secrets
+
+
+class Later:
+    """A binding as a module reads it while it is imported (`ROOMS = env.ROOMS`): there from the first event on."""
+
+    def __init__(self, name: str) -> None:
+        self.__dict__["_name"] = name
+
+    def found(self, binding: Any) -> None:
+        self.__dict__["_binding"] = binding
+
+    def __getattr__(self, name: str) -> Any:
+        if "_binding" not in self.__dict__:
+            raise JsException(
+                f"env.{self._name} cannot be used at module level: do it inside a handler (fetch, webSocketMessage, …)."
+            )
+        return getattr(self.__dict__["_binding"], name)
+
+    def __repr__(self) -> str:
+        return f"<env.{self._name}>"
 
 
 class LazyEnv:

@@ -84,9 +84,9 @@ class WebSocket:
     CLOSED = READY_STATE_CLOSED = 3
 
     __slots__ = (
-        "__weakref__", "_accept", "_attachment", "_auto_at_ms", "_binary_type", "_close_in", "_close_out", "_connecting",
-        "_context", "_failed", "_half_open", "_listeners", "_number", "_outbound", "_peer", "_pending", "_port", "_ready",
-        "_dialled_url", "_tags", "_used", "__dict__", "extensions", "protocol", "url",
+        "__dict__", "__weakref__", "_accept", "_attachment", "_auto_at_ms", "_binary_type", "_close_in", "_close_out",
+        "_connecting", "_context", "_dialled_url", "_failed", "_half_open", "_listeners", "_number", "_outbound", "_peer",
+        "_pending", "_port", "_ready", "_tags", "_used", "extensions", "protocol", "url",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from roost.api.entrypoint import Env, LazyEnv
+from roost.api.entrypoint import LazyEnv
 from roost.api.namespace import DurableObjectNamespace
 from roost.api.runtime import current_context
 from roost.api.service import AssetsStub, ServiceStub
@@ -194,7 +194,7 @@ class Host:
         for kind in worker.classes.values():
             for warning in kind.warnings:
                 _log.warning("worker: %s", warning)
-        worker.env = Env(env)
+        worker.env.fill(env)
         LazyEnv.target = worker.env
         self.entrypoint_takes = _entrypoint_takes(worker.entrypoint)
         self._handlers: dict[type, Any] = {
@@ -682,7 +682,7 @@ class Host:
             task.cancel()
         await asyncio.sleep(0)
         await self.outbound.close()
-        if (asgi := sys.modules.get("asgi")) is not None:
+        if (asgi := sys.modules.get("roost.compat.asgi")) is not None:
             await asgi.end_lifespans(min(timeout_s, _LIFESPAN_S))
         for link in self.links:
             link.link.close()

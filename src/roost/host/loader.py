@@ -1,22 +1,21 @@
 """Loading a worker: its module, its classes, and the handlers they have.
 
-`js` and `pyodide` are put in place for worker code here, and only here. What the user's code raises while loading becomes
+`workers`, `js`, `pyodide` and `asgi` are put in place by `roost.names`. What the user's code raises while loading becomes
 a WorkerError that says where; it must not know of hosts or links. Source: reference 1.2.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-import workers
+import roost.names
 from roost.api.aliases import snake_cases
-from roost.api.entrypoint import DurableObject, WorkerEntrypoint
+from roost.api.entrypoint import DurableObject, Env, LazyEnv, WorkerEntrypoint
 from roost.compat.pyodide.code import accepted_positionals
 from roost.errors import ConfigError, WorkerError
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from roost.api.entrypoint import Env
     from roost.api.runtime import Compat
 
 _HANDLER_ARITY = {
@@ -103,23 +101,18 @@ class Worker:
         self.scheduled: Callable[..., Any] | None = None  # a module-level on_scheduled
         self.classes = classes
         self.compat = compat
-        self.env: Env | None = None
+        self.env = Env({})
 
 
-def install_compat() -> None:
-    """Make `js` and `pyodide` importable, for worker code."""
-    for name in ("js", "pyodide", "pyodide.ffi", "pyodide.http", "pyodide.code", "asgi"):
-        sys.modules[name] = importlib.import_module(f"roost.compat.{name}")
-    sys.modules["workers.asgi"] = sys.modules["asgi"]
-    workers.asgi = sys.modules["asgi"]  # type: ignore[attr-defined]
-    sys.modules["workers.workflows"] = importlib.import_module("roost.compat.workflows")
-
-
-def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worker:
-    """Import the main module and find its classes. Raises WorkerError or ConfigError with one clear line."""
-    install_compat()
-    folder = str(main.parent)
-    for path in (str(main.parent.parent / "python_modules"), str(main.parent / "python_modules"), folder):
+def load_worker(
+    main: Path, class_names: Sequence[str], compat: Compat, folder: Path | None = None, env: Env | None = None
+) -> Worker:
+    """Import the main module and find its classes; `folder` is the configuration's, `env` what the module may read while it
+    is imported. Raises WorkerError or ConfigError with one clear line."""
+    roost.names.install()
+    env = LazyEnv.target = Env({}) if env is None else env
+    vendored = [each / "python_modules" for each in (folder or main.parent, main.parent.parent, main.parent)]
+    for path in (*map(str, dict.fromkeys(vendored)), str(main.parent)):
         if path not in sys.path:
             sys.path.insert(0, path)
     module = _import(main)
@@ -158,6 +151,7 @@ def load_worker(main: Path, class_names: Sequence[str], compat: Compat) -> Worke
             )
         classes[name] = ObjectClass(cls, legacy=not compat.no_global_handlers)
     worker = Worker(entrypoint, classes, compat)
+    worker.env = env
     worker.scheduled = None if compat.no_global_handlers else values.get("on_scheduled")
     worker.entrypoints = {
         name: value

@@ -69,9 +69,12 @@ def make_assets(app: App) -> Assets | None:
 def load(app: App) -> Worker:
     """The app's worker. Raises WorkerError or ConfigError."""
     # Here, so that a gateway's process never imports what only hosts need.
+    from roost.api.entrypoint import Env
     from roost.host.loader import load_worker
 
-    return load_worker(Path(app.main), list(app.bindings.values()), app.compat())
+    assets = [] if app.assets is None or not app.assets.binding else [app.assets.binding]
+    env = Env(dict(app.variables), [*app.bindings, *app.services, *app.kv_namespaces, *assets])
+    return load_worker(Path(app.main), list(app.bindings.values()), app.compat(), Path(app.folder), env)
 
 
 def make_host(

@@ -22,7 +22,7 @@ def host_interpreter(folder: str) -> str:
     own = os.path.join(folder, ".venv", "bin", "python")
     if not os.path.exists(own) or os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(folder, ".venv")):
         return sys.executable
-    probe = subprocess.run([own, "-c", "import roost.node.child"], capture_output=True, timeout=30, check=False)
+    probe = subprocess.run([own, "-P", "-c", "import roost.node.child"], capture_output=True, timeout=30, check=False)
     if probe.returncode == 0:
         return own
     _log.warning("node: %s has no Roost in it; the worker runs on %s instead", own, sys.executable)

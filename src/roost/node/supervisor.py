@@ -440,7 +440,7 @@ class Node:
             self._hosts_made += 1
             environment[orphans.VARIABLE] = orphans.mark_of(options.data, self._hosts_made)
         process = await asyncio.create_subprocess_exec(
-            interpreter, "-m", "roost.node.child", str(theirs.fileno()), env=environment,
+            interpreter, "-P", "-m", "roost.node.child", str(theirs.fileno()), env=environment,
             pass_fds=(theirs.fileno(), run.data_fd, *listen_fds), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()

@@ -95,6 +95,8 @@ def running(
     command: str = "serve",
     prefix: Sequence[str] = (),
     own_errors: bool = False,
+    executable: str = sys.executable,
+    cwd: Path | None = None,
 ) -> Iterator[RunningNode]:
     """Serve `app` on a free port of 127.0.0.1 while the block runs. Extra arguments go to `roost serve` (or `dev`);
     `prefix` is a command to run it by. An error of Roost's own in the log (a traceback through its files, an "internal
@@ -102,10 +104,11 @@ def running(
     with tempfile.TemporaryDirectory(prefix="roost-test-") as folder:
         data = data or folder
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "roost", command, str(app), "--port", "0", "--data", data, *arguments],
+            [*prefix, executable, "-m", "roost", command, str(app), "--port", "0", "--data", data, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=cwd,
             env={**os.environ, "PYTHONWARNINGS": "error", **(env or {})},
         )
         log: list[str] = []
