@@ -301,7 +301,6 @@ def test_files(client):
     for path, body, kind in (
         ("/", b"<h1>home</h1>", "text/html"),
         ("/page", b"page", "text/html"),
-        ("/page.html", b"page", "text/html"),
         ("/sub/", b"sub", "text/html"),
         ("/a%20b.css", b"css", "text/css"),
     ):
@@ -315,6 +314,9 @@ def test_files(client):
     tag = dict(client.response()[1])["etag"]
     client.ask("GET", "/", f"If-None-Match: {tag}")
     assert client.response()[0] == 304
+    client.ask("GET", "/page.html?x=1")
+    status, fields, _ = client.response()
+    assert (status, dict(fields)["location"]) == (307, "/page?x=1")
     client.ask("HEAD", "/page")
     assert client.response("HEAD")[0] == 200
 

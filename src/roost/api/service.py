@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from roost.api.rpc import RpcMember
 
-    AssetFinder = Callable[[str, str, str, str], tuple[int, list[tuple[str, str]], bytes] | None]
+    AssetFinder = Callable[[str, str, dict[str, str]], tuple[int, list[tuple[str, str]], bytes] | None]
 
 
 class ServiceCaller(MethodCaller, Protocol):
@@ -36,12 +36,13 @@ class AssetsStub:
         if method not in ("GET", "HEAD"):
             return Response("Method Not Allowed", 405, headers={"Allow": "GET, HEAD"})
         url = urlsplit(request.url)
-        accept, tag = request.headers.get("accept"), request.headers.get("if-none-match")
-        found = self._find(method, url.path or "/", str(accept or ""), str(tag or ""))
+        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        found = self._find(method, target, {**dict(request.headers.items()), "host": url.netloc})
         if found is None:
             return Response("Not Found", 404)
         status, headers, body = found
-        return Response(None if status == 304 or method == "HEAD" else body, status, "", headers)
+        bare = status in (301, 302, 303, 304, 307, 308) or method == "HEAD"
+        return Response(None if bare else body, status, "", headers)
 
     def __repr__(self) -> str:
         return "<AssetsStub>"

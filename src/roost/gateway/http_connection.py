@@ -244,7 +244,7 @@ class HttpConnection(Channel):
 
     def _serve_asset(self, head: RequestHead) -> bool:
         assets = self.gateway.assets
-        if assets is None or not assets.before_worker:
+        if assets is None or not assets.before_worker(head.target):
             return False
         found = assets.look_up(head.method, head.target, head.fields)
         if found is None:

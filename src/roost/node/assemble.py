@@ -14,6 +14,7 @@ from roost.errors import ConfigError, RoostError, WorkerError
 from roost.events import ObjectRef
 from roost.gateway.gateway import Gateway
 from roost.gateway.tls import ServerTls
+from roost.node.config import AssetsConfig
 from roost.observe import logs
 from roost.storage.assets import Assets
 
@@ -63,7 +64,22 @@ def make_assets(app: App) -> Assets | None:
     assets = app.assets
     if assets is None:
         return None
-    return Assets(Path(assets.directory), assets.not_found_handling, worker_first=assets.run_worker_first)
+    handling = assets.not_found_handling, assets.html_handling
+    return Assets(Path(assets.directory), *handling, worker_first=assets.run_worker_first)
+
+
+def describe_assets(app: App) -> str:
+    """How static files are answered, where that is not the platform's default; empty if it is."""
+    assets = app.assets
+    if assets is None:
+        return ""
+    chosen = {
+        "html_handling": assets.html_handling, "not_found_handling": assets.not_found_handling,
+        "run_worker_first": assets.run_worker_first,
+    }  # fmt: skip
+    defaults = AssetsConfig("")
+    said = [f"{key} {value}" for key, value in chosen.items() if value != getattr(defaults, key)]
+    return f"assets: {', '.join(said)}" if said else ""
 
 
 def load(app: App) -> Worker:

@@ -19,6 +19,7 @@ import pyjson5
 from roost.errors import ConfigError
 from roost.node.dates import compat_for
 from roost.node.settings import nearest
+from roost.storage.assets import HTML_HANDLING, NOT_FOUND_HANDLING
 from roost.storage.migrations import Migration
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class AssetsConfig(msgspec.Struct, frozen=True):
     directory: str
     binding: str = ""
     not_found_handling: str = "none"
-    run_worker_first: bool = False
+    html_handling: str = "auto-trailing-slash"
+    run_worker_first: bool | list[str] = False
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -388,12 +390,30 @@ def _assets(value: Any, path: Path) -> AssetsConfig | None:
     directory = (path.parent / _text(table.get("directory", ""), "assets.directory", path)).resolve()
     if not directory.is_dir():
         raise ConfigError(f"{path}: assets.directory: {directory} is not a folder.", key="assets.directory")
+    known = list(AssetsConfig.__struct_fields__)
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{path}: assets: unknown key {key!r}.{nearest(key, known)}", key=f"assets.{key}")
+    first = table.get("run_worker_first", False)
+    if not isinstance(first, bool) and not (isinstance(first, list) and all(isinstance(each, str) for each in first)):
+        raise ConfigError(
+            f"{path}: assets.run_worker_first is true, false or a list of paths such as '/api/*' and '!/api/docs/*'.",
+            key="assets.run_worker_first",
+        )
     return AssetsConfig(
         str(directory),
         _text(table.get("binding", ""), "assets.binding", path),
-        str(table.get("not_found_handling", "none")),
-        bool(table.get("run_worker_first", False)),
+        _one_of(table.get("not_found_handling", "none"), NOT_FOUND_HANDLING, "assets.not_found_handling", path),
+        _one_of(table.get("html_handling", HTML_HANDLING[0]), HTML_HANDLING, "assets.html_handling", path),
+        first,
     )
+
+
+def _one_of(value: Any, allowed: tuple[str, ...], key: str, path: Path) -> str:
+    if value not in allowed:
+        more = nearest(str(value), list(allowed))
+        raise ConfigError(f"{path}: {key} is {value!r}; it is one of {', '.join(allowed)}.{more}", key=key)
+    return str(value)
 
 
 def _secrets(folder: Path, env: str | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from roost.node import control, orphans
 from roost.node.admin import TOKEN_FILE, Admin, read_token
 from roost.node.assemble import (
     calm_collector,
+    describe_assets,
     evict_objects,
     gateway_report,
     host_report,
@@ -137,6 +138,8 @@ class Node:
         await asyncio.to_thread(alarm_index.prepare, data, slots)
         await asyncio.to_thread(self._migrations.apply, plan, slots)
         self._first_names = plan.first_names
+        if said := describe_assets(self._app):
+            _log.info("node: %s", said)
         listeners = self._listeners = self._bind()
         run = self._run = RunFolder(data)
         admin = Admin(read_token(data), self._answer) if self._options.admin else None
