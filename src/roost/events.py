@@ -276,7 +276,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """A host's first envelope on a link: which slot of how many it serves. `mark` is a file in which it counts the requests
-    of each link that it has begun, this link's at `link`; empty if nobody can outlive it. `life` names the process."""
+    of each link that it has begun, this link's at `link`; empty if nobody can outlive it. `life` names the process.
+    `one_host`: the worker keeps sockets in memory, so requests that name no object all go to slot 0."""
 
     version: int
     slot: int
@@ -284,6 +285,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     mark: str = ""
     link: int = 0
     life: int = 0
+    one_host: bool = False
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):

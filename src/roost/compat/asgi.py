@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import weakref
 from collections import deque
@@ -37,7 +38,10 @@ _AHEAD: Final = 16  # pieces of a response body that the app may be ahead of its
 _MAX_UNREAD: Final = 1_024  # messages of a client that the app has not asked for; then it is closed with 1013
 _MAX_APPS: Final = 100  # whose lifespans are kept
 _HOOK: Final = "roost.endpoint"
+_MAX_REASON: Final = 123
+_GRACE_TURNS: Final = 8  # of the loop, after the last piece of a stream
 _ABSENT: Final = object()
+_COLLECT_S: Final = 0.5
 
 
 # --- scopes ----------------------------------------------------------------------------------------------------------
@@ -74,11 +78,28 @@ def _scope(kind: str, request: Request, env: Any, state: dict[str, Any]) -> Scop
     return scope
 
 
+def request_to_scope(req: Any, env: Any, ws: bool = False) -> Scope:
+    """The ASGI scope of a request, as the platform's `asgi.request_to_scope` makes it."""
+    request = req if isinstance(req, Request) else Request(req)
+    return _scope("websocket" if ws else "http", request, env, {})
+
+
+def run_in_background(awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
+    """Let it go on after the response; its failure is logged."""
+    task = asyncio.ensure_future(awaitable)
+    require_context("run_in_background()").wait_until(task)
+    return task
+
+
 def _text_headers(headers: Any) -> list[tuple[str, str]]:
     return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers or ()]
 
 
 # --- lifespan --------------------------------------------------------------------------------------------------------
+
+
+class StartupError(RuntimeError):
+    """An app has said that it cannot start."""
 
 
 class _Lifespan:
@@ -103,7 +124,9 @@ class _Lifespan:
 
         async def send(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed":
-                self._settle(RuntimeError(f"the app's startup failed: {message.get('message', '')}"))
+                self._settle(
+                    StartupError(f"the ASGI app's startup failed: {message.get('message') or 'it does not say why'}")
+                )
             else:  # complete; or it is an app that does not look at what it is asked
                 self._settle(None)
 
@@ -113,7 +136,7 @@ class _Lifespan:
         except Exception as error:  # noqa: BLE001 - an app may not know of lifespans (ASGI, "Lifespan Protocol")
             _log.debug("asgi: no lifespan: %s", error)
         except BaseException as error:
-            self._settle(RuntimeError(f"the app's startup ended: {error!r}"))
+            self._settle(StartupError(f"the ASGI app's startup ended: {error!r}"))
             raise
         self._settle(None)
 
@@ -148,6 +171,54 @@ async def _started(app: App) -> dict[str, Any]:
     return await lifespan.started()
 
 
+_apps: list[Any] = []  # that are served, as far as is known before their first request
+
+
+def _serves(app: Any) -> None:
+    if app is not None and not any(each is app for each in _apps) and len(_apps) < _MAX_APPS:
+        _apps.append(app)
+
+
+async def start_apps(timeout_s: float) -> None:
+    """Run the startup of every app that the worker serves, before its first request. Raises StartupError if one cannot
+    start, or has not within `timeout_s`."""
+    for app in _apps:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await _started(app)
+        except TimeoutError:
+            _lifespans.pop(id(app), None)
+            raise StartupError(f"the ASGI app has not started within {timeout_s:g} s (asgi.startup_s).") from None
+
+
+def keeps_sockets() -> bool:
+    """Whether an app of `entrypoint` may keep WebSockets in this process's memory, where another host's would miss them."""
+    return any(_has_sockets(app) for app in _entrypoint_apps)
+
+
+_entrypoint_apps: list[Any] = []
+
+
+def _has_sockets(app: Any) -> bool:
+    try:
+        from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
+        from starlette.staticfiles import StaticFiles
+    except ImportError:
+        return True  # another framework: nobody knows
+    routes = getattr(app, "routes", None)
+    if not isinstance(routes, list) or not all(isinstance(route, BaseRoute) for route in routes):
+        return not isinstance(app, StaticFiles)
+    for route in routes:
+        if isinstance(route, WebSocketRoute):
+            return True
+        if isinstance(route, Mount | Host):
+            if _has_sockets(getattr(route, "_base_app", route.app)):
+                return True
+        elif not isinstance(route, Route | Router) and _has_sockets(route):
+            return True
+    return False
+
+
 async def end_lifespans(timeout_s: float) -> None:
     """Run the shutdown of every app that has started; for the host's end."""
     await asyncio.gather(*(lifespan.end(timeout_s) for lifespan in list(_lifespans.values())))
@@ -164,7 +235,7 @@ class _Exchange:
         self.head: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self.complete = False
         self.gone = False  # nobody reads the rest
-        self._discards = False
+        self._discards = self._streamed = self._finishing = self._ended = False
         self._error: BaseException | None = None
         self._pieces: deque[bytes] = deque()
         self._came = asyncio.Event()
@@ -205,15 +276,32 @@ class _Exchange:
             if (piece := bytes(message.get("body", b""))) and not self._discards:
                 self._pieces.append(piece)
             if not message.get("more_body"):
-                self.complete = True
-                self._over.set()
+                if self._streamed:
+                    self._finish(_GRACE_TURNS)  # an app that is about to raise has often sent its end first
+                else:
+                    self.complete = True
+                    self._over.set()
+            self._streamed = True
             self._came.set()
             while len(self._pieces) > _AHEAD and not self.gone:
                 self._room.clear()
                 await self._room.wait()
 
+    def _finish(self, turns: int) -> None:
+        """Complete, unless the app raises within so many turns of the loop."""
+        self._finishing = True
+        if turns and not self._ended:
+            asyncio.get_running_loop().call_soon(self._finish, turns - 1)
+        elif self._error is None:
+            self.complete = True
+            self._over.set()
+            self._came.set()
+
     def ended(self, error: BaseException | None) -> bool:
         """The app has returned, or raised; whether its error has been passed on."""
+        self._ended = True
+        if self._finishing and not self.complete and error is None:
+            self._finish(0)
         if not self.head.done():
             self.head.set_exception(_as_exception(error or RuntimeError("The ASGI app ended without a response.")))
             return True
@@ -257,6 +345,27 @@ class _Exchange:
         self._over.set()
 
 
+class _Garbage:
+    """Frees what an app's frames hold in cycles, such as the generator of a body that nobody reads any more: its `finally`
+    runs soon after its client has gone, and not when garbage is next collected, which a host does seldom. Once a second at
+    most, and only of what is young."""
+
+    def __init__(self) -> None:
+        self._waiting = False
+
+    def collect_soon(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            asyncio.get_running_loop().call_later(_COLLECT_S, self._collect)
+
+    def _collect(self) -> None:
+        self._waiting = False
+        gc.collect(1)
+
+
+_garbage = _Garbage()
+
+
 def _as_exception(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
@@ -295,17 +404,23 @@ async def fetch(app: App, req: Any, env: Any, ctx: Any = None, *, options: Any =
     request = req if isinstance(req, Request) else Request(req)
     whole = {**_scope("http", request, env, await _started(app)), **(scope or {})}
     exchange = _Exchange(request)
+    context = require_context("asgi.fetch()")
 
     async def run() -> None:
         try:
             await app(whole, exchange.receive, exchange.send)
         except BaseException as error:
-            if not exchange.ended(error) or not isinstance(error, Exception):
+            passed_on = exchange.ended(error)
+            if not isinstance(error, Exception):
                 raise
+            if not passed_on:  # a framework that has answered with a 500 itself, or what goes on after the response
+                context.failed_in("fetch", error)
+            if exchange.gone:
+                _garbage.collect_soon()
         else:
             exchange.ended(None)
 
-    require_context("asgi.fetch()").wait_until(asyncio.ensure_future(run()))
+    context.wait_until(asyncio.ensure_future(run()))
     try:
         head = await exchange.head
         status = int(head["status"])
@@ -332,6 +447,7 @@ class _Handshake:
         self.server: WebSocket | None = None
         self.closed = False  # by the app
         self.hibernates = False
+        self.gone = False  # the client: the app hears so by an OSError, as of any server (ASGI 3.0, "Disconnect")
         self._accept = accept
         self._denial: Message | None = None
         self._denied = b""
@@ -343,11 +459,13 @@ class _Handshake:
         elif kind == "websocket.send":
             if self.server is None:
                 raise RuntimeError("websocket.send before websocket.accept")
+            if self.gone:
+                raise OSError("The client has disconnected.")
             self.server.send(message["text"] if message.get("text") is not None else message.get("bytes") or b"")
         elif kind == "websocket.close":
             self.closed = True
             if self.server is not None:
-                self.server.close(int(message.get("code") or 1000), message.get("reason") or "")
+                _close(self.server, message.get("code"), message.get("reason"))
             else:
                 self._answer(Response("Forbidden", 403))
         elif kind == "websocket.http.response.start":
@@ -375,6 +493,19 @@ class _Handshake:
             self.answered.set_result(response)
 
 
+_SENDABLE: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)})
+
+
+def _close(server: WebSocket, code: Any, reason: Any) -> None:
+    """Close in any case: an app's mistake in the code is 1011, a reason is cut to what fits (RFC 6455 §5.5.1, §7.4)."""
+    wanted = 1000 if code is None else int(code)
+    if wanted not in _SENDABLE:
+        _log.warning("asgi: close code %d cannot be sent; 1011 is", wanted)
+        wanted = 1011
+    text = str(reason or "").encode("utf-8", "replace")[:_MAX_REASON].decode("utf-8", "ignore")
+    server.close(wanted, text)
+
+
 async def websocket(app: App, req: Any, env: Any = None, *, scope: Any = None) -> Response:
     """The app's answer to an upgrade: 101, a refusal (403) or a denial response. An accepted socket stays in memory until
     it ends; `DurableApp` is for sockets that hibernate."""
@@ -382,14 +513,17 @@ async def websocket(app: App, req: Any, env: Any = None, *, scope: Any = None) -
     whole = {**_scope("websocket", request, env, await _started(app)), **(scope or {})}
     incoming: asyncio.Queue[Message] = asyncio.Queue()
     incoming.put_nowait({"type": "websocket.connect"})
-    return await _run_websocket(app, whole, incoming, _Handshake(lambda server: _listen(server, incoming)))
+    handshake = _Handshake(lambda server: _listen(server, incoming, handshake))
+    return await _run_websocket(app, whole, incoming, handshake)
 
 
-def _listen(server: WebSocket, incoming: asyncio.Queue[Message]) -> None:
+def _listen(server: WebSocket, incoming: asyncio.Queue[Message], handshake: _Handshake) -> None:
     """Accept a socket; what comes waits for the app to ask for it."""
     server.accept()
 
     def on_message(event: Any) -> None:
+        if handshake.closed:
+            return  # by the app: it hears of the end only
         if incoming.qsize() >= _MAX_UNREAD:
             server.close(1013, "Too many messages wait for the app.")
             return
@@ -397,6 +531,12 @@ def _listen(server: WebSocket, incoming: asyncio.Queue[Message]) -> None:
         incoming.put_nowait({"type": "websocket.receive", "text": text, "bytes": None if text is not None else event.data})
 
     def on_end(event: Any) -> None:
+        if handshake.gone:
+            return
+        handshake.gone = True
+        if handshake.closed:
+            while not incoming.empty():
+                incoming.get_nowait()
         code = event.code if event.type == "close" else 1006
         incoming.put_nowait({"type": "websocket.disconnect", "code": code, "reason": event.reason})
 
@@ -411,13 +551,18 @@ async def _run_websocket(app: App, scope: Scope, incoming: asyncio.Queue[Message
         try:
             await app(scope, incoming.get, handshake.send)
         except BaseException as error:
-            code = 1011
+            code = 1012 if isinstance(error, asyncio.CancelledError) else 1011
             if not handshake.answered.done():
                 handshake.answered.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
                 return
             raise
         finally:
-            if handshake.server is not None and not handshake.closed and (code != 1000 or not handshake.hibernates):
+            if (
+                handshake.server is not None
+                and not handshake.closed
+                and not handshake.gone
+                and (code != 1000 or not handshake.hibernates)
+            ):
                 handshake.server.close(code)
             if not handshake.answered.done():
                 handshake.answered.set_result(Response("Forbidden", 403))
@@ -432,6 +577,8 @@ def _is_upgrade(request: Request) -> bool:
 
 def entrypoint(app: App, *, options: Any = None) -> type[WorkerEntrypoint]:
     """A `Default` class that serves an app: `Default = asgi.entrypoint(app)`."""
+    _serves(app)
+    _entrypoint_apps.append(app)
 
     class Default(WorkerEntrypoint):
         async def fetch(self, request: Request) -> Response:
@@ -455,6 +602,10 @@ class DurableApp(DurableObject):
 
     app: ClassVar[Any] = None
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        _serves(cls.__dict__.get("app"))
+
     def __init__(self, ctx: Any, env: Any) -> None:
         super().__init__(ctx, env)
         _hook_endpoints()
@@ -476,7 +627,7 @@ class DurableApp(DurableObject):
                 server.serializeAttachment({**kept, "state": {}})
                 self.ctx.acceptWebSocket(server)
             else:
-                _listen(server, incoming)
+                _listen(server, incoming, handshake)
 
         async def connect(found: Any) -> None:
             handshake.hibernates = True

@@ -76,6 +76,7 @@ class Exchanges:
         self.origins: dict[int, Origin] = {}
         self.last_request = 0
         self._next_slot = 0
+        self.one_host = False  # requests that name no object all go to the first host
 
     # asking
 
@@ -88,6 +89,8 @@ class Exchanges:
         """Give a request to a host: the owner of its target object, or else the next one."""
         if request.target is not None:
             slot = self.slot_for(request.target)
+        elif self.one_host:
+            slot = self._router.slots[0]
         else:
             up = [slot for slot in self._router.slots if slot.link is not None] or self._router.slots
             self._next_slot += 1

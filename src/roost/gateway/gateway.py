@@ -495,6 +495,7 @@ class _Unknown:
             slot.current.close()
             slot.on_closed("a new host took its place")
         self._link.start(slot)
+        self._gateway.router.exchanges.one_host = hello.one_host
         slot.attach(self._link, hello)
         if len(events) > 1:
             slot.on_events(events[1:])

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
-HANDOVER_VERSION: Final = 2
+HANDOVER_VERSION: Final = 3
 _SOCKET_EVENTS: Final = (SocketMessage, SocketClose, SocketError, SocketOpened)
 _MAX_ENVELOPES_BYTES: Final = 1 << 30
 
@@ -158,6 +158,7 @@ class Handover(msgspec.Struct, array_like=True):
     origins: list[OriginState]
     addresses: dict[int, str]
     descriptors: list[int]
+    one_host: bool = False
 
 
 # --- the one who leaves ------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def describe(gateway: Gateway, pumps: list[TlsPump], plain_ends: list[int]) -> t
     state = Handover(
         HANDOVER_VERSION, ENVELOPE_VERSION, gateway.epoch, gateway.generation, gateway.sockets.last_actor,
         gateway.router.exchanges.last_request, gateway.counters, sockets, http_states, records, slots, origins,
-        gateway.addresses, order,
+        gateway.addresses, order, gateway.router.exchanges.one_host,
     )  # fmt: skip
     return state, [descriptors[name] for name in order]
 
@@ -375,6 +376,7 @@ def rebuild(gateway: Gateway, state: Handover, placed: dict[int, int]) -> None:
     gateway.epoch, gateway.generation = state.epoch, state.generation
     gateway.sockets.last_actor = state.last_actor
     gateway.router.exchanges.last_request = state.last_request
+    gateway.router.exchanges.one_host = state.one_host
     gateway.counters = state.counters
     for slot, slot_state in zip(router.slots, state.slots, strict=True):
         _rebuild_slot(gateway, slot, slot_state, placed)

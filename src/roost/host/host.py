@@ -131,6 +131,7 @@ class Host:
         gateways_outlive: bool = False,
         elsewhere: Iterable[tuple[str, str]] = (),
         ca_file: str | None = None,
+        one_host: bool = False,
     ) -> None:
         self.loop = loop
         self.worker = worker
@@ -141,6 +142,7 @@ class Host:
         self.actors = Actors()
         self.limits = limits or HostLimits()
         self.ca_file = ca_file
+        self.one_host = one_host  # requests that name no object must all come to this one
         self.counters = HostCounters()
         self.runner = Runner(loop)
         self.closing = False
@@ -191,6 +193,11 @@ class Host:
         env.update(self.kv.bindings)
         if assets is not None and assets[1] is not None:
             env[assets[0]] = AssetsStub(assets[1].find)
+        if one_host and slot == 0:
+            _log.info(
+                "asgi: the app may keep WebSockets in memory, so all of its requests go to host 0; objects live on all"
+                ' hosts (docs/guides/asgi.md; [asgi] hosts = "all" spreads the requests, too)'
+            )
         for kind in worker.classes.values():
             for warning in kind.warnings:
                 _log.warning("worker: %s", warning)
@@ -216,7 +223,9 @@ class Host:
         """Serve a gateway from now on."""
         gateway_link = GatewayLink(self, link, next(self._link_numbers))
         self.links.append(gateway_link)
-        link.send(Hello(ENVELOPE_VERSION, self.slot, self.slots, self.mark.path, gateway_link.index, self.life))
+        link.send(
+            Hello(ENVELOPE_VERSION, self.slot, self.slots, self.mark.path, gateway_link.index, self.life, self.one_host)
+        )
         link.start(gateway_link)
         if len(self.links) == 1:
             if self._early is None:

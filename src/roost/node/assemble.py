@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +123,7 @@ def make_host(
         gateways=gateways,
         elsewhere=elsewhere or (),
         ca_file=ca_file,
+        one_host=_one_host(settings, slots),
         gateways_outlive=mark is not None,
         first_names=first_names or {},
         variables=app.variables,
@@ -149,6 +152,29 @@ def make_host(
     loop.set_task_factory(host.new_task)
     return host
 
+
+async def start_apps(settings: Settings) -> None:
+    """Run the startup of the worker's ASGI apps. Raises WorkerError if one cannot start."""
+    asgi = sys.modules.get("roost.compat.asgi")
+    if asgi is None:
+        return
+    try:
+        await asgi.start_apps(settings.asgi.startup_s)
+    except asgi.StartupError as error:
+        text = str(error).strip()
+        if "\n" in text:
+            _log.error("worker: %s", text)
+            text = f"the ASGI app's startup failed: {text.splitlines()[-1]}"
+        raise WorkerError(text) from error
+
+
+def _one_host(settings: Settings, slots: int) -> bool:
+    """Whether the worker keeps sockets in the memory of one process."""
+    asgi = sys.modules.get("roost.compat.asgi")
+    return slots > 1 and settings.asgi.hosts == "one" and asgi is not None and asgi.keeps_sockets()
+
+
+_log = logging.getLogger("roost.node")
 
 _EVICT_WAITS_S = 4.0  # for what pins an object
 

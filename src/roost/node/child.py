@@ -34,6 +34,7 @@ from roost.node.assemble import (
     make_host,
     probe,
     restore_object,
+    start_apps,
     watch,
 )
 from roost.node.host_process import forget_allocator
@@ -374,6 +375,7 @@ class _HostRole:
     async def start(cls, spec: ChildSpec) -> _HostRole:
         logs.redirect_prints()
         worker = load(spec.app)
+        await start_apps(spec.settings)
         if spec.hold:
             await probe(asyncio.get_running_loop(), worker, spec.app, spec.settings)
         return cls(spec, worker)

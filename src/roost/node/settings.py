@@ -97,6 +97,13 @@ class Network(msgspec.Struct, frozen=True):
     tls_key: str = ""
 
 
+class Asgi(msgspec.Struct, frozen=True):
+    """`[asgi]`: apps of ASGI frameworks."""
+
+    startup_s: float = 30.0
+    hosts: Literal["one", "all"] = "one"
+
+
 class Settings(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -105,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True):
     timeouts: Timeouts = Timeouts()
     hibernation: Hibernation = Hibernation()
     storage: Storage = Storage()
+    asgi: Asgi = Asgi()
 
     def gateway_limits(self) -> GatewayLimits:
         """What of it a gateway needs."""

@@ -32,6 +32,7 @@ from roost.node.assemble import (
     make_gateway,
     make_host,
     restore_object,
+    start_apps,
 )
 from roost.node.child_process import MUTE_S, ChildProcess, Health
 from roost.node.config import read_app
@@ -267,8 +268,10 @@ class Node:
         stdout = sys.stdout
         logs.redirect_prints()
         try:
+            worker = load(self._app)
+            await start_apps(self._settings)
             host = make_host(
-                loop, load(self._app), self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names,
+                loop, worker, self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names,
                 ca_file=self._options.ca_file,
             )  # fmt: skip
             options = self._options

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -106,9 +107,45 @@ def user_traceback(error: BaseException) -> str:
         link = links.pop()
         if link is not None:
             kept = [frame for frame in link.stack if not frame.filename.startswith((own, "<frozen"))]
-            link.stack = traceback.StackSummary.from_list(kept)
+            link.stack = traceback.StackSummary.from_list(_folded(kept))
             links += [link.__cause__, link.__context__]
     return "".join(summary.format()).rstrip()
+
+
+def _folded(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Several frames in a row of installed packages are one line with their number and names; the one that raised stays."""
+    kept: list[traceback.FrameSummary] = []
+    row: list[traceback.FrameSummary] = []
+    for frame in [*frames, None]:
+        package = "" if frame is None else _package_of(frame.filename)
+        if frame is not None and package:
+            row.append(frame)
+            continue
+        last = [row.pop()] if frame is None and row else []
+        if len(row) > _FOLDED:
+            names = ", ".join(dict.fromkeys(_package_of(each.filename) for each in row))
+            row = [traceback.FrameSummary(f"({len(row)} frames of {names})", None, "…", line="")]
+        kept += [*row, *last]
+        row = []
+        if frame is not None:
+            kept.append(frame)
+    return kept
+
+
+_FOLDED = 2  # so many frames in a row are shown as they are
+
+
+def _package_of(filename: str) -> str:
+    """The installed package that a file belongs to; empty for the worker's own."""
+    _, found, rest = filename.rpartition("/site-packages/")
+    if found:
+        return rest.split("/", 1)[0].removesuffix(".py")
+    if filename.startswith((_STDLIB, _STDLIB.replace("/lib/", "/lib64/"))):
+        return "the standard library"
+    return ""
+
+
+_STDLIB = os.path.dirname(os.__file__) + os.sep
 
 
 class WorkerStream(io.TextIOBase):
