@@ -58,6 +58,86 @@ def test_variables_and_secrets(tmp_path):
         read_app(tmp_path, variables=["novalue"])
 
 
+DOTENV = """
+A=plain
+ B = spaced
+export C=exported
+D="double quoted"
+E='single # not a comment'
+F=value # a comment
+G="line1\\nline2"
+H='line1\\nline2'
+I="multi
+line"
+J=
+K="it's"
+L=a=b=c ${HOME}
+M="unclosed
+N="hash # inside" # outside
+"""
+
+
+def test_dotenv_files(tmp_path, caplog):
+    write(tmp_path, "wrangler.toml", TOML)
+    for encoded in (DOTENV.encode(), b"\xef\xbb\xbf" + DOTENV.replace("\n", "\r\n").encode()):
+        caplog.clear()
+        (tmp_path / ".dev.vars").write_bytes(encoded)
+        assert read_app(tmp_path).variables == {
+            "A": "plain", "B": "spaced", "C": "exported", "D": "double quoted", "E": "single # not a comment", "F": "value",
+            "G": "line1\nline2", "H": "line1\\nline2", "I": "multi\nline", "J": "", "K": "it's", "L": "a=b=c ${HOME}",
+            "N": "hash # inside",
+        }  # fmt: skip
+        assert [record.getMessage() for record in caplog.records if "its quote has no end: M" in record.getMessage()]
+    (tmp_path / ".dev.vars").write_bytes(b"A=\xff")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_app(tmp_path)
+
+
+def test_which_dotenv_files_count(tmp_path):
+    write(tmp_path, "wrangler.toml", TOML + "[env.staging]\n")
+    for name in (".env", ".env.local", ".env.staging", ".env.staging.local"):
+        (tmp_path / name).write_text(f"LAST={name}\n{name.strip('.').replace('.', '_')}=1\n")
+    assert read_app(tmp_path).variables == {"LAST": ".env.local", "env": "1", "env_local": "1"}
+    found = read_app(tmp_path, env="staging").variables
+    assert (found["LAST"], len(found)) == (".env.staging.local", 5)
+    (tmp_path / ".dev.vars").write_text("ONLY=1")
+    assert read_app(tmp_path).variables == {"ONLY": "1"}
+    (tmp_path / ".dev.vars.staging").write_text("ONLY=2")
+    assert read_app(tmp_path, env="staging").variables == {"ONLY": "2"}
+
+
+def test_a_byte_order_mark(tmp_path):
+    write(tmp_path, "wrangler.toml", "")
+    (tmp_path / "wrangler.toml").write_bytes(b"\xef\xbb\xbf" + TOML.encode())
+    assert read_app(tmp_path).name == "a"
+
+
+def test_what_an_environment_does_not_inherit_is_said(tmp_path):
+    kv = '[[kv_namespaces]]\nbinding = "KV"\nid = "k"\n'
+    text = TOML + kv + '[vars]\nA = "1"\nB = "2"\n[env.prod.vars]\nB = "3"\n'
+    assert read_app(write(tmp_path, "wrangler.toml", text), env="prod").warnings == [
+        "wrangler.toml: env.prod does not inherit kv_namespaces, vars.A of the top level; write them there, too."
+    ]
+
+
+def test_assets(tmp_path):
+    (tmp_path / "public").mkdir()
+    good = (
+        TOML
+        + '[assets]\ndirectory = "public"\nbinding = "F"\nhtml_handling = "none"\nrun_worker_first = ["/a/*", "!/a/b"]\n'
+    )
+    assets = read_app(write(tmp_path, "wrangler.toml", good)).assets
+    assert (assets.html_handling, assets.not_found_handling, assets.run_worker_first) == ("none", "none", ["/a/*", "!/a/b"])
+    for line, says in (
+        ('html_handling = "non"', "html_handling is 'non'; it is one of auto.*Did you mean \"none\""),
+        ('not_found_handling = "404page"', 'Did you mean "404-page"'),
+        ('dirctory = "x"', "unknown key 'dirctory'. Did you mean \"directory\""),
+        ("run_worker_first = 1", "is true, false or a list of paths"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            read_app(write(tmp_path, "wrangler.toml", TOML + f'[assets]\ndirectory = "public"\n{line}\n'))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import apsw
 import pytest
 
 from roost.api.storage import DurableObjectStorage
@@ -305,3 +306,42 @@ def test_what_an_earlier_life_left_unsynced_is_synced_before_anything_leaves(tmp
         successor.close_now()
 
     stored(tmp_path, body)
+
+
+def test_values_are_as_large_as_on_the_platform_and_larger_ones_of_before_are_read(tmp_path):
+    path = tmp_path / "0.sqlite"
+    database = Database(path)
+    database.execute("CREATE TABLE t (x)", ())
+    database.execute("INSERT INTO t VALUES (zeroblob(2000000))", ())
+    for sql, bound in (
+        ("INSERT INTO t VALUES (zeroblob(3000000))", ()),
+        ("INSERT INTO t VALUES (?)", (b"x" * 3_000_000,)),
+        ("INSERT INTO t VALUES (?)", (b"x" * 3_000_000,)),  # the shorter way of the second time
+        ("UPDATE t SET x = zeroblob(3000000)", ()),
+    ):
+        with pytest.raises(SqlError, match="may have 2200000 bytes"):
+            database.execute(sql, bound)
+    database.commit()
+    database.close()
+    earlier = apsw.Connection(str(path))
+    earlier.execute("INSERT INTO t VALUES (zeroblob(3000000))")
+    earlier.close()
+    database = Database(path)
+    run = database.execute("SELECT length(x), x FROM t ORDER BY 1 DESC", ())
+    assert run.next_row()[0] == 3_000_000
+    database.close()
+
+
+def test_pragmas_of_the_platform(tmp_path):
+    database = Database(tmp_path / "0.sqlite")
+    database.put("k", b"v")
+    for pragma in (
+        "case_sensitive_like = ON", "ignore_check_constraints = ON", "legacy_alter_table = ON", "recursive_triggers = ON",
+        "reverse_unordered_selects = OFF", "optimize", "optimize(1)", "table_list",
+    ):  # fmt: skip
+        database.execute(f"PRAGMA {pragma}", ())
+    for pragma in ("user_version = 3", "journal_mode = delete", "optimize; DELETE FROM _cf_KV", "synchronous = off"):
+        with pytest.raises(SqlError, match="not authorized"):
+            database.execute(f"PRAGMA {pragma}", ())
+    assert database.get("k") == b"v"
+    database.close()

@@ -30,6 +30,8 @@ TIME_LIMIT_S: Final = 15 * 60.0
 _MAKE_UP_MS: Final = 60_000
 _LONGEST_SLEEP_S: Final = 30.0  # the wall clock may jump
 _WEEKDAY: Final = re.compile(r"(?<![/#\d])\d+")
+_LAST_DAY: Final = re.compile(r"\b(sun|mon|tue|wed|thu|fri|sat)(?=L\b)", re.IGNORECASE)
+_DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
 def next_time_ms(expression: str, after_ms: int) -> int:
@@ -37,6 +39,7 @@ def next_time_ms(expression: str, after_ms: int) -> int:
     fields = expression.split()
     if len(fields) == 5:
         try:
+            fields[4] = _LAST_DAY.sub(lambda match: str(_DAYS.index(match[0].lower()) + 1), fields[4])  # `friL`
             fields[4] = _WEEKDAY.sub(_weekday, fields[4])
             return int(next(CronSim(" ".join(fields), datetime.fromtimestamp(after_ms / 1000, UTC))).timestamp() * 1000)
         except (CronSimError, StopIteration, ValueError) as error:

@@ -6,6 +6,7 @@ nearest name; a binding that it cannot serve is an error at start, never at the 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -120,7 +121,7 @@ def read_app(
     warnings = [
         f"{path.name}: unknown key {key!r} is ignored.{nearest(key, list(_KEYS))}" for key in raw if key not in _KEYS
     ]
-    raw = _for_env(raw, env, path)
+    raw = _for_env(raw, env, path, warnings)
     raw = {"name": default_name or folder.resolve().name, **raw}
     main = raw.get("main")
     if not isinstance(main, str) or not main:
@@ -165,7 +166,7 @@ def read_app(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a byte order mark in front
         raw = tomllib.loads(text) if path.suffix == ".toml" else pyjson5.decode(text)
     except pyjson5.Json5DecoderException as error:
         raise ConfigError(f"{path}: cannot be parsed: {error.args[0]}.") from error
@@ -178,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
     return _table(raw, "the file", path)
 
 
-def _for_env(raw: dict[str, Any], env: str | None, path: Path) -> dict[str, Any]:
+def _for_env(raw: dict[str, Any], env: str | None, path: Path, warnings: list[str]) -> dict[str, Any]:
     """The configuration of one environment: its keys over the top level's; bindings and vars are not inherited."""
     environments = _table(raw.get("env", {}), "env", path)
     if env is None:
@@ -191,6 +192,14 @@ def _for_env(raw: dict[str, Any], env: str | None, path: Path) -> dict[str, Any]
         )
     inherited = {key: value for key, value in raw.items() if key not in _NOT_INHERITED}
     merged = {**inherited, **_table(environments[env], f"env.{env}", path)}
+    lost = [key for key in _NOT_INHERITED if raw.get(key) and key not in environments[env]]
+    own = environments[env].get("vars", {})
+    top = raw.get("vars", {})
+    if "vars" not in lost and isinstance(own, dict) and isinstance(top, dict):
+        lost += [f"vars.{key}" for key in top if key not in own]
+    if lost:
+        what = ", ".join(sorted(lost))
+        warnings.append(f"{path.name}: env.{env} does not inherit {what} of the top level; write them there, too.")
     if "name" not in environments[env] and "name" in raw:
         merged["name"] = f"{raw['name']}-{env}"
     return merged
@@ -417,18 +426,42 @@ def _one_of(value: Any, allowed: tuple[str, ...], key: str, path: Path) -> str:
 
 
 def _secrets(folder: Path, env: str | None) -> dict[str, str]:
-    """`.dev.vars` (or `.dev.vars.ENV`), else `.env`: one KEY=value a line."""
-    names = [f".dev.vars.{env}"] if env else []
-    for name in (*names, ".dev.vars", ".env"):
-        path = folder / name
-        if path.is_file():
-            found = {}
-            for line in path.read_text(encoding="utf-8").splitlines():
-                key, equals, value = line.strip().partition("=")
-                if equals and key and not key.startswith("#"):
-                    found[key.removeprefix("export ").strip()] = value.strip().strip("\"'")
-            return found
-    return {}
+    """`.dev.vars` (or `.dev.vars.ENV` alone); without it `.env`, `.env.local`, `.env.ENV` and `.env.ENV.local`, later ones
+    over earlier. Source: platform documentation, Workers, "Local development", secrets."""
+    for name in ([f".dev.vars.{env}"] if env else []) + [".dev.vars"]:
+        if (folder / name).is_file():
+            return _dotenv(folder / name)
+    found: dict[str, str] = {}
+    for name in (".env", ".env.local", *([f".env.{env}", f".env.{env}.local"] if env else [])):
+        if (folder / name).is_file():
+            found |= _dotenv(folder / name)
+    return found
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    """KEY=value lines as dotenv reads them: quotes, escapes, comments, values of several lines. `${NAME}` stays."""
+    try:
+        text = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return _dotenv_values(text, path)
+
+
+def _dotenv_values(text: str, path: Path) -> dict[str, str]:
+    from dotenv.parser import parse_stream  # only for those who have such a file
+
+    found: dict[str, str] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if not binding.error:
+            if binding.key is not None:
+                found[binding.key] = binding.value or ""
+            continue
+        first, _, rest = binding.original.string.lstrip("\n").partition("\n")
+        _log.warning("node: %s: a line is not KEY=value, or its quote has no end: %s…", path, first.partition("=")[0][:40])
+        found |= _dotenv_values(rest, path)  # the quote has taken the lines after it, too
+    return found
 
 
 def _given(variables: list[str]) -> dict[str, str]:

@@ -58,13 +58,16 @@ _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS _cf_KV (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS _cf_METADATA (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
 )
+_READ_LENGTH: Final = 4 * 1024 * 1024  # of a value; an earlier Roost let so much be written
+_WRITE_LENGTH: Final = 2_200_000  # as workerd has it: 2 MB, and room for the rest of the row
+_OPTIMIZE: Final = re.compile(r"\s*pragma\s+optimize\s*(\(\s*\w*\s*\))?\s*;?\s*\Z", re.IGNORECASE)
 _LIMITS: Final = {
     apsw.SQLITE_LIMIT_COLUMN: 100,
     apsw.SQLITE_LIMIT_SQL_LENGTH: 100_000,
     apsw.SQLITE_LIMIT_VARIABLE_NUMBER: 100,
     apsw.SQLITE_LIMIT_FUNCTION_ARG: 32,
     apsw.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
-    apsw.SQLITE_LIMIT_LENGTH: 4 * 1024 * 1024,
+    apsw.SQLITE_LIMIT_LENGTH: _READ_LENGTH,
     apsw.SQLITE_LIMIT_COMPOUND_SELECT: 5,
     apsw.SQLITE_LIMIT_EXPR_DEPTH: 100,
     apsw.SQLITE_LIMIT_TRIGGER_DEPTH: 10,
@@ -75,6 +78,8 @@ _ALLOWED_PRAGMAS: Final = frozenset(
     {
         "table_info", "table_list", "table_xinfo", "index_info", "index_list", "index_xinfo", "foreign_key_list",
         "foreign_key_check", "foreign_keys", "defer_foreign_keys", "quick_check", "optimize", "data_version",
+        "case_sensitive_like", "ignore_check_constraints", "legacy_alter_table", "recursive_triggers",
+        "reverse_unordered_selects",
     }
 )  # fmt: skip
 
@@ -160,7 +165,7 @@ class Database:
         self._connection: apsw.Connection | None = None
         self.was_left_unsynced = False  # found a log of an earlier life that may not be on the disk
         self._reader: apsw.Connection | None = None
-        self._user_sql = False
+        self._user_sql = self._limits_writes = False
         self._begun = False  # a transaction of ours is (or should be) open
         self._closed = False
         self._log_fd = -1
@@ -566,6 +571,7 @@ class Database:
         self._wrote(_STATEMENT_BYTES)
         if sql in self._rowless and self._connection is not None and self._connection.in_transaction:
             before = self._connection.total_changes()
+            self._limit_length(writing=True)
             try:
                 self._rowless_cursor.execute(sql, bindings)
             except apsw.Error:
@@ -574,8 +580,8 @@ class Database:
                 return RowlessRun(self._connection.total_changes() - before)
         self.begin()
         connection = self.connection()
-        run = SqlRun(connection, connection.total_changes())
-        self._user_sql = True
+        run = SqlRun(connection, connection.total_changes(), self._limit_length)
+        self._user_sql = _OPTIMIZE.match(sql) is None  # which looks at all tables, also at ours
         try:
             run.start(sql, bindings)
             if run.is_rowless and len(self._rowless) < _MAX_REMEMBERED:
@@ -591,12 +597,20 @@ class Database:
                     "BEGIN, COMMIT, ROLLBACK and SAVEPOINT are not available in sql.exec(); use"
                     " ctx.storage.transactionSync() or ctx.storage.transaction() instead."
                 )
+            elif isinstance(error, apsw.TooBigError):
+                text += f": a value, and all of a row, may have {_WRITE_LENGTH} bytes"
             elif isinstance(error, apsw.AuthError) and "not authorized" not in text:
                 text += ": not authorized"
             raise SqlError(text) from error
         finally:
             self._user_sql = False
         return run
+
+    def _limit_length(self, *, writing: bool) -> None:
+        """What is written is bounded as on the platform; what an earlier Roost wrote can be read."""
+        if writing is not self._limits_writes and self._connection is not None:
+            self._limits_writes = writing
+            self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, _WRITE_LENGTH if writing else _READ_LENGTH)
 
     def size_bytes(self) -> int:
         """Pages in use times their size (reference 5, `databaseSize`)."""
@@ -700,8 +714,9 @@ def _tracing(run: ref[SqlRun]) -> Callable[[apsw.Cursor, str, Any], bool]:
 class SqlRun:
     """One execution of the user's SQL: the columns of its last statement, and its rows as they are asked for."""
 
-    def __init__(self, connection: apsw.Connection, changes_before: int) -> None:
+    def __init__(self, connection: apsw.Connection, changes_before: int, limit_length: Callable[..., None]) -> None:
         self.columns: list[str] = []
+        self._limit_length = limit_length
         self.rows_read = 0
         self._connection = connection
         self._changes_before = changes_before
@@ -735,6 +750,7 @@ class SqlRun:
         self.columns = [column[0] for column in cursor.get_description()]
         self._readonly = cursor.is_readonly
         self._statements += 1
+        self._limit_length(writing=not self._readonly)
 
     @property
     def is_rowless(self) -> bool:
