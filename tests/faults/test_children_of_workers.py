@@ -18,6 +18,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -26,6 +27,7 @@ from js import WebSocketPair
 from workers import DurableObject, Response, WorkerEntrypoint
 
 POOL = None
+PIPES = dict(stdin=-1, stdout=-1, stderr=-1)
 
 def child_sleeps(seconds):
     time.sleep(seconds)
@@ -70,6 +72,21 @@ class Room(DurableObject):
                 return pid
             pid = await (asyncio.create_task(forks()) if message == "task" else forks())
             ws.send(json.dumps([pid]))
+        elif message == "program":
+            program = await asyncio.create_subprocess_exec("sh", "-c", "cat; echo oops >&2; exit 7", **PIPES)
+            out, err = await program.communicate(b"through")
+            plain = subprocess.run(["echo", "plain"], capture_output=True, text=True).stdout
+            ws.send(json.dumps([out.decode(), err.decode(), program.returncode, plain]))
+        elif message == "pair":
+            ours, theirs = socket.socketpair()
+            pid = os.fork()
+            if not pid:
+                theirs.sendall(b"from the child")
+                os._exit(0)
+            ws.send(json.dumps([ours.recv(100).decode()]))
+            os.waitpid(pid, 0)
+            ours.close()
+            theirs.close()
         elif message == "pool":
             POOL = POOL or ProcessPoolExecutor(2)
             pids = await asyncio.gather(*(loop.run_in_executor(POOL, child_sleeps, 0.2) for _ in range(2)))
@@ -166,3 +183,12 @@ def test_children_of_multiprocessing_run_at_full_speed(app):
     with running(app) as node, node.connect("/a") as ws:
         child_s, parent_s = say(ws, "compute")
         assert child_s < 3 * parent_s + 0.2  # a traced one takes five times as long
+
+
+@pytest.mark.parametrize("mode", ["--hosts=1", "--inline"])
+def test_programs_and_pairs_of_sockets_speak_to_the_worker(app, mode):
+    with running(app, mode) as node, node.connect("/a") as ws:
+        ws.send("program")
+        assert json.loads(ws.recv(10)) == ["through", "oops\n", 7, "plain\n"]
+        ws.send("pair")
+        assert json.loads(ws.recv(10)) == ["from the child"]

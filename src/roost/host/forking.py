@@ -13,6 +13,7 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -38,8 +39,9 @@ def die_with_parent() -> None:
 class Forks:
     """A host's guard over the children that its worker forks."""
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, control_fd: int) -> None:
         self._data = data
+        self._control_fd = control_fd
         self._pid = os.getpid()
         self._loop_thread = threading.get_ident()
         self._by_loop = False
@@ -56,7 +58,7 @@ class Forks:
         parent, self._pid = self._pid, os.getpid()
         if self._library is not None and self._by_loop:
             self._library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _let_go(_descriptors(), self._data)
+        _let_go(_descriptors(), self._data, self._control_fd)
         if os.getppid() != parent:  # it has ended meanwhile
             os._exit(RETURNED)
         if not self._by_loop:  # its end would be that of a thread: watch the process instead
@@ -72,7 +74,14 @@ def _descriptors() -> Iterable[int]:
         return range(3, 256)
 
 
-def _let_go(descriptors: Iterable[int], data: str) -> None:
+def _is_connected(fd: int) -> bool:
+    """Whether a socket leads out of this process and the child's: to a gateway, or to another machine. Not a pair of
+    sockets, which is how uvloop and the worker's own code speak to a child."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.family != socket.AF_UNIX or bool(sock.getpeername())
+
+
+def _let_go(descriptors: Iterable[int], data: str, control_fd: int) -> None:
     """Put `/dev/null` in the place of sockets and of files in the data folder: closing them would free their numbers, which
     libraries of the parent still believe to be theirs."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -80,7 +89,7 @@ def _let_go(descriptors: Iterable[int], data: str) -> None:
         if fd <= 2 or fd == null:
             continue
         try:
-            is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+            is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode) and (fd == control_fd or _is_connected(fd))
             if is_socket or os.readlink(f"/proc/self/fd/{fd}").startswith((data, "anon_inode:[eventpoll]")):
                 os.dup2(null, fd, inheritable=False)
         except OSError:

@@ -73,7 +73,7 @@ class Child:
         logs.set_up(spec.log_format, debug=spec.debug)
         if spec.role == "host":
             die_with_parent()  # it may be stuck in the worker's code when the node is killed
-            Forks(spec.data).guard()
+            Forks(spec.data, int(sys.argv[1])).guard()
         try:
             role: Any = await (_Gateway if spec.role == "gateway" else _HostRole).start(spec)
         except (ConfigError, WorkerError) as error:
