@@ -37,7 +37,9 @@ class Room(DurableObject):
             self.ctx.acceptWebSocket(server)
             return Response(None, status=101, web_socket=client)
         self.table()
-        return Response.json([[row.n, row.id] for row in self.ctx.storage.sql.exec("SELECT n, id FROM seen ORDER BY n")])
+        after = int(request.url.split("after=")[1])
+        rows = self.ctx.storage.sql.exec("SELECT n, id FROM seen WHERE n > ? ORDER BY n LIMIT 20000", after)
+        return Response.json([[row.n, row.id] for row in rows])
 
     def table(self):
         self.ctx.storage.sql.exec("CREATE TABLE IF NOT EXISTS seen (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE)")
@@ -201,12 +203,21 @@ class Soak:
         self.wrong += [f"too large: {name}: {found}" for name, fits in bounds if not fits]
         return found
 
+    def page(self, room, after):
+        """The next rows of what a room has stored."""
+        status, body = self.get(f"/Room/{room}?after={after}")
+        if status != 200:
+            raise AssertionError(f"room {room} answers {status}: {body[:200]!r}; the log ends: {self.node.log[-20:]}")
+        return json.loads(body)
+
     def judge(self):
         """After the load: nothing lost, doubled or dead."""
         lost = doubled = 0
         for room in range(4):
-            rows = json.loads(self.get(f"/Room/{room}")[1])
-            stored = Counter(name for _, name in rows)
+            stored, after = Counter(), 0
+            while rows := self.page(room, after):
+                stored.update(name for _, name in rows)
+                after = rows[-1][0]
             doubled += sum(count > 1 for count in stored.values())
             lost += len(set(self.acknowledged[room]) - set(stored))
         dead = [name for name in self.born if self.get(f"/Born/{name}")[0] != 200]

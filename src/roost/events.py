@@ -4,7 +4,8 @@ Every struct is frozen and holds only numbers, text and bytes: no Python object,
 link, so a host in another language can speak it. `protocol/envelope.py` gives each its bytes; `link/` moves them.
 
 Numbers on the wire
-- `socket`: a gateway's number for one client connection, unique for the life of that gateway process.
+- `socket`: a gateway's number for one client connection, unique for the life of that gateway process. It grows with the
+  time at which the client connected, so that sockets of several gateways have an order.
 - `actor`: a gateway's number for one object that has sockets there; 0 means a socket that no object hibernates with.
 - `event`: a gateway's running number of an event on one link; the host answers it with `Done`.
 - `request`, `dial`: chosen by the asking side; gateways use even numbers, hosts odd ones, so they never meet.

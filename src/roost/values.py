@@ -27,14 +27,14 @@ from __future__ import annotations
 import struct
 from collections.abc import ItemsView, KeysView, ValuesView
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from roost.errors import JsException
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 VERSION = 2  # the newest
 MAX_DEPTH = 200
@@ -76,6 +76,134 @@ class JsDict(dict[Any, Any]):
 
     def object_entries(self) -> list[tuple[Any, Any]]:
         return list(self.items())
+
+
+class ArrayBuffer(bytes):
+    """Bytes with the names of a proxied ArrayBuffer or typed array."""
+
+    __slots__ = ()
+
+    @classmethod
+    def new(cls, source: Any = b"") -> Self:
+        """`ArrayBuffer.new(length)` or `Uint8Array.new(iterable or buffer)`."""
+        return cls(source)
+
+    @property
+    def byteLength(self) -> int:
+        return len(self)
+
+    length = byteLength
+
+    @property
+    def buffer(self) -> Self:
+        return self
+
+    def to_bytes(self) -> bytes:
+        return bytes(self)
+
+    def to_py(self, **_: Any) -> memoryview:
+        return memoryview(self)
+
+    def to_memoryview(self) -> memoryview:
+        return memoryview(self)
+
+    # What Pyodide makes of a buffer is often a memoryview: its names, too.
+
+    @property
+    def nbytes(self) -> int:
+        return len(self)
+
+    @property
+    def obj(self) -> Self:
+        return self
+
+    def tobytes(self, order: str | None = None) -> bytes:
+        return bytes(self)
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+    def cast(self, *arguments: Any) -> memoryview:
+        return memoryview(self).cast(*arguments)
+
+    def release(self) -> None:
+        """There is nothing to release."""
+
+    def slice(self, start: int = 0, end: int | None = None) -> ArrayBuffer:
+        return ArrayBuffer(self[start:end])
+
+
+class JsList(list[Any]):
+    """A list that is read like a JavaScript array, too."""
+
+    @property
+    def length(self) -> int:
+        return len(self)
+
+    def to_py(self, **_: Any) -> list[Any]:
+        return [item.to_py() if isinstance(item, JsDict | JsList) else item for item in self]
+
+    def push(self, *items: Any) -> int:
+        self.extend(items)
+        return len(self)
+
+    def at(self, index: int) -> Any:
+        return self[index] if -len(self) <= index < len(self) else None
+
+    def includes(self, item: Any) -> bool:
+        return item in self
+
+    def indexOf(self, item: Any) -> int:
+        return self.index(item) if item in self else -1
+
+    def join(self, separator: str = ",") -> str:
+        return separator.join("" if item is None else str(item) for item in self)
+
+    def slice(self, start: int = 0, end: int | None = None) -> JsList:
+        return JsList(self[start:end])
+
+    def concat(self, *others: Any) -> JsList:
+        return JsList([*self, *(item for other in others for item in (other if isinstance(other, list) else [other]))])
+
+    def map(self, function: Callable[[Any], Any]) -> JsList:
+        return JsList([function(item) for item in self])
+
+    def filter(self, function: Callable[[Any], Any]) -> JsList:
+        return JsList([item for item in self if function(item)])
+
+    def find(self, function: Callable[[Any], Any]) -> Any:
+        return next((item for item in self if function(item)), None)
+
+    def some(self, function: Callable[[Any], Any]) -> bool:
+        return any(function(item) for item in self)
+
+    def every(self, function: Callable[[Any], Any]) -> bool:
+        return all(function(item) for item in self)
+
+    def forEach(self, function: Callable[[Any], Any]) -> None:
+        for item in self:
+            function(item)
+
+    def object_keys(self) -> list[str]:
+        return [str(index) for index in range(len(self))]
+
+    def object_values(self) -> list[Any]:
+        return list(self)
+
+    def object_entries(self) -> list[tuple[str, Any]]:
+        return [(str(index), item) for index, item in enumerate(self)]
+
+
+class JsDate(datetime):
+    """A datetime that is read like a JavaScript Date, too."""
+
+    def getTime(self) -> int:
+        return round(self.timestamp() * 1000)
+
+    valueOf = getTime
+
+    def toISOString(self) -> str:
+        return self.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{self.microsecond // 1000:03d}Z"
 
 
 class JsMap(JsDict):
@@ -382,12 +510,16 @@ _PLAIN: dict[bytes, Any] = {b"n": None, b"t": True, b"f": False}
 def as_js(value: Any) -> Any:
     """A value of plain dicts and lists, without cycles, whose objects may then be read by attribute."""
     if type(value) is dict:
-        return JsDict({key: as_js(item) if type(item) in (dict, list) else item for key, item in value.items()})
+        return JsDict({key: as_js(item) if type(item) in _SEEN_DIFFERENTLY else item for key, item in value.items()})
     if type(value) is list:
         for index, item in enumerate(value):
-            if type(item) is dict or type(item) is list:
+            if type(item) in _SEEN_DIFFERENTLY:
                 value[index] = as_js(item)
-    return value
+        return value
+    return ArrayBuffer(value) if type(value) is bytes else value
+
+
+_SEEN_DIFFERENTLY = frozenset({dict, list, bytes})
 
 
 def decode_js(data: bytes) -> Any:

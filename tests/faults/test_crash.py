@@ -8,10 +8,12 @@ import signal
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from conftest import write_app
+from roost.storage.folding import size_of
 from roost.testing import running, wait_for
 
 SOURCE = """
@@ -167,3 +169,35 @@ def test_mutant_that_replies_before_the_commit_is_seen(tmp_path):
 def test_mutant_without_the_delivered_check_is_seen(tmp_path):
     report = crash_run(tmp_path / "app", (str(tmp_path / "data"), NO_DELIVERED_CHECK), 12, 1)
     assert report.doubled, report
+
+
+def test_logs_of_a_killed_host_are_folded_though_their_objects_sleep_on(tmp_path):
+    """An object folds its log when it sleeps; what a killed host leaves is its successor's to fold, if nobody wakes it."""
+    app = write_app(tmp_path / "app", LEFT, "Box")
+    with running(app, "--hosts", "2", "--gateways", "2") as node:
+        for number in range(60):
+            assert node.get(f"/{number}")[0] == 200
+        logs = lambda: [path for path in Path(node.data).glob("objects/*/*/*-wal") if size_of(path)]  # noqa: E731
+        assert len(logs()) == 60
+        for host in ("host 0", "host 1"):
+            before = node.pid(host)
+            os.kill(before, signal.SIGKILL)
+            wait_for(lambda host=host, before=before: node.status()["pids"].get(host) not in (None, before))
+        wait_for(lambda: not logs(), "logs are left")
+        assert not node.awake()
+        assert [node.get(f"/{number}")[2] for number in range(60)] == [b"2"] * 60
+
+
+LEFT = """
+from workers import DurableObject, Response, WorkerEntrypoint
+
+class Box(DurableObject):
+    async def fetch(self, request):
+        n = (await self.ctx.storage.get("n") or 0) + 1
+        await self.ctx.storage.put("n", n)
+        return Response(str(n))
+
+class Default(WorkerEntrypoint):
+    async def fetch(self, request):
+        return await self.env.BOX.getByName(request.url.split("/")[3]).fetch(request)
+"""

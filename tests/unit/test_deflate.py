@@ -36,7 +36,6 @@ def compressed(payload, text=True, bits=15):
     [
         ("permessage-deflate", 15, OFFER),
         ("permessage-deflate; client_max_window_bits", 15, OFFER),
-        ("PERMESSAGE-DEFLATE;client_max_window_bits=10", 15, OFFER),
         ('permessage-deflate; server_max_window_bits="10"', 10, f"{OFFER}; server_max_window_bits=10"),
         ("permessage-deflate; server_max_window_bits=8", 8, f"{OFFER}; server_max_window_bits=8"),
         ("permessage-deflate; nonsense, permessage-deflate", 15, OFFER),

@@ -60,7 +60,6 @@ MALFORMED = {
     "HTTP/1.2": b"GET / HTTP/1.2\r\nHost: a\r\n\r\n",
     "HTTP/0.9": b"GET /\r\n\r\n",
     "leading blank": b" GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "non-ASCII target": b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT": b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
 }
 
@@ -270,3 +269,19 @@ class TestRefusals:
     def test_interim_answers_without_end(self):
         with pytest.raises(RemoteProtocolError, match="without end"):
             self.parse(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
+
+
+@pytest.mark.parametrize("step", [1, 3, 10_000])
+def test_a_target_in_utf_8_is_percent_encoded(step):
+    parser = RequestParser(HeadLimits())
+    data = "GET /räum?n=ö HTTP/1.1\r\nHost: a\r\nX: ".encode() + b"\xff\r\n\r\n"
+    for start in range(0, len(data), step):
+        parser.feed(data[start : start + step])
+    head = parser.events[0]
+    assert head.target == "/r%C3%A4um?n=%C3%B6"
+    assert head.headers[1] == ("X", "\xff")  # fields stay as they are
+    parser.feed(b"GET /a HTTP/1.1\r\nHost: a\r\nX: \xfe\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\nX: \xfd")
+    parser.feed(b"\xfc\r\n\r\n")
+    heads = [event for event in parser.events if isinstance(event, RequestHead)]
+    assert [each.target for each in heads] == ["/r%C3%A4um?n=%C3%B6", "/a", "/b"]
+    assert [each.headers[1][1] for each in heads] == ["\xff", "\xfe", "\xfd\xfc"]

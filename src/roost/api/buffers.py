@@ -9,38 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Self
 
-
-class ArrayBuffer(bytes):
-    """Bytes with the names of a proxied ArrayBuffer or typed array."""
-
-    __slots__ = ()
-
-    @classmethod
-    def new(cls, source: Any = b"") -> Self:
-        """`ArrayBuffer.new(length)` or `Uint8Array.new(iterable or buffer)`."""
-        return cls(source)
-
-    @property
-    def byteLength(self) -> int:
-        return len(self)
-
-    length = byteLength
-
-    @property
-    def buffer(self) -> Self:
-        return self
-
-    def to_bytes(self) -> bytes:
-        return bytes(self)
-
-    def to_py(self, **_: Any) -> memoryview:
-        return memoryview(self)
-
-    def to_memoryview(self) -> memoryview:
-        return memoryview(self)
-
-    def slice(self, start: int = 0, end: int | None = None) -> ArrayBuffer:
-        return ArrayBuffer(self[start:end])
+from roost.values import ArrayBuffer as ArrayBuffer
 
 
 def to_bytes(value: Any) -> bytes | None:

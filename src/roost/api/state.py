@@ -13,7 +13,7 @@ from roost.api.aliases import with_snake_case
 from roost.api.websocket import Accept, WebSocket, WebSocketRequestResponsePair
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.events import Redial
-from roost.values import to_unicode
+from roost.values import JsDate, JsList, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -170,8 +170,8 @@ class DurableObjectState:
     def getWebSockets(self, tag: str | None = None) -> list[WebSocket]:
         """The object's hibernatable sockets: all of them newest first, those with `tag` oldest first."""
         if tag is None:
-            return list(self._host.hibernatable())[::-1]
-        return [socket for socket in self._host.hibernatable() if tag in socket._tags]
+            return JsList(list(self._host.hibernatable())[::-1])
+        return JsList([socket for socket in self._host.hibernatable() if tag in socket._tags])
 
     def getTags(self, socket: WebSocket) -> list[str]:
         if socket._accept != Accept.HIBERNATABLE:
@@ -195,7 +195,7 @@ class DurableObjectState:
         """When this socket was last auto-answered, as the object knew it when it woke; None if never."""
         if socket._auto_at_ms == 0:
             return None
-        return datetime.fromtimestamp(socket._auto_at_ms / 1000, UTC)
+        return JsDate.fromtimestamp(socket._auto_at_ms / 1000, UTC)
 
     def __getattr__(self, name: str) -> Any:
         raise _missing(name)

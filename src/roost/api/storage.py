@@ -15,7 +15,7 @@ from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.api.promises import at_once, eager
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import JsDict, JsMap, as_js, decode_all, decode_js, encode
+from roost.values import JsDict, JsList, JsMap, as_js, decode_all, decode_js, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -437,7 +437,7 @@ class SqlCursor:
         return _Next(None, done=True) if row is None else _Next(self._as_dict(row), done=False)
 
     def toArray(self) -> list[JsDict]:
-        return list(self)
+        return JsList(self)
 
     def one(self) -> JsDict:
         """The only row. Raises Error (as JsException) for none or several."""

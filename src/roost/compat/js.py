@@ -7,11 +7,10 @@ Source: reference 1.4.
 from __future__ import annotations
 
 import asyncio
-import json as _json
 import logging
 import secrets
+import sys
 import time
-import urllib.parse
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -33,6 +32,28 @@ from roost.api.streams import (
     WritableStream,
 )
 from roost.api.websocket import WebSocket, WebSocketPair, WebSocketRequestResponsePair
+from roost.compat.builtins import (
+    JSON,
+    Array,
+    Date,
+    Error,
+    Map,
+    Math,
+    Object,
+    RegExp,
+    Set,
+    atob,
+    btoa,
+    decodeURI,
+    decodeURIComponent,
+    encodeURI,
+    encodeURIComponent,
+    isNaN,
+    parseFloat,
+    parseInt,
+    structuredClone,
+)
+from roost.compat.url import URL, URLSearchParams
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import JsDict
 
@@ -43,102 +64,6 @@ Uint8Array = ArrayBuffer
 DataView = ArrayBuffer
 
 _console = logging.getLogger("roost.worker")
-
-
-class Object:
-    """`Object.fromEntries`, `.values`, `.keys`, `.entries`, `.new()`."""
-
-    @staticmethod
-    def new() -> JsDict:
-        return JsDict()
-
-    @staticmethod
-    def fromEntries(entries: Iterable[Any]) -> JsDict:
-        return JsDict(entries)
-
-    @staticmethod
-    def values(value: Any) -> list[Any]:
-        return list(value.object_values() if hasattr(value, "object_values") else value.values())
-
-    @staticmethod
-    def keys(value: Any) -> list[Any]:
-        return list(value.object_keys() if hasattr(value, "object_keys") else value.keys())
-
-    @staticmethod
-    def entries(value: Any) -> list[Any]:
-        return list(value.object_entries() if hasattr(value, "object_entries") else value.items())
-
-    @staticmethod
-    def assign(target: dict[Any, Any], *sources: Any) -> dict[Any, Any]:
-        for source in sources:
-            target.update(source)
-        return target
-
-
-class Array:
-    """`Array.from_`, `Array.new`, `Array.isArray`."""
-
-    @staticmethod
-    def new(*items: Any) -> list[Any]:
-        return list(items)
-
-    @staticmethod
-    def from_(items: Iterable[Any]) -> list[Any]:
-        return list(items)
-
-    @staticmethod
-    def isArray(value: Any) -> bool:
-        return isinstance(value, list | tuple)
-
-
-class Date:
-    """`Date.now()` in milliseconds, and `Date.new()`."""
-
-    def __init__(self, ms: float) -> None:
-        self._ms = ms
-
-    @classmethod
-    def new(cls, ms: float | None = None) -> Self:
-        return cls(cls.now() if ms is None else ms)
-
-    @staticmethod
-    def now() -> int:
-        return time.time_ns() // 1_000_000
-
-    def getTime(self) -> float:
-        return self._ms
-
-    valueOf = getTime
-
-    def toISOString(self) -> str:
-        seconds, ms = divmod(int(self._ms), 1000)
-        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{ms:03d}Z"
-
-    def __str__(self) -> str:
-        return self.toISOString()
-
-
-class JSON:
-    """`JSON.stringify` and `JSON.parse`."""
-
-    @staticmethod
-    def stringify(value: Any) -> str:
-        return _json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-    @staticmethod
-    def parse(text: str) -> Any:
-        try:
-            return _json.loads(text)
-        except ValueError as error:
-            raise JsException(str(error), "SyntaxError") from error
-
-
-class Error:
-    """`Error.new(message)`: something to raise."""
-
-    @staticmethod
-    def new(message: str = "") -> JsException:
-        return JsException(message)
 
 
 class TypeErrorConstructor:
@@ -159,92 +84,6 @@ class RangeErrorConstructor:
 
 TypeError = TypeErrorConstructor
 RangeError = RangeErrorConstructor
-
-
-class URLSearchParams:
-    """A query string as a multimap."""
-
-    is_url_encoded = True
-
-    def __init__(self, query: Any = "") -> None:
-        if isinstance(query, str):
-            self._pairs = urllib.parse.parse_qsl(query.removeprefix("?"), keep_blank_values=True)
-        else:
-            self._pairs = [(str(k), str(v)) for k, v in (query.items() if hasattr(query, "items") else query)]
-
-    @classmethod
-    def new(cls, query: Any = "") -> Self:
-        return cls(query)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return next((value for key, value in self._pairs if key == name), default)
-
-    def getAll(self, name: str) -> list[str]:
-        return [value for key, value in self._pairs if key == name]
-
-    def has(self, name: str) -> bool:
-        return any(key == name for key, _ in self._pairs)
-
-    __contains__ = has
-
-    def set(self, name: str, value: Any) -> None:
-        self.delete(name)
-        self.append(name, value)
-
-    def append(self, name: str, value: Any) -> None:
-        self._pairs.append((name, str(value)))
-
-    def delete(self, name: str) -> None:
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
-
-    def entries(self) -> list[tuple[str, str]]:
-        return list(self._pairs)
-
-    items = entries
-
-    def keys(self) -> list[str]:
-        return [key for key, _ in self._pairs]
-
-    def __iter__(self) -> Any:
-        return iter(self._pairs)
-
-    def toString(self) -> str:
-        return urllib.parse.urlencode(self._pairs)
-
-    __str__ = toString
-
-
-class URL:
-    """An absolute URL in its parts. Read-only."""
-
-    def __init__(self, url: str, base: str | None = None) -> None:
-        self.href = urllib.parse.urljoin(base, url) if base else str(url)
-        parts = urllib.parse.urlsplit(self.href)
-        if not parts.scheme:
-            raise JsTypeError(f"Invalid URL string: {url!r}.")
-        self.protocol = f"{parts.scheme}:"
-        self.hostname = parts.hostname or ""
-        try:
-            self.port = "" if parts.port is None else str(parts.port)
-        except ValueError as error:
-            raise JsTypeError(f"Invalid URL string: {url!r}.") from error
-        self.host = f"{self.hostname}:{self.port}" if self.port else self.hostname
-        self.origin = f"{self.protocol}//{self.host}"
-        self.pathname = parts.path or "/"
-        self.search = f"?{parts.query}" if parts.query else ""
-        self.hash = f"#{parts.fragment}" if parts.fragment else ""
-        self.username = parts.username or ""
-        self.password = parts.password or ""
-        self.searchParams = URLSearchParams(parts.query)
-
-    @classmethod
-    def new(cls, url: Any, base: Any = None) -> Self:
-        return cls(str(url), None if base is None else str(base))
-
-    def toString(self) -> str:
-        return self.href
-
-    __str__ = toString
 
 
 class Promise:
@@ -399,6 +238,9 @@ class performance:
 
 null = None
 undefined = None
+Infinity = float("inf")
+NaN = float("nan")
+globalThis = sys.modules[__name__]
 
 __all__ = [
     "JSON",
@@ -416,12 +258,16 @@ __all__ = [
     "FormData",
     "Headers",
     "IdentityTransformStream",
+    "Map",
+    "Math",
     "Object",
     "Promise",
     "RangeError",
     "ReadableStream",
+    "RegExp",
     "Request",
     "Response",
+    "Set",
     "TextDecoder",
     "TextDecoderStream",
     "TextEncoder",
@@ -434,16 +280,27 @@ __all__ = [
     "WebSocketPair",
     "WebSocketRequestResponsePair",
     "WritableStream",
+    "atob",
+    "btoa",
     "clearInterval",
     "clearTimeout",
     "console",
     "crypto",
+    "decodeURI",
+    "decodeURIComponent",
+    "encodeURI",
+    "encodeURIComponent",
     "fetch",
+    "globalThis",
+    "isNaN",
     "null",
+    "parseFloat",
+    "parseInt",
     "performance",
     "queueMicrotask",
     "setInterval",
     "setTimeout",
+    "structuredClone",
     "undefined",
 ]
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
+_COUNT_BEGINS_NS = 1_767_225_600_000_000_000  # 2026-01-01
+_COUNT_SHIFT = 15  # units of 33 us: 44 bits last for 18 years
+
 _PROBES = 4  # of TCP keep-alive, until a client that answers none is gone
 _SPREAD_FROM = 100  # sockets: fewer are closed at once when the gateway ends
 
@@ -287,7 +290,9 @@ class Gateway:
         return self.counters.connections + 32
 
     def new_number(self, fd: int) -> int:
-        self.generation += 1
+        """A socket's number: its descriptor's, and a count that grows with the time, so that an object's sockets at several
+        gateways have an order: who connected first."""
+        self.generation = max(self.generation + 1, (time.time_ns() - _COUNT_BEGINS_NS) >> _COUNT_SHIFT)
         return self.generation << 20 | fd
 
     def new_virtual_number(self) -> int:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
 _NOT_IN_101: Final = _NOT_FROM_WORKERS | {"content-length", "sec-websocket-extensions"}
-_ABSOLUTE: Final = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+_ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _LONGEST_NUMBER: Final = 18  # digits
 _EARLY_BYTES: Final = 64 * 1024  # what a client may send before its 101
 _LINGER_BYTES: Final = 4 * 1024 * 1024  # read and dropped after an early answer, so that it is not lost to a reset
@@ -233,7 +233,7 @@ class HttpConnection(Channel):
                 self._request,
                 head.method,
                 url,
-                head.headers,
+                _only_websocket(head.headers) if upgrade and "," in head.fields["upgrade"] else head.headers,
                 body,
                 self._reading_body,
                 upgrade,
@@ -642,3 +642,8 @@ class HttpConnection(Channel):
             self.gateway.counters.closed_head_timeout += 1
         self.lost()
         return None
+
+
+def _only_websocket(headers: Headers) -> Headers:
+    """The protocol that was taken of several offered, so that a worker may compare the field as it is used to."""
+    return [(name, "websocket" if name.lower() == "upgrade" else value) for name, value in headers]

@@ -181,6 +181,8 @@ class Actor(Context):
         host = self.host
         if host.some_come_again:
             self._say_again()
+        if len(host.links) > 1 and len(self.sockets) > 1:  # gateways number them by the time at which they connected
+            self.sockets = dict(sorted(self.sockets.items(), key=lambda pair: pair[0]._number))
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self)
         host.handled += 1
         try:

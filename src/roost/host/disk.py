@@ -204,6 +204,26 @@ class Disk:
 
         closing.add_done_callback(closed)
 
+    def fold_left(self, ref: ObjectRef, fold: Callable[[Path], int]) -> Future[int] | None:
+        """Fold what a killed host has left of an object that is not awake, on a thread; who opens it meanwhile waits. None
+        if it is being closed just now."""
+        path = self.path(ref)
+        if path in self._closing:
+            return None
+        folding: Future[Any] = self.submit(fold, path)
+        self._closing[path] = folding
+
+        def over(_: Any) -> None:
+            if not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(forget)
+
+        def forget() -> None:
+            if self._closing.get(path) is folding:
+                del self._closing[path]
+
+        folding.add_done_callback(over)
+        return folding
+
     async def closed(self) -> None:
         """Wait until every file that is being closed is closed: another process may open it."""
         await asyncio.gather(*map(asyncio.wrap_future, list(self._closing.values())), return_exceptions=True)

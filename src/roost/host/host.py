@@ -7,6 +7,7 @@ one loop; nothing here waits for a disk or a network.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import itertools
 import logging
@@ -58,6 +59,7 @@ from roost.host.disk import Disk
 from roost.host.farewell import say_farewell
 from roost.host.gateway_link import GatewayLink
 from roost.host.kv import KvStores
+from roost.host.leftovers import fold_leftovers
 from roost.host.limits import HostCounters, HostLimits
 from roost.host.mark import Mark
 from roost.host.outbound import Outbound
@@ -73,7 +75,6 @@ from roost.link.port import NO_CONTEXT
 from roost.storage.dump import Restored, restoring_path
 
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
     from pathlib import Path
 
@@ -167,6 +168,7 @@ class Host:
         self._idle_s = idle_s
         self.io_pin_s = io_pin_s  # 0: what may never end keeps an object awake until it does
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leftovers: asyncio.Task[None] | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self.abandoning = False  # handlers are being cancelled: what they end with is not done
         self._link_numbers = itertools.count()
@@ -249,6 +251,7 @@ class Host:
     def _begin(self) -> None:
         self.alarms.start()
         self.crons.start()
+        self._leftovers = asyncio.Task(fold_leftovers(self), loop=self.loop, context=contextvars.Context())
 
     def _take_early_soon(self) -> None:
         """The time is over; but if this process was stopped, what has arrived meanwhile is read first."""
@@ -687,6 +690,8 @@ class Host:
             actor.shut()
             actor.end_storage()
         self.runner.close()
+        if self._leftovers is not None:
+            self._leftovers.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.sleep(0)

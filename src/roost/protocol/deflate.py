@@ -33,7 +33,7 @@ def parse_extensions(value: str) -> list[tuple[str, list[tuple[str, str | None]]
         piece = _PIECE.match(value, position)
         if piece is None:
             raise ValueError(f"Sec-WebSocket-Extensions cannot be parsed: {value[position : position + 40]!r}")
-        name = piece[1].lower()
+        name = piece[1]  # as it is: other servers and RFC 7692's own examples know these names in lower case only
         argument = piece[3] if piece[2] is None else piece[2]
         if begins:
             found.append((name, []))

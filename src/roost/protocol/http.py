@@ -83,6 +83,8 @@ class RequestParser:
         self._head_bytes = 0
         self._in_head = True
         self.between = True  # no request has begun, or the last one is complete
+        self._ended_here = False  # a request, in what is being parsed
+        self._in_line = True  # the end of the request line has not come
         self._fault: RemoteProtocolError | None = None
 
     def close(self) -> None:
@@ -92,6 +94,9 @@ class RequestParser:
     def feed(self, data: bytes) -> None:
         """Parse more bytes. After an upgrade, what follows the head is in `leftover`."""
         before = len(self.events)
+        self._ended_here = False
+        if self._in_line:
+            data = self._in_ascii(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -105,6 +110,16 @@ class RequestParser:
             if self._head_bytes > self._limits.max_head_bytes:
                 raise RemoteProtocolError(431, f"The request head exceeds {self._limits.max_head_bytes} bytes.")
 
+    def _in_ascii(self, data: bytes) -> bytes:
+        """With the request line percent-encoded: some clients write the target in UTF-8 (URL standard §4.3)."""
+        end = data.find(b"\n")
+        if end >= 0:
+            self._in_line = False
+        line = data[:end] if end >= 0 else data
+        if line.isascii():
+            return data
+        return b"".join(b"%%%02X" % byte if byte > 127 else bytes((byte,)) for byte in line) + data[len(line) :]
+
     def _refuse(self, status: int, reason: str) -> None:
         self._fault = RemoteProtocolError(status, reason)
         raise self._fault
@@ -113,6 +128,8 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         self.between = False
+        if self._ended_here:  # its line was read with what came before
+            self._in_line = False
         self._url = b""
         self._headers = []
         self._in_head = True
@@ -177,7 +194,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         self.events.append(EndOfMessage())
-        self._in_head = self.between = True
+        self._in_head = self.between = self._in_line = self._ended_here = True
 
 
 _MAX_INTERIM: Final = 20

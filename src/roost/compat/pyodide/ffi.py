@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from roost.api.buffers import ArrayBuffer as JsBuffer
@@ -26,9 +27,29 @@ def to_js(value: Any, *, dict_converter: Callable[[Any], Any] | None = None, **_
     return value
 
 
+class PyProxy:
+    """A function that is handed to JavaScript: it may be called, and destroyed, which does nothing here."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def destroy(self) -> None:
+        """Nothing to destroy."""
+
+    def copy(self) -> PyProxy:
+        return self
+
+    def unwrap(self) -> Callable[..., Any]:
+        return self._function
+
+
 def create_proxy(value: Any, **_: Any) -> Any:
-    """The value itself: Python functions can be listeners directly."""
-    return value
+    """The value itself, or a function with the names of a proxy."""
+    return PyProxy(value) if callable(value) and not isinstance(value, PyProxy | type) else value
 
 
 create_once_callable = create_proxy

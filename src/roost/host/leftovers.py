@@ -1,0 +1,83 @@
+"""Logs (`-wal`) of objects whose host was killed: folded into their files, one after the other, when nothing else is on.
+
+An object folds its log when it sleeps. One whose host was killed keeps it until it wakes, which may be never. So a host
+looks once, at its start, for what earlier ones have left of its own objects. Who wakes meanwhile waits for the few
+milliseconds of a fold, as for the end of an earlier life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import apsw
+
+from roost.events import ObjectRef
+from roost.ids import is_object_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from roost.host.host import Host
+
+_log = logging.getLogger("roost.storage")
+
+_LATER_S: Final = 1.0  # after the start, which has better things to do
+_PAUSE_S: Final = 0.005  # between two: at most some 100 a second
+
+
+async def fold_leftovers(host: Host) -> None:
+    """Fold them all, once. Never raises but when it is cancelled."""
+    await asyncio.sleep(_LATER_S)
+    found = await asyncio.to_thread(_left_logs, host.disk.data / "objects", host.owns)
+    folded = 0
+    for ref in found:
+        if host.released or host.closing:
+            return
+        if host.actors.get(ref) is None and (ref.class_name, ref.id) not in host.elsewhere:
+            folding = host.disk.fold_left(ref, _fold)
+            if folding is not None:
+                folded += await asyncio.wrap_future(folding)
+                await asyncio.sleep(_PAUSE_S)
+    if folded:
+        _log.info("storage: %d objects' logs that a killed host has left are folded", folded)
+
+
+def _left_logs(objects: Path, owns: Callable[[ObjectRef], bool]) -> list[ObjectRef]:
+    found = []
+    for folder, _, names in os.walk(objects):
+        class_name = Path(folder).parent.name
+        for name in names:
+            object_id, _, kind = name.partition(".")
+            if kind != "sqlite-wal" or not is_object_id(object_id):
+                continue
+            ref = ObjectRef(class_name, object_id, None)
+            if owns(ref) and _size(os.path.join(folder, name)):
+                found.append(ref)
+    return found
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _fold(path: Path) -> int:
+    """1 if it is folded; on a thread. A reader (`roost storage dump`) or damage leaves it as it is."""
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.pragma("synchronous", "full")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        _log.debug("storage: the log of %s stays: %s", path, error)
+        return 0
+    return 1
