@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 
 import js
 import pytest
 from pyodide.ffi import create_once_callable, create_proxy, to_js
 
-from roost.errors import JsException
+from roost.api.runtime import Compat
+from roost.errors import JsException, WorkerError
+from roost.host.loader import load_worker
 from roost.values import DataCloneError, JsDate, JsDict, JsList
 
 
@@ -124,3 +127,23 @@ def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="is not provided by Roost"):
         _ = js.Nothing
     assert json.loads(js.JSON.stringify(to_js([1]))) == [1]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("from js import NoSuchThing", "Roost's 'js' has no 'NoSuchThing': it is not supported"),
+        ("from workers import NoSuchThing", "Roost's 'workers' has no 'NoSuchThing': it is not supported"),
+        ("import workers.nothing", "Roost has no workers.nothing; it has asgi, js"),
+        ("import micropip", "exists in Pyodide only"),
+        ("import no_such_package", "install it there, or make a .venv"),
+    ],
+)
+def test_what_a_worker_cannot_import_is_said_in_one_sentence(tmp_path, line, says):
+    main = tmp_path / "worker_of_imports.py"
+    main.write_text(line + "\n")
+    with pytest.raises(WorkerError, match=re.escape(says)) as failed:
+        load_worker(main, [], Compat())
+    assert str(main) in str(failed.value)
+    if "no_such_package" not in line:
+        assert "install it there" not in str(failed.value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -173,13 +174,37 @@ def _import(main: Path) -> Any:
     except SyntaxError as error:
         raise WorkerError(f"{error.filename}:{error.lineno}: syntax error: {error.msg}") from error
     except ModuleNotFoundError as error:
-        raise WorkerError(
-            f"the worker needs the package {error.name!r}, which {sys.executable} does not have; "
-            f"install it there, or make a .venv with it and Roost in the app's folder. ({_where(error, main)})"
-        ) from error
+        raise WorkerError(f"{_missing_module(error)} ({_where(error, main)})") from error
+    except ImportError as error:
+        if (own := (error.name or "").removeprefix("roost.compat.")) in _OWN:
+            text = _missing_name(own, str(error))
+            raise WorkerError(f"{_where(error, main)}: {text}") from error
+        raise WorkerError(f"{_where(error, main)}: {type(error).__name__}: {error}") from error
     except Exception as error:
         raise WorkerError(f"{_where(error, main)}: {type(error).__name__}: {error}") from error
     return module
+
+
+_OWN = {"js", "workers", "asgi", "pyodide", "pyodide.ffi", "pyodide.http", "pyodide.code", "workflows"}
+
+
+def _missing_name(module: str, text: str) -> str:
+    """`from js import X` of what is not there."""
+    found = re.search(r"cannot import name '([^']+)'", text)
+    name = "it" if found is None else found[1]
+    return f"Roost's {module!r} has no {name!r}: it is not supported; docs/reference/compatibility.md says what is."
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    name = error.name or ""
+    if name.partition(".")[0] in _OWN:
+        return str(error)
+    if name.startswith(("pyodide_js", "_pyodide", "micropip", "_cloudflare")):
+        return f"the worker needs {name!r}, which exists in Pyodide only; Roost runs CPython: use an ordinary package."
+    return (
+        f"the worker needs the package {name!r}, which {sys.executable} does not have; "
+        "install it there, or make a .venv with it and Roost in the app's folder."
+    )
 
 
 def _where(error: BaseException, main: Path) -> str:

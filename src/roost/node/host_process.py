@@ -25,7 +25,10 @@ def host_interpreter(folder: str) -> str:
     probe = subprocess.run([own, "-P", "-c", "import roost.node.child"], capture_output=True, timeout=30, check=False)
     if probe.returncode == 0:
         return own
-    _log.warning("node: %s has no Roost in it; the worker runs on %s instead", own, sys.executable)
+    _log.warning(
+        "node: %s has no Roost in it, so none of its packages are found; the worker runs on %s instead: `pip install roost`"
+        " in that .venv, or remove it", own, sys.executable,
+    )  # fmt: skip
     return sys.executable
 
 
