@@ -20,6 +20,15 @@ def run(awaitable):
     return asyncio.run(main())
 
 
+def test_a_redirect_needs_an_absolute_url():
+    assert Response.redirect("https://a.test/x", 307).headers.get("location") == "https://a.test/x"
+    for bad in ("/elsewhere", "", "//a.test/"):
+        with pytest.raises(JsTypeError, match="Unable to parse URL"):
+            Response.redirect(bad)
+    with pytest.raises(JsRangeError):
+        Response.redirect("https://a.test/", 200)
+
+
 def test_headers():
     headers = Headers({"Content-Type": "a", "X": 1})
     headers.append("x", "2")

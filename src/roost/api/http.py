@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from roost.api.websocket import WebSocket
 
 _NOT_IN_REASON: Final = re.compile("[\r\n\0\u0100-\U0010ffff]").search
+_ABSOLUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:").match
 _TEXT = "text/plain;charset=UTF-8"
 
 
@@ -349,8 +350,11 @@ class Response(FetchResponse):
     @classmethod
     def redirect(cls, url: Any, status: int = 302) -> Self:
         if status not in (301, 302, 303, 307, 308):
-            raise ValueError(f"{status} is not a redirect status code.")
-        return cls(None, status, headers={"Location": str(getattr(url, "href", url))})
+            raise JsRangeError(f"{status} is not a redirect status code.")
+        target = str(getattr(url, "href", url))
+        if not _ABSOLUTE(target):
+            raise JsTypeError(f"Unable to parse URL: {target!r}: a redirect needs an absolute URL here, there is no base.")
+        return cls(None, status, headers={"Location": target})
 
     @classmethod
     def error(cls) -> Self:

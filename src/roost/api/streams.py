@@ -333,6 +333,7 @@ class StreamReader:
         self._source = stream.take()
         self._chunks = _chunks_of(self._source)
         self._over: Any = None
+        self._outcome: tuple[Exception | None] | None = None  # what it ended with
 
     async def read(self) -> JsDict:
         """The next chunk as `{value, done}`; bytes are an ArrayBuffer."""
@@ -347,16 +348,24 @@ class StreamReader:
         return JsDict(value=ArrayBuffer(chunk) if isinstance(chunk, bytes) else chunk, done=False)
 
     def _ended(self, error: Exception | None) -> None:
-        if self._over is None:
-            self._over = require_context("read()").future()
-        if not self._over.done():
-            self._over.set_result(None) if error is None else self._over.set_exception(error)
+        self._outcome = self._outcome or (error,)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._over is None or self._outcome is None or self._over.done():
+            return
+        if self._outcome[0] is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(self._outcome[0])
+            self._over.exception()  # nobody needs to look at it
 
     @property
     def closed(self) -> Awaitable[None]:
         """Over when the stream is."""
         if self._over is None:
             self._over = require_context("closed").future()
+            self._settle()
         over: Awaitable[None] = self._over
         return over
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _NOT_FROM_WORKERS: Final = frozenset({"connection", "upgrade", "sec-websocket-accept", "keep-alive", "transfer-encoding"})
 _NOT_IN_101: Final = _NOT_FROM_WORKERS | {"content-length", "sec-websocket-extensions"}
+_SILENT_STREAM_S: Final = 1.0
 _ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _LONGEST_NUMBER: Final = 18  # digits
 _EARLY_BYTES: Final = 64 * 1024  # what a client may send before its 101
@@ -125,7 +126,14 @@ class HttpConnection(Channel):
         self._ended = True
         self._last_active = self.gateway.loop.time()
         self.gateway.rewatch(self)
-        self.gateway.look_again(self, self.gateway.limits.close_timeout_s)
+        self.gateway.look_again(self, self._half_closed_s)
+
+    @property
+    def _half_closed_s(self) -> float:
+        """How long a client that says nothing more waits for another piece: one that has gone away from a stream looks the
+        same, and the stream's source should end."""
+        limit = self.gateway.limits.close_timeout_s
+        return min(_SILENT_STREAM_S, limit) if self._responding else limit
 
     def _received(self, data: bytes) -> None:
         if self._close_after and self._head is None:
@@ -623,7 +631,7 @@ class HttpConnection(Channel):
         """Close what takes too long; the next time to look, or None if this was the end."""
         limits = self.gateway.limits
         if self._ended:  # nobody may be there any more
-            due = self._last_active + limits.close_timeout_s
+            due = self._last_active + self._half_closed_s
         elif type(self.out) is Backlog or self._file is not None:  # a reader that has stalled, whatever it is owed
             due = self._last_active + limits.idle_timeout_s
         elif self._head is None and self._close_after:
