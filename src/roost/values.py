@@ -62,6 +62,9 @@ class JsDict(dict[Any, Any]):
         except KeyError:
             raise AttributeError(f"the object has no {name!r}; it has {', '.join(map(str, self))}.") from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
     def copy(self) -> JsDict:
         return type(self)(self)
 

@@ -11,9 +11,10 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from roost.api.aliases import snake_cases
+from roost.api.rpc_values import decode_rpc, encode_rpc
 from roost.errors import JsException, JsRangeError
 from roost.events import Fault
-from roost.values import DataCloneError, decode, encode, is_unicode, to_unicode
+from roost.values import DataCloneError, is_unicode, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -50,7 +51,7 @@ class RpcMember:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         try:
-            arguments = encode([list(args), kwargs])
+            arguments = encode_rpc([list(args), kwargs])
         except DataCloneError as error:
             raise DataCloneError(f"{self._name}(): of its [arguments, named], {error.message}") from None
         return self._caller.call(self._name, _checked(arguments, self._name))
@@ -93,14 +94,14 @@ def find_method(target: Any, method: str, arguments: bytes, base: type) -> Any:
         return getattr(target, method)
     if isinstance(found, property):
         raise JsException(f'"{method}" is not a function; read it by: await stub.{method}', "TypeError")
-    args, kwargs = decode(arguments)
+    args, kwargs = decode_rpc(arguments, error_of)
     return getattr(target, method)(*args, **kwargs)
 
 
 def encode_result(value: Any, method: str) -> bytes:
     """The bytes of a result. Raises DataCloneError with the path to what cannot be cloned."""
     try:
-        return _checked(encode(value), method)
+        return _checked(encode_rpc(value), method)
     except DataCloneError as error:
         raise DataCloneError(f"the result of {method}(): {error.message}") from None
 
@@ -140,6 +141,11 @@ def fault_of(error: BaseException) -> Fault:
     except Exception as failure:  # noqa: BLE001 - the user's __str__
         text = f"(its text cannot be made: {type(failure).__name__})"
     return Fault(name, to_unicode(text))
+
+
+def decode_result(data: bytes) -> Any:
+    """What `encode_result` was given. Raises ValueError for damage."""
+    return decode_rpc(data, error_of)
 
 
 def error_of(fault: Fault, cause: BaseException | None = None) -> RemoteError:

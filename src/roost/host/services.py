@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import WorkerEntrypoint
-from roost.api.rpc import encode_result, error_of, fault_of, find_method
+from roost.api.rpc import decode_result, encode_result, error_of, fault_of, find_method
 from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
 from roost.host.blocking import call_chain, chain_of_call
@@ -87,7 +87,7 @@ class EntrypointCaller:
             try:
                 if error is not None:
                     raise error
-                answered.set_result(decode_js(encode_result(result, method)))
+                answered.set_result(decode_result(encode_result(result, method)))
             except WorkerError as failure:
                 answered.set_exception(failure)
             except BaseException as failure:  # noqa: BLE001 - the user's

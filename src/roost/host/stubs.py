@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from roost.api.http import Request, Response
-from roost.api.rpc import error_of, fault_of
+from roost.api.rpc import decode_result, error_of, fault_of
 from roost.api.runtime import current_context
 from roost.api.websocket import WebSocket
 from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, QuarantineError, WorkerError
@@ -18,7 +18,6 @@ from roost.host.actor import Actor
 from roost.host.blocking import chain_of_call, current_section
 from roost.host.io_context import received_sockets, request_link
 from roost.link.port import NO_CONTEXT
-from roost.values import decode_js
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -257,7 +256,7 @@ class Answer:
             self._answered.set_exception(raised(fault, "", cause))
         else:
             try:
-                self._answered.set_result(decode_js(value))
+                self._answered.set_result(decode_result(value))
             except ValueError as damaged:
                 self._answered.set_exception(damaged)
 
