@@ -261,3 +261,26 @@ def test_common_mistakes_are_named(make_app):
             ws.close(4000)
             assert ws.recv_close(3)[0] == 4000
         assert not node.logged("roost/host")
+
+
+def test_dev_runs_a_cron_on_demand(make_app):
+    app = make_app(
+        """
+        from workers import Response, WorkerEntrypoint
+        class Default(WorkerEntrypoint):
+            async def fetch(self, request):
+                return Response("the worker's")
+            async def scheduled(self, controller, env, ctx):
+                print("ran", controller.cron, controller.scheduledTime)
+                if controller.cron == "fails":
+                    raise ValueError("in the cron")
+        """
+    )
+    path = "/cdn-cgi/handler/scheduled?cron=*/5+*+*+*+*&time=1700000000000"
+    with running(app, command="dev") as node:
+        assert node.get(path)[::2] == (200, b"ok")
+        wait_for(lambda: node.logged("ran */5 * * * * 1700000000000"))
+        assert node.get("/cdn-cgi/handler/scheduled?cron=fails")[0] == 500
+        wait_for(lambda: node.logged("scheduled failed: ValueError: in the cron"))
+    with running(app) as node:
+        assert node.get(path)[2] == b"the worker's"

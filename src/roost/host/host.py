@@ -133,6 +133,7 @@ class Host:
         elsewhere: Iterable[tuple[str, str]] = (),
         ca_file: str | None = None,
         one_host: bool = False,
+        dev: bool = False,
     ) -> None:
         self.loop = loop
         self.worker = worker
@@ -143,6 +144,7 @@ class Host:
         self.actors = Actors()
         self.limits = limits or HostLimits()
         self.ca_file = ca_file
+        self.dev = dev
         self.one_host = one_host  # requests that name no object must all come to this one
         self.counters = HostCounters()
         self.runner = Runner(loop)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from roost.api.http import Request, Response
 from roost.api.rpc import fault_of
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from roost.host.host import Host
 
 _log = logging.getLogger("roost.worker")
+
+_SCHEDULED = "/cdn-cgi/handler/scheduled"
 
 
 class Requests:
@@ -69,7 +73,18 @@ class Requests:
         host = self._host
         if event.target is not None:
             return await host.waking.awaken(event.target, f"fetch {event.method}").serve(request, event.chain)
+        if host.dev and urlsplit(request.url).path == _SCHEDULED:
+            return await self._scheduled(request)
         return await self.default_fetch(request, context)
+
+    async def _scheduled(self, request: Request) -> Response:
+        """`roost dev` only: run the cron that a query names, now. Source: platform documentation, "Cron Triggers"."""
+        query = parse_qs(urlsplit(request.url).query)
+        cron = query.get("cron", [""])[0]
+        given = query.get("time", [""])[0]
+        at_ms = int(given) if given.isdigit() else round(time.time() * 1000)
+        succeeded = await self._host.crons.run(cron, at_ms)
+        return Response("ok" if succeeded else "exception", 200 if succeeded else 500)
 
     async def default_fetch(self, request: Request, context: RequestContext) -> Response:
         """The default entrypoint's answer."""

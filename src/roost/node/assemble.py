@@ -110,6 +110,8 @@ def make_host(
     gateways: int = 1,
     elsewhere: list[tuple[str, str]] | None = None,
     ca_file: str | None = None,
+    *,
+    dev: bool = False,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.disk import LogBounds
@@ -124,6 +126,7 @@ def make_host(
         elsewhere=elsewhere or (),
         ca_file=ca_file,
         one_host=_one_host(settings, slots),
+        dev=dev,
         gateways_outlive=mark is not None,
         first_names=first_names or {},
         variables=app.variables,

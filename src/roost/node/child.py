@@ -365,7 +365,7 @@ class _HostRole:
         self._sockets = spec.sockets
         self._host = make_host(
             loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
-            spec.mark, spec.first_names, len(spec.sockets), spec.elsewhere, spec.ca_file,
+            spec.mark, spec.first_names, len(spec.sockets), spec.elsewhere, spec.ca_file, dev=spec.dev,
         )  # fmt: skip
         self._watchdog = watch(self._host, spec.app, spec.settings, _tell_stuck, _tell_debugged)
         self._connectors: list[asyncio.Task[None]] = []

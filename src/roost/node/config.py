@@ -49,6 +49,18 @@ _UNSUPPORTED = {
     "hyperdrive": "Hyperdrive bindings",
     "browser": "browser bindings",
     "containers": "containers",
+    "worker_loaders": "worker loaders",
+    "images": "image bindings",
+    "media": "media bindings",
+    "ratelimits": "rate limits",
+    "version_metadata": "version metadata bindings",
+    "analytics_engine_datasets": "Analytics Engine datasets",
+    "mtls_certificates": "mTLS certificates",
+    "dispatch_namespaces": "dispatch namespaces",
+    "pipelines": "pipelines",
+    "secrets_store_secrets": "secrets of a store",
+    "vpc_services": "VPC services",
+    "tail_consumers": "tail consumers",
 }
 _MIGRATION_KEYS = (
     "tag", "new_sqlite_classes", "new_classes", "renamed_classes", "deleted_classes", "transferred_classes",

@@ -31,6 +31,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     hold: bool = False  # load (a host: the worker), say "loaded", and connect only when told to
     first_names: dict[str, str] = {}  # of renamed classes: the names that their ids are bound to
     elsewhere: list[tuple[str, str]] = []  # objects (class, id) that an earlier host of the place still has
+    dev: bool = False  # `roost dev`: requests may run crons
     take_over: str = ""  # a gateway with `hold`: where the one that runs hands over
 
 

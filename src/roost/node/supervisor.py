@@ -466,6 +466,7 @@ class Node:
             data=options.data,
             log_format=options.log_format,
             debug=options.debug,
+            dev=options.source is None,
             ca_file=options.ca_file,
             not_again=list(self._not_again),
             quarantined=list(self._quarantined),
