@@ -278,9 +278,17 @@ def encode(value: Any) -> bytes:
     return bytes(out)
 
 
-_SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
-_CONTAINERS = frozenset({dict, list, JsDict, JsMap})
-_pack = msgspec.msgpack.Encoder().encode
+_SCALARS = frozenset({str, int, float, bool, bytes, type(None), ArrayBuffer})
+_CONTAINERS = frozenset({dict, list, JsDict, JsMap, JsList})
+
+
+def _plain_bytes(value: Any) -> bytes:
+    if type(value) is ArrayBuffer:
+        return bytes(value)
+    raise TypeError(f"{type(value).__name__} is not plain")
+
+
+_pack = msgspec.msgpack.Encoder(enc_hook=_plain_bytes).encode
 
 
 def _no_extension(code: int, data: memoryview) -> Any:
@@ -295,9 +303,9 @@ def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
     if id(value) in seen or depth == MAX_DEPTH:
         return False
     seen.add(id(value))
-    if type(value) is not list:
+    if type(value) is not list and type(value) is not JsList:
         for key in value:
-            if type(key) not in _SCALARS:
+            if type(key) not in _SCALARS or type(key) is ArrayBuffer:
                 return False
         items: Any = dict.values(value)
     else:
@@ -528,7 +536,9 @@ _SEEN_DIFFERENTLY = frozenset({dict, list, bytes})
 def decode_js(data: bytes) -> Any:
     """`decode` for worker code: objects may be read by attribute."""
     value = decode(data)
-    return as_js(value) if data[:1] == b"\x91" else value  # of version 1 they are so already, and it may have cycles
+    if data[:1] == b"\x91":
+        return as_js(value)
+    return ArrayBuffer(value) if type(value) is bytes else value  # of version 1 the rest is so already, and may have cycles
 
 
 def decode(data: bytes) -> Any:

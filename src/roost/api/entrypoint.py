@@ -100,6 +100,12 @@ class LazyEnv:
             raise RuntimeError("env is not available before the worker is loaded.")
         return getattr(LazyEnv.target, name)
 
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __contains__(self, name: str) -> bool:
+        return LazyEnv.target is not None and name in LazyEnv.target
+
     def __repr__(self) -> str:
         return repr(LazyEnv.target)
 
