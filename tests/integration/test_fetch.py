@@ -103,6 +103,14 @@ class Default(WorkerEntrypoint):
             texts.append(len(text))
         return Response.json(texts)
 
+    async def reused(self, request, url):
+        "Answers without a body, or with one that has come whole, are not read by anybody."
+        ports = set()
+        for path, method in (("port", "HEAD"), ("port/204", "GET"), ("port/303", "GET"), ("port", "GET")) * 3:
+            ports.add((await fetch(url + path, method=method, redirect="manual")).headers["x-port"])
+            await asyncio.sleep(0.01)
+        return Response.json([len(ports)])
+
     async def sse(self, request, url):
         answer = await fetch(url)
         reader = answer.body.get_reader()
@@ -112,6 +120,7 @@ class Default(WorkerEntrypoint):
 
 class Upstream(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     go_on = threading.Event()
 
     def answer(self):
@@ -146,6 +155,10 @@ class Upstream(http.server.BaseHTTPRequestHandler):
                 self.reply(deflater.compress(b"deflated") + deflater.flush(), headers=[("Content-Encoding", "deflate")])
             case "large":
                 self.reply(b"x" * 200_000)
+            case "port":
+                status = int(path[1]) if path[1:] else 200
+                body = b"" if status == 204 else b"x" * 100
+                self.reply(body, status, [("X-Port", str(self.client_address[1])), ("Location", "/landed")])
             case "empty":
                 self.reply(b"")
             case "sse":
@@ -167,7 +180,8 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -330,6 +344,10 @@ def test_a_body_that_nobody_reads_frees_its_connection(node, how, what):
     Upstream.go_on.clear()
     assert ask(node, f"/{how}/{what}")[2] == b"all"
     Upstream.go_on.set()
+
+
+def test_answers_that_nobody_reads_let_their_connection_be_used_again(node):
+    assert ask(node, "/reused/")[2] == b"[1]"
 
 
 def test_what_a_handler_leaves_ends_with_it(node):

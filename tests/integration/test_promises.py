@@ -57,6 +57,20 @@ class Box(DurableObject):
         out.append(list((await s.list()).keys()))
         return out
 
+    async def shared(self):
+        async def wait(promise):
+            return await promise
+        found = []
+        for ask in (self.ctx.storage.sync, lambda: self.env.KV.get("k"), lambda: self.env.SELF.fetch("http://a/made")):
+            for impatient in (1, 0):
+                asked = ask()
+                tasks = [asyncio.create_task(wait(asked)) for _ in range(2)]
+                await asyncio.sleep(0)
+                tasks[impatient].cancel()
+                ends = await asyncio.gather(*tasks, return_exceptions=True)
+                found.append(isinstance(ends[1 - impatient], asyncio.CancelledError))
+        return found
+
     async def breaking(self, txn):
         raise ValueError("broken")
 
@@ -83,6 +97,8 @@ class Default(WorkerEntrypoint):
         box = self.env.BOX.getByName("a")
         if path == "storage":
             return Response.json(await box.storage_without_await())
+        if path == "shared":
+            return Response.json(await box.shared())
         if path == "failing":
             return Response(await box.failing())
         if path == "made":
@@ -168,3 +184,7 @@ def test_what_nobody_awaits_and_fails_is_logged_with_object_and_line(node):
     assert any(f"worker.py:{number}, which nobody awaits, failed: DataCloneError" in line for line in lines), lines
     assert not node.logged("never retrieved")
     assert not node.logged("never awaited")
+
+
+def test_who_gives_up_waiting_cancels_nobody_else(node):
+    assert ask(node, "shared") == [False] * 6

@@ -159,6 +159,70 @@ class Default(WorkerEntrypoint):
         text = squeezed.pipeThrough(TextDecoderStream()).pipeThrough(TextEncoderStream())
         return Response(text)
 
+    async def one_branch_cancelled(self, request):
+        one, two = request.body.tee()
+        await one.cancel()
+        return Response.json([len(await text_of(two))])
+
+    async def read_again(self, request):
+        async def pieces():
+            yield b"a"
+            await asyncio.sleep(60)
+        reader = ReadableStream.new(pieces()).getReader()
+        first = bytes((await reader.read()).value).decode()
+        try:
+            await asyncio.wait_for(reader.read(), 0.05)
+        except TimeoutError:
+            pass
+        try:
+            again = await asyncio.wait_for(reader.read(), 0.05)
+            return Response.json([first, bool(again.done)])
+        except Exception as error:
+            return Response.json([first, type(error).__name__])
+
+    async def write_cancelled(self, request):
+        seen = []
+        async def write(chunk, controller):
+            await asyncio.sleep(0.02)
+            seen.append(bytes(chunk).decode())
+        writer = WritableStream.new(write=write).getWriter()
+        try:
+            await asyncio.wait_for(writer.write(b"a"), 0.001)
+        except TimeoutError:
+            pass
+        writer.write(b"b")
+        await writer.write(b"c")
+        await writer.close()
+        return Response.json(seen)
+
+    async def large(self, request):
+        plain = b"abcdefgh" * (33 * 1024 * 128)
+        stream = ReadableStream.new([plain]).pipeThrough(CompressionStream("deflate-raw"))
+        stream = stream.pipeThrough(DecompressionStream("deflate-raw"))
+        size = 0
+        async for piece in stream:
+            size += len(piece)
+        return Response.json([size == len(plain)])
+
+    async def zeros(self, request):
+        stream = ReadableStream.new([bytes(262_165)]).pipeThrough(CompressionStream("deflate-raw"))
+        return Response.json([len(await text_of(stream.pipeThrough(DecompressionStream("deflate-raw"))))])
+
+    async def response_of_response(self, request):
+        made = Response.new("body", Response("other", status=203, headers={"x-a": "1"}))
+        return Response.json([await made.text(), made.status, made.headers["x-a"]])
+
+    async def post_as_get(self, request):
+        from js import Request
+        for make in (lambda: Request.new(request, {"method": "GET"}), lambda: Request("http://a/", method="GET", body="x")):
+            try:
+                made = make()
+            except TypeError as error:
+                log.append(str(error))
+            else:
+                return Response.json([made.method])
+        return Response.json(["refused"])
+
     async def fixed(self, request):
         stream = FixedLengthStream(3)
         writer = stream.writable.getWriter()
@@ -225,6 +289,9 @@ def ask(node, path, body=None):
         ("sink", None, b'["1","2","closed"]'), ("tee", b"x" * 300_000, b"[300000,300000]"),
         ("clone", b"x" * 300_000, b"[300000,300000]"), ("both", b"hello", b'["hello","hello"]'),
         ("coded", "grün☃".encode() * 10_000, "grün☃".encode() * 10_000), ("cancel_body", b"x" * 300_000, b"[true]"),
+        ("one_branch_cancelled", b"x" * 300_000, b"[300000]"), ("read_again", None, b'["a","JsTypeError"]'),
+        ("write_cancelled", None, b'["a","b","c"]'), ("large", None, b"[true]"), ("zeros", None, b"[262165]"),
+        ("response_of_response", None, b'["body",203,"1"]'), ("post_as_get", b"x", b'["refused"]'),
         ("fixed", None, b"JsTypeError: TypeError: FixedLengthStream did not see all expected bytes before close()."),
         ("broken_sink", None, b"ValueError: sink is broken"),
     ],

@@ -2,6 +2,7 @@
 Static Assets."""
 
 import os
+import time
 
 import pytest
 
@@ -201,3 +202,59 @@ def test_ranges_and_tags():
     assert part_of("bytes=1-2,4-5", 10) is None
     assert tag_matches("*", '"x"')
     assert not tag_matches('"y"', '"x"')
+
+
+def test_what_clients_write_costs_little_time(folder):
+    """Each of these took seconds while patterns were tried in every way in which they fit."""
+    (folder / "_redirects").write_text("/blog/:year-:month-:day-:slug /b/:slug\n/s/*/x /y\n")
+    assets = Assets(folder, "404-page", worker_first=["/*/a/*/b/*/c"])
+    started = time.process_time()
+    for path in ("/blog/" + "-" * 30_000 + "/", "/a/b" * 8000, "/s/" + "/x" * 15_000 + "/", "/" * 60_000):
+        assets.before_worker(path)
+        assets.look_up("GET", path, {})
+    assert time.process_time() - started < 1
+    assert look(assets, "/blog/2026-11-30-a-b") == "-> /b/a-b"
+
+
+def test_globs():
+    for pattern, path, fits in (
+        ("/a/*", "/a/", True), ("/a/*", "/a", False), ("*", "", True), ("/a*a", "/a", False), ("/a*a", "/aa", True),
+        ("/*/b/*", "/x/b/", True), ("/*b*b", "/b", False), ("/*.css", "/x/y.css", True), ("/a", "/a/", False),
+    ):  # fmt: skip
+        assert PathPatterns([pattern]).match(path) is fits, (pattern, path)
+
+
+def test_what_a_client_sent_is_encoded_where_it_is_given_back(folder):
+    (folder / "_redirects").write_text("/n/* /new/:splat\n/old/* /:splat\n/z /€\n", encoding="utf-8")
+    (folder / "_headers").write_text("/*\n  X-P: :splat\n")
+    assets = Assets(folder, "single-page-application")
+    assert look(assets, "/n/%E2%82%AC") == "-> /new/%E2%82%AC"
+    assert look(assets, "/n/a%0d%0aSet-Cookie:x") == "-> /new/a%0D%0ASet-Cookie:x"
+    assert look(assets, "/n/a%20b%3Fq%23") == "-> /new/a%20b%3Fq%23"
+    assert look(assets, "/old//evil.com/") == "-> /evil.com/"
+    assert look(assets, "/z") == "-> /%E2%82%AC"
+    assert dict(assets.look_up("GET", "/%E2%82%AC%0a b", {}).headers)["X-P"] == "%E2%82%AC%0A b"
+
+
+def test_headers_of_a_rule_that_is_left_out_are_no_other_rules(folder, caplog):
+    text = "/*\n  X-Frame-Options: DENY\n{}\n  Access-Control-Allow-Origin: *\n  ! X-Frame-Options\n/b\n  X-B: 1\n"
+    for path in ("/api/*/pub/*", "/:a/:a", "https://[x/*", "/" + "a" * 3000):
+        (folder / "_headers").write_text(text.format(path))
+        headers = HeaderRules(folder / "_headers")
+        assert headers.apply("", "/secret", []) == [("X-Frame-Options", "DENY")]
+        assert headers.apply("", "/b", []) == [("X-Frame-Options", "DENY"), ("X-B", "1")]
+    assert "no path" in caplog.text
+
+
+def test_a_bad_line_is_left_out_alone(folder, caplog):
+    (folder / "_redirects").write_text("/a/*/b/* /c\n/:a/:a /c\n/a/:splat/* /c\n/:a:b /c\n/q /c \u00b2\n/ok/* /c\n")
+    (folder / "_headers").write_text("/*\n  X-\u20ac: 1\n  X: \u20ac\n  Y\n  Z: 1\n", encoding="utf-8")
+    (folder / ".assetsignore").write_text("!\n\\\n*.css\n")
+    assets = Assets(folder)
+    assert look(assets, "/ok/x") == "-> /c"
+    assert look(assets, "/style.css") is None
+    found = assets.look_up("GET", "/", {}).headers
+    assert ("Z", "1") in found
+    assert not [name for name, _ in found if name in ("X", "Y", "X-\u20ac")]
+    assert caplog.text.count("_redirects:") == 5
+    assert caplog.text.count(".assetsignore:") == 2

@@ -87,10 +87,22 @@ def test_dotenv_files(tmp_path, caplog):
             "G": "line1\nline2", "H": "line1\\nline2", "I": "multi\nline", "J": "", "K": "it's", "L": "a=b=c ${HOME}",
             "N": "hash # inside",
         }  # fmt: skip
-        assert [record.getMessage() for record in caplog.records if "its quote has no end: M" in record.getMessage()]
+        assert [record.getMessage() for record in caplog.records if "the line of 'M' is not" in record.getMessage()]
     (tmp_path / ".dev.vars").write_bytes(b"A=\xff")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_app(tmp_path)
+
+
+def test_pieces_of_secrets_are_no_names(tmp_path, caplog):
+    """`env` shows names, and the log says them."""
+    write(tmp_path, "wrangler.toml", TOML)
+    key = "KEY=-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN\nabcd==\nabc+/=\n-----END PRIVATE KEY-----\n"
+    (tmp_path / ".dev.vars").write_text(f'A=1\n{key}B=2\nc2VjcmV0\nc2Vj/mV0=\nTOKEN="endless\nC=3\n')
+    assert read_app(tmp_path).variables == {"A": "1", "B": "2", "C": "3"}
+    for piece in ("MII", "abc", "c2V", "endless"):
+        assert piece not in caplog.text
+    for name in ("'KEY'", "'TOKEN'", "a line is not"):
+        assert name in caplog.text
 
 
 def test_which_dotenv_files_count(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import sqlite3
 import threading
 import time
 from types import SimpleNamespace
@@ -421,3 +422,58 @@ def test_one_statement_that_is_larger_than_a_log_may_be_undoes_the_turn(tmp_path
         again.store.close_now()
 
     with_disk(tmp_path, body)
+
+
+def test_an_object_is_emptied_whatever_refers_to_what(tmp_path):
+    """SQLite deletes row by row, through the log, what foreign keys refer to."""
+    database = Database(tmp_path / "x.sqlite", max_log_bytes=4 * MIB)
+    database.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY, x BLOB)", ())
+    database.execute("CREATE TABLE child (id INTEGER REFERENCES parent(id))", ())
+    for _ in range(40):
+        for _ in range(100):
+            database.execute("INSERT INTO parent (x) VALUES (randomblob(9000))", ())
+        database.commit()
+        database.fold()
+    database.delete_all()
+    database.put("after", b"x" * 2_000_000)  # which counts from there
+    database.commit()
+    assert database.execute("SELECT count(*) FROM sqlite_schema WHERE name IN ('parent', 'child')", ()).next_row() == (0,)
+    database.close()
+
+
+def test_a_log_that_a_reader_holds_is_not_the_transactions_fault(tmp_path):
+    database = Database(tmp_path / "x.sqlite", max_log_bytes=4 * MIB)
+    database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, n)", ())
+    database.execute("INSERT INTO t VALUES (1, 0)", ())
+    database.commit()
+    reader = sqlite3.connect(tmp_path / "x.sqlite")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM t").fetchall()
+    for _ in range(8):
+        database.put("k", os.urandom(2_000_000))
+        database.commit()
+    for _ in range(100):
+        database.execute("UPDATE t SET n = n + 1", ())
+    database.commit()
+    assert database.execute("SELECT n FROM t", ()).next_row() == (100,)
+    reader.close()
+    database.close()
+
+
+def test_rows_of_an_earlier_roost_are_read_while_others_are_written(tmp_path):
+    database = Database(tmp_path / "x.sqlite")
+    database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)", ())
+    database.commit()
+    database.close()
+    with sqlite3.connect(tmp_path / "x.sqlite") as older:
+        older.executemany("INSERT INTO t VALUES (?, ?)", [(1, b"a"), (2, b"b" * 3_000_000), (3, b"c")])
+    older.close()
+    database = Database(tmp_path / "x.sqlite")
+    rows = database.execute("SELECT id, x FROM t ORDER BY id", ())
+    sizes = []
+    while (row := rows.next_row()) is not None:
+        sizes.append(len(row[1]))
+        database.execute("UPDATE t SET x = 'd' WHERE id = 3", ())
+    assert sizes == [1, 3_000_000, 1]
+    database.commit()
+    database.close()

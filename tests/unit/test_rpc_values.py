@@ -12,7 +12,7 @@ from roost.api.http import Request, Response
 from roost.api.rpc import RemoteError, decode_result, error_of
 from roost.api.rpc_values import MARK, decode_rpc, encode_rpc
 from roost.errors import JsException, JsTypeError
-from roost.values import DataCloneError, JsDict, encode
+from roost.values import DataCloneError, JsDict, JsMap, encode
 
 
 def sent(value):
@@ -88,6 +88,14 @@ def test_a_programs_own_mark_and_cycles():
     got = sent(loop)
     assert got[0].raw == b"x"
     assert got[1] is got
+    own = {MARK: 1}
+    own["again"] = [own]
+    got = sent(own)
+    assert got["again"][0] is got
+    own = JsMap({"a": 1})
+    own["again"] = own
+    got = sent(own)
+    assert got["again"] is got
 
 
 def test_what_cannot_travel():
@@ -96,6 +104,9 @@ def test_what_cannot_travel():
             encode_rpc(value)
     with pytest.raises(ValueError, match="is not known"):
         decode_result(encode({MARK: ["nothing known"]}))
+    for broken in ({MARK: 5}, {MARK: []}, {MARK: ["object", 5]}, {MARK: ["map", 5]}):
+        with pytest.raises(ValueError, match="encoded value"):
+            decode_result(encode(broken))
 
 
 def test_objects_take_attributes():

@@ -81,6 +81,8 @@ class Later:
 
     def __getattr__(self, name: str) -> Any:
         if "_binding" not in self.__dict__:
+            if name.startswith("_"):  # who looks what it is, or copies it
+                raise AttributeError(name)
             raise JsException(
                 f"env.{self._name} cannot be used at module level: do it inside a handler (fetch, webSocketMessage, …)."
             )

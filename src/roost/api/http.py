@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
-from roost.api.streams import ReadableStream
+from roost.api.streams import Chunks, ReadableStream
 from roost.errors import JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
@@ -101,30 +101,20 @@ class _Chunks:
 
     def __init__(self, owner: Body) -> None:
         self.owner = owner
-        self._chunks: Any = None
+        self._chunks: Chunks | None = None
 
     def __aiter__(self) -> _Chunks:
         return self
 
     async def __anext__(self) -> bytes:
         if self._chunks is None:
-            body = self.owner.take_body()
-            self._chunks = _once(body) if isinstance(body, bytes) else aiter(body)
+            self._chunks = Chunks(self.owner.take_body())
         return bytes(await anext(self._chunks))
 
     async def aclose(self) -> None:
-        chunks = self._chunks
-        if chunks is None:
-            body = self.owner.take_body() if not self.owner.body_used else b""
-            chunks = self._chunks = _once(b"") if isinstance(body, bytes) else body
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    if body:
-        yield body
+        if self._chunks is None:
+            self._chunks = Chunks(b"" if self.owner.body_used else self.owner.take_body())
+        await self._chunks.aclose()
 
 
 def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[bytes] | None:
@@ -155,24 +145,21 @@ def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[b
         source = value.take()
         if isinstance(source, _Chunks):
             return source.owner.take_body()  # as it is: its length may be known
-        return _encoded(source if hasattr(source, "__aiter__") else ReadableStream(source))
+        return _Encoded(source)
     if hasattr(value, "__aiter__"):
-        return _encoded(value)
+        return _Encoded(value)
     raise TypeError(
         f"Unsupported type in {what}: {type(value).__name__}. Use None, str, bytes, Blob or an async iterator of bytes; "
         "for objects, Response.json(value)."
     )
 
 
-async def _encoded(pieces: Any) -> AsyncIterator[bytes]:
-    chunks = aiter(pieces)
-    try:
-        async for piece in chunks:
-            yield piece.encode("utf-8", "replace") if isinstance(piece, str) else bytes(piece)
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
+class _Encoded(Chunks):
+    """Pieces of text or bytes, as bytes."""
+
+    async def __anext__(self) -> bytes:
+        piece = await super().__anext__()
+        return piece.encode("utf-8", "replace") if isinstance(piece, str) else bytes(piece)
 
 
 class Request(Body):
@@ -197,10 +184,10 @@ class Request(Body):
         headers = opts.get("headers")
         self.headers = Headers(headers if headers is not None else (source.headers if source else None))
         body = opts.get("body")
-        if body is not None and self.method in ("GET", "HEAD"):
-            raise JsTypeError("Request with a GET or HEAD method cannot have a body.")
         if body is None and source is not None and source._body is not None:
             body = source
+        if body is not None and self.method in ("GET", "HEAD"):
+            raise JsTypeError("Request with a GET or HEAD method cannot have a body.")
         super().__init__(_to_body(body, self.headers, "Request"))
         self.redirect: str = opts.get("redirect") or (source.redirect if source else "follow")
         if self.redirect not in ("follow", "manual", "error"):
@@ -328,6 +315,9 @@ class Response(FetchResponse):
     @classmethod
     def new(cls, body: Any = None, options: Any = None, **opts: Any) -> Self:
         """`Response.new(body, status=, statusText=, headers=, webSocket=)`, as proxied JavaScript is called."""
+        if isinstance(options, Response):  # `new Response(body, response)`: its status and headers
+            same = {name: getattr(options, name) for name in ("status", "status_text", "headers", "web_socket")}
+            options = same
         opts = {**(options if isinstance(options, dict) else {}), **opts}
         return cls(
             body,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.api.http import Body
 from roost.api.promises import Pending, begun, eager
+from roost.api.streams import ReadableStream
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import JsDict, JsMap, to_unicode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import Awaitable, Sequence
 
 MAX_KEY_BYTES: Final = 512
 MAX_VALUE_BYTES: Final = 25 * 1024 * 1024
@@ -82,6 +83,7 @@ class KvNamespace:
 
     @eager
     async def _put_stream(self, key: Any, value: Any, chosen: dict[str, Any]) -> None:
+        _key(key)
         await self._put(key, await _read(value), chosen)
 
     def _put(self, key: Any, raw: bytes, chosen: dict[str, Any]) -> Awaitable[None]:
@@ -196,16 +198,12 @@ def _value(pair: tuple[bytes, str | None, int | None] | None, kind: str) -> Any:
     if kind == "arrayBuffer":
         return ArrayBuffer(raw)
     if kind == "stream":
-        return _once(raw)
+        return ReadableStream(raw)
     try:
         found = json.loads(raw)
     except ValueError as error:
         raise JsException(f"KV get: the value is not JSON: {error}", "SyntaxError") from error
     return JsDict(found) if isinstance(found, dict) else found
-
-
-async def _once(raw: bytes) -> AsyncIterator[bytes]:
-    yield raw
 
 
 def _raw(value: Any) -> bytes | None:
@@ -214,11 +212,17 @@ def _raw(value: Any) -> bytes | None:
 
 
 async def _read(value: Any) -> bytes:
+    """A stream, as far as it may be stored."""
     if isinstance(value, Body):
-        body: bytes = await value.bytes()
-        return body
-    if hasattr(value, "__aiter__"):
-        return b"".join([bytes(piece) async for piece in value])
-    raise JsTypeError(
-        f"KV put takes str, bytes or a stream, not {type(value).__name__}; use json.dumps(value) for objects."
-    )
+        value = value.body if value.body is not None else ()
+    if not hasattr(value, "__aiter__") and value != ():
+        raise JsTypeError(
+            f"KV put takes str, bytes or a stream, not {type(value).__name__}; use json.dumps(value) for objects."
+        )
+    pieces, size = [], 0
+    async for piece in ReadableStream(value) if value == () else value:
+        pieces.append(bytes(piece))
+        size += len(pieces[-1])
+        if size > MAX_VALUE_BYTES:
+            raise JsRangeError(f"KV PUT failed: the stream has more than the {MAX_VALUE_BYTES} bytes that are allowed.")
+    return b"".join(pieces)

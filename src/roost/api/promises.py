@@ -71,11 +71,31 @@ class Pending:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self._watch.awaited = True
-        value = yield from self._future.__await__()
+        future = self._future if self._future.done() else _waiter(self._future)
+        value = yield from future.__await__()
         return value if self._then is None else self._then(value)
 
     def __del__(self) -> None:
         self._watch.let_go(self._future)
+
+
+def _waiter(future: Any) -> Any:
+    """A future of one who waits for it: who gives that up cancels it for nobody else."""
+    waiter = future.get_loop().create_future()
+
+    def over(_: Any) -> None:
+        error = None if future.cancelled() else future.exception()
+        if waiter.done():
+            return
+        if future.cancelled():
+            waiter.cancel()
+        elif error is not None:
+            waiter.set_exception(error)
+        else:
+            waiter.set_result(future.result())
+
+    future.add_done_callback(over)
+    return waiter
 
 
 class _Watch:

@@ -127,26 +127,36 @@ _KINDS: Final[dict[type, Callable[[Any], list[Any]]]] = {
 }
 
 
-def _unmarked(value: Any, error_of: Callable[[Fault], BaseException], seen: set[int] | None = None) -> Any:
-    seen = set() if seen is None else seen
+def _unmarked(value: Any, error_of: Callable[[Fault], BaseException], seen: dict[int, Any] | None = None) -> Any:
+    seen = {} if seen is None else seen
     if isinstance(value, dict) and MARK in value and len(value) == 1:
+        if not isinstance(value[MARK], list) or not value[MARK]:
+            raise ValueError("an encoded value has no kind")
         kind, *parts = value[MARK]
         return _made(kind, parts, error_of, seen)
     if isinstance(value, list | dict) and id(value) not in seen:
-        seen.add(id(value))
+        seen[id(value)] = value
         for key, item in list(enumerate(value) if isinstance(value, list) else value.items()):
             value[key] = _unmarked(item, error_of, seen)
     return value
 
 
-def _made(kind: str, parts: list[Any], error_of: Callable[[Fault], BaseException], seen: set[int]) -> Any:
+def _made(kind: str, parts: list[Any], error_of: Callable[[Fault], BaseException], seen: dict[int, Any]) -> Any:
     match kind, parts:
-        case "object", [plain]:
+        case "object", [dict() as plain]:
+            if id(plain) in seen:
+                return plain
+            seen[id(plain)] = plain
             for key, item in list(plain.items()):
                 plain[key] = _unmarked(item, error_of, seen)
             return plain
-        case "map", [pairs]:
-            return JsMap([(_unmarked(key, error_of, seen), _unmarked(item, error_of, seen)) for key, item in pairs])
+        case "map", [list() as pairs]:
+            made = seen.get(id(pairs))
+            if made is None:
+                made = seen[id(pairs)] = JsMap()
+                for key, item in pairs:
+                    dict.__setitem__(made, _unmarked(key, error_of, seen), _unmarked(item, error_of, seen))
+            return made
         case "request", [url, method, pairs, body, redirect]:
             request = Request.incoming(method, url, [(name, text) for name, text in pairs], _bytes(body))
             request.redirect = redirect

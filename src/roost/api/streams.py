@@ -48,6 +48,7 @@ class _Channel:
 
     def __init__(self) -> None:
         self.cancelled: Callable[[Any], Any] | None = None
+        self.left: Callable[[], None] | None = None  # called when the reader has gone
         self.wanted: Callable[[], Any] | None = None  # called when the reader waits
         self.gone: BaseException | None = None  # the reader
         self.ended = False
@@ -69,12 +70,13 @@ class _Channel:
             raise self._error
         if self.ended:
             raise JsTypeError("This WritableStream has been closed.")
-        self._bytes += _size_of(chunk)
-        if self._bytes > MAX_BUFFERED_BYTES:
+        size = _size_of(chunk)
+        if self._bytes and self._bytes + size > MAX_BUFFERED_BYTES:  # one that is larger by itself may go
             raise JsTypeError(
                 f"More than {MAX_BUFFERED_BYTES} bytes were written to a stream and not read: await write(), or look at"
                 " desiredSize."
             )
+        self._bytes += size
         self._chunks.append(chunk)
         self._wake_reader()
 
@@ -130,14 +132,21 @@ class _Channel:
             self._wake_writers()
         return chunk
 
-    async def cancel(self, reason: Any) -> None:
+    def leave(self, reason: Any = None) -> bool:
+        """Nobody reads on: who writes is told. Whether that is news."""
         if self.gone is not None or (self.ended and not self._chunks):
-            return
+            return False
         self.gone = _error(reason or "The readable side of the stream was cancelled.")
         self._chunks.clear()
+        self._bytes = 0
         self._wake_writers()
         self._wake_reader()
-        if self.cancelled is not None:
+        if self.left is not None:
+            self.left()
+        return True
+
+    async def cancel(self, reason: Any) -> None:
+        if self.leave(reason) and self.cancelled is not None:
             result = self.cancelled(reason)
             if inspect.isawaitable(result):
                 await result
@@ -262,22 +271,68 @@ def _iterable(source: Any) -> bool:
     return hasattr(source, "__aiter__") or hasattr(source, "__iter__")
 
 
-async def _chunks_of(source: Any) -> AsyncIterator[Any]:
+class _Items:
+    """A plain iterable as an async iterator."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = iter(items)
+
+    async def __anext__(self) -> Any:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+
+def _iterator_of(source: Any) -> Any:
     if source is None:
-        return
+        return _Items(())
     if isinstance(source, bytes | bytearray | memoryview | str):
-        if len(source):
-            yield source
-    elif hasattr(source, "__aiter__"):
-        chunks = aiter(source)
+        return _Items((source,) if len(source) else ())
+    return aiter(source) if hasattr(source, "__aiter__") else _Items(source)
+
+
+class Chunks:
+    """The chunks of any source, one read at a time. A read that fails or is cancelled is no end: a generator cannot go on
+    after it, so the next read fails, too, instead of saying that all was read."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._iterator: Any = None
+        self._broken: BaseException | None = None
+        self._over = False
+
+    def __aiter__(self) -> Chunks:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._broken is not None:
+            raise self._broken
+        if self._iterator is None:
+            self._iterator = _iterator_of(self._source)
         try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await _close(chunks, None)
-    else:
-        for chunk in source:
-            yield chunk
+            return await anext(self._iterator)
+        except StopAsyncIteration:
+            self._over = True
+            raise
+        except Exception as error:
+            self._broken = error
+            raise
+        except BaseException:
+            if inspect.isasyncgen(self._iterator):
+                self._broken = JsTypeError("A read of this stream was cancelled, and what it would have given is lost.")
+            raise
+
+    async def aclose(self) -> None:
+        self._over = True
+        await _close(self._source if self._iterator is None else self._iterator, None)
+
+    def __del__(self) -> None:
+        if not self._over and isinstance(self._source, _Channel):
+            self._source.leave()
+
+
+def _chunks_of(source: Any) -> Chunks:
+    return source if isinstance(source, Chunks) else Chunks(source)
 
 
 async def _close(source: Any, reason: Any) -> None:
@@ -331,7 +386,7 @@ class StreamReader:
     def __init__(self, stream: ReadableStream) -> None:
         self._stream = stream
         self._source = stream.take()
-        self._chunks = _chunks_of(self._source)
+        self._chunks: Any = _chunks_of(self._source)
         self._over: Any = None
         self._outcome: tuple[Exception | None] | None = None  # what it ended with
 
@@ -391,29 +446,35 @@ class _Tee:
     def __init__(self, source: AsyncIterator[Any]) -> None:
         self.branches = [_Branch(self), _Branch(self)]
         self._source = source
-        self._reading: list[Any] | None = None  # who waits for the one that reads
+        self._waiting: list[Any] | None = None  # for the read that is under way
         self._over = False
         self._error: BaseException | None = None
 
     async def read_on(self) -> None:
-        if self._reading is not None:
-            waiting = require_context("tee()").future()
-            self._reading.append(waiting)
-            await waiting
-            return
-        self._reading = []
+        """Return when there is another chunk, or the end. Who is cancelled while waiting takes nothing from the other."""
+        if self._waiting is None:
+            self._waiting = []
+            _promise(self._read(), "tee()")  # a task of its own
+        waiting = require_context("tee()").future()
+        self._waiting.append(waiting)
+        await waiting
+
+    async def _read(self) -> None:
         try:
             chunk = await anext(self._source)
         except StopAsyncIteration:
             self._over = True
         except Exception as error:  # noqa: BLE001 - both get it
             self._error = error
+        except BaseException:
+            self._error = JsTypeError("The stream's request has ended.")
+            raise
         else:
             for branch in self.branches:
                 branch.take(chunk)
         finally:
-            waiting_too, self._reading = self._reading, None
-            for each in waiting_too:
+            waiting, self._waiting = self._waiting or [], None
+            for each in waiting:
                 if not each.done():
                     each.set_result(None)
 
@@ -443,9 +504,11 @@ class _Branch:
     def take(self, chunk: Any) -> None:
         if self.gone:
             return
+        size = _size_of(chunk)
+        fits = not self._bytes or self._bytes + size <= MAX_BUFFERED_BYTES
         self._chunks.append(chunk)
-        self._bytes += _size_of(chunk)
-        if self._bytes > MAX_BUFFERED_BYTES:
+        self._bytes += size
+        if not fits:
             self._tee.fail(
                 JsTypeError(f"ReadableStream.tee() buffer limit exceeded: one branch is {self._bytes} bytes behind.")
             )
@@ -470,6 +533,9 @@ class _Branch:
 
 async def _pipe(source: Any, writer: StreamWriter, options: dict[str, Any]) -> None:
     chunks = _chunks_of(source)
+    context = require_context("pipeTo()")
+    if not options.get("preventCancel"):  # also while the source is silent: its read then fails, or ends
+        writer.when_reader_leaves(lambda: context.promise(_cancel_quietly(source), "pipeTo()"))
     try:
         async for chunk in chunks:
             try:
@@ -478,15 +544,27 @@ async def _pipe(source: Any, writer: StreamWriter, options: dict[str, Any]) -> N
                 if not options.get("preventCancel"):
                     await _close(source, error)
                 raise
-    except Exception as error:
+        writer.check()
+    except BaseException as error:
         if not options.get("preventAbort"):
-            await writer.abort(error)
+            aborting = writer.abort(error if isinstance(error, Exception) else None)
+            if isinstance(error, Exception):
+                await aborting
         raise
     finally:
-        await _close(chunks, None)
+        writer.when_reader_leaves(None)
         writer.releaseLock()
+        await _close(chunks, None)
     if not options.get("preventClose"):
         await writer.close()
+
+
+async def _cancel_quietly(source: Any) -> None:
+    """A generator that is being read cannot be closed: it hears of it at its next chunk."""
+    try:
+        await _close(source, None)
+    except RuntimeError:
+        pass
 
 
 class WritableStream:
@@ -539,7 +617,8 @@ class StreamWriter:
 
     @property
     def closed(self) -> Awaitable[None]:
-        return _promise(self._sink.over(), "closed")
+        over: Awaitable[None] = self._sink.over()
+        return over
 
     def write(self, chunk: Any = None) -> Awaitable[None]:
         return self._sink.write(chunk)
@@ -555,6 +634,14 @@ class StreamWriter:
 
     release_lock = releaseLock
 
+    def check(self) -> None:
+        """Raise what made the stream unusable."""
+        self._sink.check()
+
+    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None:
+        """Of a transform: whom to tell that nobody reads its other end any more."""
+        self._sink.when_reader_leaves(function)
+
 
 class _Sink:
     """Where chunks go, one after the other in the order of the calls: an underlying sink's functions."""
@@ -563,6 +650,8 @@ class _Sink:
         self._write, self._close, self._abort = (_member(functions, name) for name in ("write", "close", "abort"))
         self._calls = self._served = 0
         self._turns: dict[int, Any] = {}
+        self._finished: set[int] = set()
+        self._over: Any = None
         self._ended: BaseException | None = None
         self._closed = False
         self._bytes = 0
@@ -582,9 +671,9 @@ class _Sink:
         try:
             self.check()
             size = _size_of(chunk)
-            self._bytes += size
-            if self._bytes > MAX_BUFFERED_BYTES:
+            if self._bytes and self._bytes + size > MAX_BUFFERED_BYTES:
                 raise JsTypeError(f"More than {MAX_BUFFERED_BYTES} bytes wait for a WritableStream: await write().")
+            self._bytes += size
         except Exception as error:  # noqa: BLE001 - a promise
             return Failed(error, "write()")
 
@@ -617,10 +706,28 @@ class _Sink:
             self._ended = self._ended or error
             raise
         finally:
-            self._served = number + 1
-            waiting = self._turns.pop(self._served, None)
+            self._turns.pop(number, None)
+            self._finished.add(number)
+            while self._served in self._finished:  # one that was cancelled before its turn is passed over in its turn
+                self._finished.discard(self._served)
+                self._served += 1
+            waiting = self._turns.get(self._served)
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Tell who waits for `closed`."""
+        if self._over is None or self._over.done():
+            return
+        if self._ended is not None:
+            self._over.set_exception(self._ended)
+            self._over.exception()  # nobody needs to look at it
+        elif self._closed and self._served >= self._calls:
+            self._over.set_result(None)
+
+    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None:
+        """Only a transform has a reader."""
 
     def check(self) -> None:
         """Raise what made it unusable."""
@@ -633,8 +740,12 @@ class _Sink:
         if self.room <= 0:
             await self.write_soon(lambda: None)
 
-    async def over(self) -> None:
-        await self.write_soon(lambda: None)
+    def over(self) -> Any:
+        """A future: settled when it is closed, aborted or broken."""
+        if self._over is None:
+            self._over = require_context("closed").future()
+            self._settle()
+        return self._over
 
     def close(self) -> Awaitable[None]:
         try:
@@ -648,6 +759,7 @@ class _Sink:
         if self._ended is not None:
             return Settled(None)
         self._ended = _error(reason)
+        self._settle()
         if self._abort is None:
             return Settled(None)
         abort = self._abort
@@ -680,6 +792,9 @@ class _ChannelSink(_Sink):
     @property
     def room(self) -> int:
         return self._channel.room
+
+    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None:
+        self._channel.left = function
 
     def check(self) -> None:
         if self._channel.gone is not None:
@@ -728,8 +843,16 @@ class _ChannelSink(_Sink):
                 return Failed(error, "close()")
             self._closed = True
             self._channel.end()
+            self._settle()
             return Settled(None)
         return super().close()
+
+    def abort(self, reason: Any = None) -> Awaitable[None]:
+        """At once: who reads must not wait for it."""
+        self._channel.fail(_error(reason))
+        self._ended = self._ended or _error(reason)
+        self._settle()
+        return Settled(None)
 
     async def ready(self) -> None:
         await self._channel.has_room()
@@ -840,7 +963,8 @@ class DecompressionStream(TransformStream):
 
         async def transform(chunk: Any, controller: Any) -> None:
             rest = to_bytes(chunk) or b""
-            while rest and not decompressor.eof:
+            full = False  # zlib may hold back more of what it has read already
+            while (rest or full) and not decompressor.eof:
                 try:
                     piece = decompressor.decompress(rest, _PIECE_BYTES)
                 except zlib.error as error:
@@ -848,7 +972,9 @@ class DecompressionStream(TransformStream):
                 if piece:
                     controller.enqueue(piece)
                     await controller._channel.has_room()
-                rest = decompressor.unconsumed_tail
+                rest, full = decompressor.unconsumed_tail, len(piece) == _PIECE_BYTES
+            if decompressor.eof and (rest or decompressor.unused_data):
+                raise JsTypeError("Decompression failed: there is more behind the end of the data.")
 
         def flush(controller: Any) -> None:
             if not decompressor.eof:

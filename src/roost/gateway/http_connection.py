@@ -132,8 +132,10 @@ class HttpConnection(Channel):
     def _half_closed_s(self) -> float:
         """How long a client that says nothing more waits for another piece: one that has gone away from a stream looks the
         same, and the stream's source should end."""
-        limit = self.gateway.limits.close_timeout_s
-        return min(_SILENT_STREAM_S, limit) if self._responding else limit
+        limits = self.gateway.limits
+        if self.out is not None or self._file is not None:  # it has not taken what it is owed
+            return limits.idle_timeout_s
+        return min(_SILENT_STREAM_S, limits.close_timeout_s) if self._responding else limits.close_timeout_s
 
     def _received(self, data: bytes) -> None:
         if self._close_after and self._head is None:
@@ -262,7 +264,12 @@ class HttpConnection(Channel):
             answer.append(("Content-Length", str(found.size or len(found.body))))
         if self._close_after or self._reading_body:
             answer.append(("Connection", "close"))
-        data = encode_head(found.status, "", answer)
+        try:
+            data = encode_head(found.status, "", answer)
+        except ValueError as error:
+            self.gateway.log_worker_fault(head.target, f"the answer of a file cannot be sent: {error}")
+            self._refuse(500, "Internal Server Error")
+            return True
         if not found.path or head.method == "HEAD":
             self.answer(data + (b"" if head.method == "HEAD" else found.body), found.status)
             return True

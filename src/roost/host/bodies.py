@@ -27,11 +27,14 @@ class BodyReader:
         self._pieces: deque[bytes] = deque([first] if first else [])
         self._complete = False
         self._broken = ""
+        self._is_discarded = False
         self._more: asyncio.Future[None] | None = None
         self.length: int | None = None  # if it was said, and holds
 
     def feed(self, event: BodyData) -> None:
-        if event.data:
+        if event.data and self._is_discarded:
+            self._link.link.send(BodyCredit(self._request, len(event.data)))
+        elif event.data:
             self._pieces.append(event.data)
         self._complete = self._complete or event.last
         self._wake()
@@ -51,11 +54,18 @@ class BodyReader:
     def __aiter__(self) -> BodyReader:
         return self
 
+    async def aclose(self) -> None:
+        """Read no further. What still comes is thrown away, so that the answer may go on."""
+        self._is_discarded = True
+        while self._pieces:
+            self._link.link.send(BodyCredit(self._request, len(self._pieces.popleft())))
+        self._wake()
+
     async def __anext__(self) -> bytes:
         while not self._pieces:
             if self._broken:
                 raise SenderGone(self._broken)
-            if self._complete:
+            if self._complete or self._is_discarded:
                 raise StopAsyncIteration
             self._more = asyncio.get_running_loop().create_future()
             await self._more

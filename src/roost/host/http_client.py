@@ -8,6 +8,7 @@ with the URL's Host, and without what belongs to one connection only. Source: Fe
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import socket
 import urllib.request
@@ -38,6 +39,8 @@ _ROOM_S: Final = 5.0  # for another fetch to be over, if all connections are in 
 _IDLE_S: Final = 30.0
 _MAX_IDLE: Final = 100
 _PIECE_BYTES: Final = 256 * 1024
+_REST_BYTES: Final = 64 * 1024
+_REST_S: Final = 0.25
 _NULL_BODY: Final = frozenset({101, 103, 204, 205, 304})
 _NOT_PASSED_ON: Final = frozenset(
     {
@@ -78,10 +81,10 @@ class HttpClient:
             location = _header(answer, b"location")
             if answer.status_code not in (301, 302, 303, 307, 308) or location is None or request.redirect == "manual":
                 return self._response(method, url, answer, redirected=redirects > 0, opened=opened)
-            await answer.aclose()
+            await self._finish(answer)
             if request.redirect == "error":
                 raise JsTypeError(f"Unexpected redirect: {url} answered {answer.status_code}, and redirect is 'error'.")
-            target = urljoin(url, location)
+            target = _target(url, location)
             if urlsplit(target).scheme not in ("http", "https"):
                 raise JsTypeError(f"{url} redirects to {target}, which is not http:// or https://.")
             if answer.status_code not in (307, 308) and _becomes_get(answer.status_code, method):
@@ -161,12 +164,12 @@ class HttpClient:
         return response
 
     async def _transport(self, url: str) -> httpx2.AsyncHTTPTransport:
-        if self._context is None:
-            self._context = asyncio.ensure_future(asyncio.to_thread(self._prepare))
+        if self._context is None or (self._context.done() and (self._context.cancelled() or self._context.exception())):
+            # Not a task: it would be the object's that fetches first, and end with it.
+            self._context = asyncio.get_running_loop().run_in_executor(None, self._prepare)
         try:
             context = await asyncio.shield(self._context)
         except OSError as error:
-            self._context = None
             raise JsTypeError(f"fetch(): the certificates of {self._ca_file} cannot be read: {error}") from error
         parts = urlsplit(url)
         proxy = self._proxies.get(parts.scheme)
@@ -194,8 +197,23 @@ class HttpClient:
         self._proxies = urllib.request.getproxies()
         return client_context(self._ca_file)
 
+    @staticmethod
+    async def _finish(answer: httpx2.Response) -> None:
+        """Read a short rest, so that the connection may be used again; else close it."""
+        try:
+            async with asyncio.timeout(_REST_S):
+                size = 0
+                async for piece in answer.aiter_raw():
+                    size += len(piece)
+                    if size > _REST_BYTES:
+                        break
+        except Exception:  # noqa: BLE001 - nobody wants it
+            pass
+        finally:
+            await answer.aclose()
+
     def _close_soon(self, answer: httpx2.Response) -> None:
-        task = asyncio.get_running_loop().create_task(answer.aclose())
+        task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._finish(answer))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -210,6 +228,7 @@ class FetchedBody:
 
     def __init__(self, answer: httpx2.Response, coding: str, close_soon: Callable[[httpx2.Response], None]) -> None:
         self._answer: httpx2.Response | None = answer
+        self._lost = ""  # why there is no more of it, though its end was not read
         pieces = aiter(answer.aiter_raw())
         self._pieces = _decoded(pieces, _DECODED[coding]) if coding in _DECODED else pieces
         self._close_soon = close_soon
@@ -219,6 +238,8 @@ class FetchedBody:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._lost:
+            raise JsTypeError(f"Network connection lost: {self._lost}.")
         if self._answer is None:
             raise StopAsyncIteration
         import httpx2
@@ -229,9 +250,16 @@ class FetchedBody:
         except StopAsyncIteration:
             await self.aclose()
             raise
-        except (httpx2.TransportError, zlib.error) as error:
+        except (httpx2.TransportError, zlib.error, httpx2.StreamError) as error:
+            if self._is_closed():  # it was closed while it was read: that is an end
+                raise StopAsyncIteration from None
+            self._lost = f"{type(error).__name__}: {error}"
             await self.aclose()
-            raise JsTypeError(f"Network connection lost: {type(error).__name__}: {error}") from error
+            raise JsTypeError(f"Network connection lost: {self._lost}") from error
+        except asyncio.CancelledError:
+            self._lost = "a read of it was cancelled"
+            self.let_go()
+            raise
         return piece
 
     async def aclose(self) -> None:
@@ -240,9 +268,14 @@ class FetchedBody:
         if answer is not None:
             await answer.aclose()
 
+    def _is_closed(self) -> bool:
+        return self._answer is None and not self._lost
+
     def let_go(self) -> None:
         """`aclose`, from where nothing can be awaited; from any thread."""
         answer, self._answer = self._answer, None
+        if answer is not None:
+            self._lost = self._lost or "the request that fetched it has ended, or it was let go of"
         if answer is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close_soon, answer, context=NO_CONTEXT)
 
@@ -306,6 +339,15 @@ def _decodable(fields: Pairs) -> Pairs:
     kept = [each.strip() for value in asked for each in value.split(",") if each.split(";")[0].strip().lower() in known]
     others = [pair for pair in fields if pair[0].lower() != "accept-encoding"]
     return [*others, ("Accept-Encoding", ", ".join(kept) or "identity")]
+
+
+def _target(url: str, location: str) -> str:
+    try:
+        target = urljoin(url, location)
+        _origin(target)
+    except ValueError as error:
+        raise JsTypeError(f"{url} redirects to {location!r}, which is no URL: {error}.") from error
+    return target
 
 
 def _header(answer: httpx2.Response, wanted: bytes) -> str | None:

@@ -52,6 +52,9 @@ class KvStores:
             self._executor = ThreadPoolExecutor(1, "roost kv")
         executor = self._executor
         loop = self._host.loop
+        caller = calling_actor()
+        if caller is not None and caller.gate.shut:
+            caller.check_may_wait()
         context = current_context.get(None)
         pinned = context.pin(what) if isinstance(context, Context) else 0
         answered: asyncio.Future[Any] = loop.create_future()
@@ -76,13 +79,16 @@ class KvStores:
                 failed.set_exception(broken)
                 over(failed)
                 return
-            loop.run_in_executor(executor, self._in_thread, path, operation).add_done_callback(over, context=NO_CONTEXT)
+            try:
+                running = loop.run_in_executor(executor, self._in_thread, path, operation)
+            except RuntimeError as error:  # the host ends
+                running = loop.create_future()
+                running.set_exception(StorageError(f"the host ends: {error}"))
+            running.add_done_callback(over, context=NO_CONTEXT)
 
-        caller = calling_actor()
         if caller is None or not caller.gate.shut:
             when_durable(None)
         else:
-            caller.check_may_wait()
             caller.gate.hold(when_durable)
         return answered
 

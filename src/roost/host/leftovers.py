@@ -52,7 +52,7 @@ def _left_logs(objects: Path, owns: Callable[[ObjectRef], bool]) -> list[ObjectR
         class_name = Path(folder).parent.name
         for name in names:
             object_id, _, kind = name.partition(".")
-            if kind != "sqlite-wal" or not is_object_id(object_id):
+            if kind != "sqlite-wal" or not is_object_id(object_id) or not class_name.isidentifier():
                 continue
             ref = ObjectRef(class_name, object_id, None)
             if owns(ref) and _size(os.path.join(folder, name)):

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from roost.api.promises import calling_line
+from roost.errors import JsException
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -44,17 +45,15 @@ class Promise:
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is None:
             assert self._outcome is not None
-            return (yield from self._outcome.__await__())
+            return (yield from asyncio.shield(self._outcome).__await__())  # it is not this one's to cancel
         outcome = self._outcome = self._context.host.loop.create_future()
         try:
             result = yield from coroutine.__await__()
-        except asyncio.CancelledError:
-            outcome.cancel()
-            raise
         except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, StopIteration):
-                outcome.set_exception(error)
-                outcome.exception()  # who awaits it now has it
+            cancelled = isinstance(error, asyncio.CancelledError)
+            why = JsException(f"{self._what} was cancelled where it was first awaited.") if cancelled else error
+            outcome.set_exception(why if isinstance(why, Exception) else RuntimeError(repr(error)))
+            outcome.exception()  # who awaits it in this place has it
             raise
         outcome.set_result(result)
         return result

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import stat
 import tomllib
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pyjson5
@@ -461,18 +462,34 @@ def _dotenv(path: Path) -> dict[str, str]:
     return _dotenv_values(text, path)
 
 
+_VARIABLE: Final = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+
+
 def _dotenv_values(text: str, path: Path) -> dict[str, str]:
     from dotenv.parser import parse_stream  # only for those who have such a file
 
     found: dict[str, str] = {}
+    is_in_key = False  # of several lines, that is not quoted: all of it is secret, also what looks like a name
     for binding in parse_stream(io.StringIO(text)):
-        if not binding.error:
-            if binding.key is not None:
-                found[binding.key] = binding.value or ""
+        if is_in_key or (not binding.error and binding.key is None):  # an empty line, a comment
+            is_in_key = is_in_key and "-----END" not in binding.original.string
             continue
-        first, _, rest = binding.original.string.lstrip("\n").partition("\n")
-        _log.warning("node: %s: a line is not KEY=value, or its quote has no end: %s…", path, first.partition("=")[0][:40])
-        found |= _dotenv_values(rest, path)  # the quote has taken the lines after it, too
+        is_in_key = (binding.value or "").startswith("-----BEGIN") and "-----END" not in (binding.value or "")
+        if is_in_key:
+            _log.warning("node: %s: %r is a key of several lines; put it in quotes", path, binding.key)
+            continue
+        if binding.key is not None and binding.value is not None and _VARIABLE.fullmatch(binding.key):
+            found[binding.key] = binding.value
+            continue
+        text = binding.original.string.lstrip("\n")
+        first, _, rest = text.partition("\n")
+        name = first.partition("=")[0].strip()  # anything else may be a piece of a secret
+        _log.warning(
+            "node: %s: %s is not KEY=value, or its quote has no end; quote a value of several lines",
+            path, f"the line of {name!r}" if "=" in first and _VARIABLE.fullmatch(name) else "a line",
+        )  # fmt: skip
+        if binding.error:
+            found |= _dotenv_values(rest, path)  # the quote has taken the lines after it, too
     return found
 
 

@@ -92,6 +92,7 @@ class Assets:
         self._redirects = RedirectRules(directory / "_redirects")
         for relative, path in _walk(directory, Ignored(directory / ".assetsignore")):
             self._index["/" + relative] = Asset(path, content_type_of(relative))
+        self._deepest_404 = max((len(name) for name in self._index if name.endswith("/404.html")), default=0)
 
     def before_worker(self, target: str) -> bool:
         """Whether files are looked up before the worker is asked for a path."""
@@ -144,6 +145,7 @@ class Assets:
         if self._not_found == "single-page-application":
             page = self._index.get("/index.html")
             return None if page is None else Intent(page)
+        path = path[: self._deepest_404]  # however long the client made it
         while self._not_found == "404-page" and path:
             path = path[: path.rfind("/")]
             page = self._index.get(f"{path}/404.html")

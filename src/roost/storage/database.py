@@ -159,6 +159,7 @@ class Database:
         self._is_known = is_known  # whether somebody else says that the object has written
         self._make_room = make_room  # closes other files if the process can open no more; whether it could
         self._max_log_bytes = max_log_bytes  # with everything that is not yet committed
+        self._log_bytes_before = 0  # the open transaction: a reader may hold what earlier ones wrote
         self._unseen_bytes = 0  # about as many were written since somebody looked how large the log is
         self.is_folding = False  # on a thread: what only read before could not write after it (BUSY_SNAPSHOT)
         self._unborn = False  # the file is what a cut first write has left
@@ -353,6 +354,7 @@ class Database:
             self._check_not_undone()
             connection.execute("BEGIN IMMEDIATE" if self.is_folding else "BEGIN")
             self._begun = True
+            self._log_bytes_before = self._log_size()
 
     def _check_not_undone(self) -> None:
         """SQLite ends the whole transaction by itself when the disk is full: what was in it is lost, and must not count."""
@@ -437,7 +439,10 @@ class Database:
 
     def _log_is_full(self) -> bool:
         """Whether the open transaction has written as much as the log may hold. SQLite keeps 2 MB of it in memory."""
-        return self.is_writing and (self.log_bytes or size_of(f"{self._path}-wal")) >= self._max_log_bytes
+        return self.is_writing and self._log_size() - self._log_bytes_before >= self._max_log_bytes
+
+    def _log_size(self) -> int:
+        return self.log_bytes or size_of(f"{self._path}-wal")
 
     def fold(self) -> Folded:
         """Make every commit durable and empty the log, unless something holds it. Blocks on the disk. Raises
@@ -511,15 +516,21 @@ class Database:
             return
         self.begin()
         connection = self.connection()
-        names = connection.execute(
-            "SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
-        ).get
-        for kind, name in names or ():
-            if name == "_cf_KV":
-                connection.execute("DELETE FROM _cf_KV")
-            elif not name.startswith("_cf_"):
-                quoted = name.replace('"', '""')
-                connection.execute(f'DROP {kind.upper()} IF EXISTS "{quoted}"')
+        connection.set_progress_handler(None)  # its writes are bounded by what there is: foreign keys go row by row
+        try:
+            names = connection.execute(
+                "SELECT type, name FROM sqlite_schema"
+                " WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+            ).get
+            for kind, name in names or ():
+                if name == "_cf_KV":
+                    connection.execute("DELETE FROM _cf_KV")
+                elif not name.startswith("_cf_"):
+                    quoted = name.replace('"', '""')
+                    connection.execute(f'DROP {kind.upper()} IF EXISTS "{quoted}"')
+        finally:
+            connection.set_progress_handler(self._log_is_full, _LOOK_STEPS)
+            self._log_bytes_before = self._log_size()
 
     def is_empty(self) -> bool:
         """Whether no key, no metadata and no table of the user's is left."""
@@ -770,6 +781,7 @@ class SqlRun:
             return row
         if self._ended:
             raise SqlError(_CURSOR_ENDED)
+        self._limit_length(writing=False)  # another statement may have run since
         try:
             row = next(self._cursor, None)
         except apsw.Error as error:
