@@ -1,9 +1,11 @@
 """`kv_namespaces`, `assets.binding`, secrets; and what is not there is said at start."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from roost.api.rate_limits import MAX_KEYS, Window
 from roost.testing import running
 
 SOURCE = """
@@ -56,6 +58,22 @@ class Default(WorkerEntrypoint):
                 except Exception as error:
                     found.append(f"{type(error).__name__}: {error}")
             return Response.json(found)
+        if path.startswith("/limit/"):
+            key = path[7:]
+            try:
+                same, other = self.env.SAME.limit(key=key), await self.env.OTHER.limit({"key": key})
+                limit = await self.env.LIMIT.limit({"key": key})
+                return Response.json([limit.success, (await same).success, other.success])
+            except TypeError as error:
+                return Response(str(error))
+        if path == "/unlimited":
+            try:
+                await self.env.LIMIT.limit({"keys": "x"})
+            except TypeError as error:
+                return Response(str(error))
+        if path == "/version":
+            version = self.env.VERSION
+            return Response.json([version.id, version["tag"], version.timestamp])
         if path == "/secret":
             return Response(self.env.SECRET)
         return await self.env.ASSETS.fetch(request)
@@ -65,6 +83,24 @@ CONFIG = """
 [[kv_namespaces]]
 binding = "KV"
 id = "../../not/a/path"
+
+[version_metadata]
+binding = "VERSION"
+
+[[ratelimits]]
+name = "LIMIT"
+namespace_id = "1001"
+simple = { limit = 5, period = 60 }
+
+[[ratelimits]]
+name = "SAME"
+namespace_id = 1001
+simple = { limit = 3, period = 60 }
+
+[[ratelimits]]
+name = "OTHER"
+namespace_id = "1002"
+simple = { limit = 2, period = 60 }
 
 [assets]
 directory = "public"
@@ -116,6 +152,41 @@ def test_expiry(tmp_path):
     store.close()
 
 
+def test_rate_limits(app):
+    with running(app) as node:
+        found = [json.loads(node.get("/limit/a")[2]) for _ in range(4)]
+        if found[0] != [True, True, True] or node.get("/limit/a")[2] == b"[true,true,true]":  # a minute began meanwhile
+            found = [json.loads(node.get("/limit/b")[2]) for _ in range(4)]
+        assert found == [[True, True, True], [True, True, True], [False, False, False], [False, False, False]]
+        assert json.loads(node.get("/limit/c")[2]) == [True, True, True]
+        assert node.get("/unlimited")[2] == b'TypeError: limit() takes {"key": str}.'
+
+
+def test_periods_of_rate_limits():
+    now, lost = [59.0], []
+    window = Window(60, lambda: now[0], lambda: lost.append(1))
+    assert [window.count("a") for _ in range(3)] == [1, 2, 3]
+    now[0] = 60.0
+    assert window.count("a") == 1
+    for number in range(MAX_KEYS):
+        window.count(str(number))
+    assert window.count("one more") == 0
+    assert window.count("a") == 2
+    assert len(lost) == 2
+    now[0] = 0.0  # a clock that was set back begins a period, too
+    assert window.count("one more") == 1
+
+
+def test_version_metadata(app, tmp_path):
+    data = str(tmp_path / "data")
+    with running(app, data=data) as node:
+        assert json.loads(node.get("/version")[2]) == ["", "", ""]
+    with running(app, data=data) as node:
+        number, tag, timestamp = json.loads(node.get("/version")[2])
+        assert (number, tag) == ("1", "")
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(timestamp)) < timedelta(minutes=5)
+
+
 def test_assets_and_secrets(app):
     with running(app) as node:
         status, headers, body = node.get("/")
@@ -134,6 +205,10 @@ def test_assets_and_secrets(app):
         ('queues = { producers = [{ queue = "q", binding = "Q" }] }', "queues are not supported"),
         ('kv_namespaces = [{ id = "x" }]', "needs a binding"),
         ("kv_namespaces = 5", "must be a list"),
+        ('ratelimits = [{ name = "L", simple = { limit = 5, period = 30 } }]', "period = 10 or 60"),
+        ("ratelimits = [5]", "each of ratelimits needs a name"),
+        ("version_metadata = { binding = 5 }", "version_metadata.binding"),
+        ('vars = { V = "x" }\nversion_metadata = { binding = "V" }', "V is bound twice"),
         ('vars = { KV = "x" }\nkv_namespaces = [{ binding = "KV" }]', "KV is bound twice"),
     ],
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import LazyEnv
 from roost.api.namespace import DurableObjectNamespace
+from roost.api.rate_limits import RateLimit, Window
 from roost.api.runtime import current_context
 from roost.api.service import AssetsStub, ServiceStub
 from roost.api.websocket import Accept
@@ -73,6 +74,7 @@ from roost.host.waking import GATEWAY_WAITS_S, ONE_MORE_POLL_S, Waking
 from roost.ids import id_from_random, namespace_key, slot_of
 from roost.link.port import NO_CONTEXT
 from roost.storage.dump import Restored, restoring_path
+from roost.values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -122,6 +124,8 @@ class Host:
         services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
         crons: Sequence[str] = (),
         kv_namespaces: Mapping[str, str] | None = None,
+        ratelimits: Mapping[str, tuple[str, int, int]] | None = None,
+        version_metadata: tuple[str, str, str, str] | None = None,
         assets: tuple[str, Assets | None] | None = None,
         clock: Clock | None = None,
         not_again: frozenset[tuple[int, int]] = frozenset(),
@@ -195,6 +199,12 @@ class Host:
             env[binding] = ServiceStub(EntrypointCaller(self, entrypoint, props))
         self.kv = KvStores(self, self.disk.data, kv_namespaces or {})
         env.update(self.kv.bindings)
+        windows: dict[tuple[str, int], Window] = {}
+        for binding, (namespace, limit, period_s) in (ratelimits or {}).items():
+            window = Window(period_s, self.kv.now_s, self._rate_uncounted)
+            env[binding] = RateLimit(limit, windows.setdefault((namespace, period_s), window))
+        if version_metadata is not None:
+            env[version_metadata[0]] = JsDict(zip(("id", "tag", "timestamp"), version_metadata[1:], strict=True))
         if assets is not None and assets[1] is not None:
             env[assets[0]] = AssetsStub(assets[1].find)
         if one_host and slot == 0:
@@ -533,6 +543,9 @@ class Host:
         return task
 
     # sleeping
+
+    def _rate_uncounted(self) -> None:
+        self.counters.rates_uncounted += 1
 
     async def evict(self, wanted: str | None, *, cut: bool, timeout_s: float) -> int:
         """Put objects to sleep now (by label or id; without one, all): each once nothing pins it. How many. `cut` ends

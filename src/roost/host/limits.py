@@ -27,6 +27,7 @@ class HostCounters(msgspec.Struct):
     events_shed: int = 0  # `max_queued_events`
     fetches: int = 0
     fetches_refused: int = 0  # `max_fetch_connections`
+    rates_uncounted: int = 0  # `limit()` of more than 100,000 keys in a period
     kv_refused: int = 0  # more than 1,000 KV operations waited
     events_unknown: int = 0
     events_given_up: int = 0  # an earlier host hung in them

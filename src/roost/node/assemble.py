@@ -91,7 +91,8 @@ def load(app: App) -> Worker:
     from roost.host.loader import load_worker
 
     assets = [] if app.assets is None or not app.assets.binding else [app.assets.binding]
-    env = Env(dict(app.variables), [*app.bindings, *app.services, *app.kv_namespaces, *assets])
+    metadata = [app.version_metadata] if app.version_metadata else []
+    env = Env(dict(app.variables), [*app.bindings, *app.services, *app.kv_namespaces, *app.ratelimits, *metadata, *assets])
     return load_worker(Path(app.main), list(app.bindings.values()), app.compat(), Path(app.folder), env)
 
 
@@ -141,6 +142,8 @@ def make_host(
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
         kv_namespaces=app.kv_namespaces,
+        ratelimits={name: (each.namespace_id, each.limit, each.period_s) for name, each in app.ratelimits.items()},
+        version_metadata=(app.version_metadata, *app.version) if app.version_metadata else None,
         assets=None if app.assets is None or not app.assets.binding else (app.assets.binding, make_assets(app)),
         limits=HostLimits(
             max_live_objects=settings.limits.max_live_objects,

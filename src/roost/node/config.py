@@ -37,7 +37,7 @@ _KEYS = (
     "assets", "triggers", "dev", "limits", "observability", "workers_dev", "routes", "route", "preview_urls", "rules",
     "build", "placement", "account_id", "services", "kv_namespaces", "r2_buckets", "d1_databases", "queues", "ai",
     "workflows", "send_email", "vectorize", "hyperdrive", "browser", "containers", "tail_consumers", "logpush", "minify",
-    "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
+    "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps", "ratelimits", "version_metadata",
 )  # fmt: skip
 _UNSUPPORTED = {
     "r2_buckets": "R2 buckets",
@@ -53,8 +53,6 @@ _UNSUPPORTED = {
     "worker_loaders": "worker loaders",
     "images": "image bindings",
     "media": "media bindings",
-    "ratelimits": "rate limits",
-    "version_metadata": "version metadata bindings",
     "analytics_engine_datasets": "Analytics Engine datasets",
     "mtls_certificates": "mTLS certificates",
     "dispatch_namespaces": "dispatch namespaces",
@@ -66,7 +64,7 @@ _UNSUPPORTED = {
 _MIGRATION_KEYS = (
     "tag", "new_sqlite_classes", "new_classes", "renamed_classes", "deleted_classes", "transferred_classes",
 )  # fmt: skip
-_NOT_INHERITED = ("vars", "durable_objects", "services", "kv_namespaces", *_UNSUPPORTED)
+_NOT_INHERITED = ("vars", "durable_objects", "services", "kv_namespaces", "ratelimits", "version_metadata", *_UNSUPPORTED)
 
 
 _log = logging.getLogger("roost.node")
@@ -89,6 +87,14 @@ class Service(msgspec.Struct, frozen=True):
     props: dict[str, Any] = {}
 
 
+class RateLimits(msgspec.Struct, frozen=True):
+    """A `ratelimits` entry: so many of one key in a period. Bindings of one `namespace_id` count together."""
+
+    namespace_id: str
+    limit: int
+    period_s: int
+
+
 class App(msgspec.Struct, frozen=True):
     """One app as it will run."""
 
@@ -108,6 +114,9 @@ class App(msgspec.Struct, frozen=True):
     compatibility_flags: tuple[str, ...] = ()
     cpu_ms: int | None = None  # `limits.cpu_ms`
     migrations: list[Migration] = []
+    ratelimits: dict[str, RateLimits] = {}
+    version_metadata: str = ""  # the binding
+    version: tuple[str, str, str] = ("", "", "")  # its id, tag and time; nothing if it is no version that is kept
 
     def compat(self) -> Compat:
         """What the compatibility date and flags choose."""
@@ -174,6 +183,8 @@ def read_app(
         warnings=warnings,
         cpu_ms=_cpu_ms(raw, path),
         migrations=_migrations(raw, path, warnings),
+        ratelimits=_ratelimits(raw, path),
+        version_metadata=_version_metadata(raw, path),
     )
 
 
@@ -301,6 +312,8 @@ def _check_names(raw: dict[str, Any], path: Path) -> None:
     names = [*_table(raw.get("vars", {}), "vars", path), *_bindings(raw, path), *_services(raw, path)]
     names += [
         *_kv_namespaces(raw, path),
+        *_ratelimits(raw, path),
+        *filter(None, [_version_metadata(raw, path)]),
         *([assets["binding"]] if isinstance(assets, dict) and assets.get("binding") else []),
     ]
     for name in names:
@@ -318,6 +331,29 @@ def _kv_namespaces(raw: dict[str, Any], path: Path) -> dict[str, str]:
             raise ConfigError(f"{path}: each of kv_namespaces needs a binding.", key="kv_namespaces")
         found[entry["binding"]] = _text(entry.get("id") or entry["binding"], "kv_namespaces.id", path)
     return found
+
+
+def _ratelimits(raw: dict[str, Any], path: Path) -> dict[str, RateLimits]:
+    entries = raw.get("ratelimits", [])
+    found: dict[str, RateLimits] = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        table = entry if isinstance(entry, dict) else {}
+        simple = table.get("simple")
+        limit, period = (simple.get("limit"), simple.get("period")) if isinstance(simple, dict) else (None, None)
+        name = table.get("name")
+        if type(limit) is not int or limit < 1 or period not in (10, 60) or not isinstance(name, str):
+            raise ConfigError(
+                f"{path}: each of ratelimits needs a name, a namespace_id and simple = {{ limit = N, period = 10 or 60 }}.",
+                key="ratelimits",
+            )
+        namespace = str(table.get("namespace_id", name))
+        found[name] = RateLimits(_text(namespace, "ratelimits.namespace_id", path), limit, int(period))
+    return found
+
+
+def _version_metadata(raw: dict[str, Any], path: Path) -> str:
+    table = _table(raw.get("version_metadata", {}), "version_metadata", path)
+    return _text(table["binding"], "version_metadata.binding", path) if "binding" in table else ""
 
 
 def _migrations(raw: dict[str, Any], path: Path, warnings: list[str]) -> list[Migration]:

@@ -11,6 +11,7 @@ import logging
 import shutil
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -114,7 +115,9 @@ class Versions:
             default_name=Path(version.source).name,
             secrets=secrets if secrets.is_dir() else folder,  # Roost 0.1 copied them with everything else
         )
-        return msgspec.structs.replace(app, folder=version.source)
+        made = datetime.fromtimestamp(version.deployed_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        about = str(version.number), version.message, made.replace("+00:00", "Z")
+        return msgspec.structs.replace(app, folder=version.source, version=about)
 
     def look_at(self, source: Source) -> tuple[Tree, str]:
         """A folder as a version would be made of it, and its digest. Raises ConfigError or OSError."""
