@@ -11,11 +11,12 @@ import re
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from roost.api.abort import AbortSignal
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
 from roost.api.streams import Chunks, ReadableStream
-from roost.errors import JsRangeError, JsTypeError
+from roost.errors import JsException, JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -175,6 +176,9 @@ class Request(Body):
     referrer = "about:client"
     referrer_policy = ""
     is_history_navigation = False
+    _signal: AbortSignal | None = None  # that was given
+    _client_signal: AbortSignal | None = None
+    _client_left = False
 
     def __init__(self, input: Any, options: Any = None, **opts: Any) -> None:
         opts = {**_request_options(options), **opts}
@@ -193,6 +197,33 @@ class Request(Body):
         if self.redirect not in ("follow", "manual", "error"):
             raise JsTypeError(f"Invalid redirect value {self.redirect!r}: it is 'follow', 'manual' or 'error'.")
         self.cf: Any = opts.get("cf")
+        signal = opts.get("signal", source._signal if source else None)
+        if not isinstance(signal, AbortSignal | None):
+            raise JsTypeError(f"signal is an AbortSignal, not {type(signal).__name__}.")
+        self._signal = signal
+
+    @property
+    def signal(self) -> AbortSignal:
+        """The signal that was given; of a request that came in, one that aborts when its client goes away before the
+        answer has left."""
+        if self._signal is not None:
+            return self._signal
+        if self._client_signal is None:
+            self._client_signal = AbortSignal()
+            if self._client_left:
+                self._client_signal.abort_now(_client_left())
+        return self._client_signal
+
+    @property
+    def is_watched(self) -> bool:
+        """Not for workers: whether somebody has asked for the signal."""
+        return self._client_signal is not None
+
+    def client_left(self) -> None:
+        """Not for workers: its client has gone away."""
+        self._client_left = True
+        if self._client_signal is not None:
+            self._client_signal.abort_now(_client_left())
 
     @classmethod
     def new(cls, input: Any, options: Any = None, **opts: Any) -> Self:
@@ -228,6 +259,10 @@ class Request(Body):
         return f"<Request {self.method} {self.url}>"
 
 
+def _client_left() -> JsException:
+    return JsException("The client disconnected.", "AbortError")
+
+
 def _request_options(options: Any) -> dict[str, Any]:
     """`Request(url, options)`: a dict, or another request, of which all but the URL is taken."""
     if isinstance(options, Request):
@@ -237,6 +272,7 @@ def _request_options(options: Any) -> dict[str, Any]:
             "headers": options.headers,
             "redirect": options.redirect,
             "cf": options.cf,
+            "signal": options._signal,
             **body,
         }
     return options if isinstance(options, dict) else {}

@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from roost.api.abort import AbortController, AbortSignal
 from roost.api.buffers import ArrayBuffer, Blob, File
 from roost.api.entrypoint import fetch
 from roost.api.forms import FormData
@@ -245,6 +246,8 @@ globalThis = sys.modules[__name__]
 __all__ = [
     "JSON",
     "URL",
+    "AbortController",
+    "AbortSignal",
     "Array",
     "ArrayBuffer",
     "Blob",
@@ -325,7 +328,6 @@ class _Unsupported:
 
 
 _INSTEAD = {
-    "AbortController": "use asyncio.timeout()",
     "caches": "keep what you need in the object",
 }
 

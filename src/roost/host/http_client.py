@@ -228,6 +228,8 @@ class FetchedBody:
 
     def __init__(self, answer: httpx2.Response, coding: str, close_soon: Callable[[httpx2.Response], None]) -> None:
         self._answer: httpx2.Response | None = answer
+        self._reason: BaseException | None = None  # of the signal that has aborted it
+        self.when_over: Callable[[], None] | None = None  # nobody need abort it any more
         self._lost = ""  # why there is no more of it, though its end was not read
         pieces = aiter(answer.aiter_raw())
         self._pieces = _decoded(pieces, _DECODED[coding]) if coding in _DECODED else pieces
@@ -239,7 +241,7 @@ class FetchedBody:
 
     async def __anext__(self) -> bytes:
         if self._lost:
-            raise JsTypeError(f"Network connection lost: {self._lost}.")
+            raise self._reason or JsTypeError(f"Network connection lost: {self._lost}.")
         if self._answer is None:
             raise StopAsyncIteration
         import httpx2
@@ -253,6 +255,8 @@ class FetchedBody:
         except (httpx2.TransportError, zlib.error, httpx2.StreamError) as error:
             if self._is_closed():  # it was closed while it was read: that is an end
                 raise StopAsyncIteration from None
+            if self._reason is not None:
+                raise self._reason from None
             self._lost = f"{type(error).__name__}: {error}"
             await self.aclose()
             raise JsTypeError(f"Network connection lost: {self._lost}") from error
@@ -264,16 +268,29 @@ class FetchedBody:
 
     async def aclose(self) -> None:
         """Read no further."""
-        answer, self._answer = self._answer, None
+        answer = self._taken()
         if answer is not None:
             await answer.aclose()
+
+    def _taken(self) -> httpx2.Response | None:
+        answer, self._answer = self._answer, None
+        over, self.when_over = self.when_over, None
+        if over is not None:
+            over()
+        return answer
 
     def _is_closed(self) -> bool:
         return self._answer is None and not self._lost
 
+    def abort(self, reason: BaseException) -> None:
+        """`let_go`; reading it raises the reason."""
+        if self._answer is not None:
+            self._reason = reason
+            self.let_go()
+
     def let_go(self) -> None:
         """`aclose`, from where nothing can be awaited; from any thread."""
-        answer, self._answer = self._answer, None
+        answer = self._taken()
         if answer is not None:
             self._lost = self._lost or "the request that fetched it has ended, or it was let go of"
         if answer is not None and not self._loop.is_closed():

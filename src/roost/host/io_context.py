@@ -18,6 +18,7 @@ from roost.api.runtime import Compat, current_context
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, WorkerError
 from roost.host import memory
+from roost.host.aborting import unless_aborted
 from roost.host.bodies import SenderGone
 from roost.host.promise import Promise
 from roost.host.running import Suspended
@@ -272,7 +273,8 @@ class Context:
     async def fetch(self, request: Request) -> Response:
         pinned = self.pin(f"fetch {request.url.split('?', 1)[0]}")
         try:
-            return await self.host.outbound.fetch(self, request)
+            fetching = self.host.outbound.fetch(self, request)
+            return await (fetching if request._signal is None else unless_aborted(request._signal, fetching))
         finally:
             self.unpin(pinned)
 

@@ -9,6 +9,7 @@ from roost.api.http import Request, Response
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, JsTypeError
 from roost.events import Dial, Dialled
+from roost.host.aborting import ends_body
 from roost.host.http_client import HttpClient
 from roost.host.io_context import request_link
 
@@ -81,7 +82,9 @@ class Outbound:
             raise JsTypeError(f"Fetch API cannot load: {request.url} (the URL must begin with http:// or https://)")
         if str(request.headers.get("upgrade", "")).lower() == "websocket":
             return await self._upgrade(context, request)
-        return await self._client.fetch(request, context.body_opened)
+        signal = request._signal
+        opened = context.body_opened if signal is None else ends_body(signal, context.body_opened)
+        return await self._client.fetch(request, opened)
 
     async def _upgrade(self, context: Context, request: Request) -> Response:
         answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._host.loop.create_future()

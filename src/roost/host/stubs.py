@@ -14,6 +14,7 @@ from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadE
 from roost.events import Abort, Call, Fault
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
+from roost.host.aborting import unless_aborted
 from roost.host.actor import Actor
 from roost.host.blocking import chain_of_call, current_section
 from roost.host.io_context import received_sockets, request_link
@@ -151,6 +152,10 @@ class StubCaller:
     # fetch
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
+        fetching = self._fetch_object(ref, request)
+        return await (fetching if request._signal is None else unless_aborted(request._signal, fetching))
+
+    async def _fetch_object(self, ref: ObjectRef, request: Request) -> Response:
         caller = calling_actor()
         number = self._new_request()
         chain = chain_of_call(caller, number)
