@@ -7,6 +7,8 @@ import struct
 import pytest
 
 from conftest import write_app
+from roost.api.abort import AbortSignal
+from roost.errors import JsTypeError
 from roost.testing import running, wait_for
 
 SOURCE = """
@@ -147,6 +149,19 @@ def ask(node, path):
     status, _, body = node.get(f"/{path}")
     assert status == 200, node.log[-10:]
     return json.loads(body)
+
+
+def test_a_long_lived_signal_keeps_nothing_of_those_that_followed_it():
+    source, follower = AbortSignal(), AbortSignal()
+    for _ in range(3):
+        AbortSignal.any([source, AbortSignal()])
+    kept = AbortSignal.any([follower, source])
+    assert len(source._watchers) == 1
+    source.abort_now("why")
+    assert kept.reason == "why"
+    with pytest.raises(JsTypeError, match="1000 listeners"):
+        for number in range(1001):
+            source.addEventListener("abort", lambda event, number=number: None)
 
 
 def test_signals(node):

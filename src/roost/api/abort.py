@@ -52,7 +52,7 @@ class AbortSignal:
                 break
         else:
             for source in signals:
-                source.when_aborted(_following(ref(signal), source))
+                _follow(signal, source)
                 signal._sources.append(source)
         return signal
 
@@ -115,12 +115,15 @@ class AbortSignal:
         return f"<AbortSignal {'aborted' if self.aborted else 'not aborted'}>"
 
 
-def _following(signal: ref[Any], source: AbortSignal) -> Callable[[], None]:
-    def follow() -> None:
-        if (one := signal()) is not None:
-            one.abort_now(source.reason)
+def _follow(signal: AbortSignal, source: AbortSignal) -> None:
+    """Abort with the source, which keeps nothing of a signal that nobody has any more."""
+    weakly = ref(signal, lambda _: take_back())
 
-    return follow
+    def follow() -> None:
+        if (alive := weakly()) is not None:
+            alive.abort_now(source.reason)
+
+    take_back = source.when_aborted(follow)
 
 
 class AbortController:

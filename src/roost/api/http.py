@@ -252,7 +252,7 @@ class Request(Body):
     def clone(self) -> Request:
         """A copy, before the body is used. Of a stream, what one of the two has not read is kept, up to 32 MiB."""
         copy = Request.incoming(self.method, self.url, list(self.headers.pairs), self._cloned_body())
-        copy.redirect, copy.cf = self.redirect, self.cf
+        copy.redirect, copy.cf, copy._signal = self.redirect, self.cf, self._signal
         return copy
 
     def __repr__(self) -> str:
