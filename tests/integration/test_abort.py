@@ -15,13 +15,19 @@ SOURCE = """
 import asyncio
 import js
 from js import AbortController, AbortSignal
+from roost.api.runtime import current_context
 from workers import DurableObject, Request, Response, WorkerEntrypoint, fetch
 
 SEEN = []
 
 class Box(DurableObject):
+    def told(self, event):
+        "Runs as the object's, though somebody else aborts."
+        self.ctx.waitUntil(asyncio.sleep(0))
+        SEEN.append("box" if current_context.get() is self.ctx._host else "somebody else")
+
     async def fetch(self, request):
-        request.signal.addEventListener("abort", lambda event: SEEN.append("box"))
+        request.signal.addEventListener("abort", self.told)
         if request.url.endswith("/quick"):
             return Response("quick")
         await asyncio.sleep(4)
@@ -59,7 +65,7 @@ class Default(WorkerEntrypoint):
         signal.addEventListener("abort", again)
         signal.removeEventListener("abort", again)
         signal.onabort = lambda event: found.append("onabort")
-        both = AbortSignal.any([AbortController().signal, signal])
+        both = AbortSignal.any(each for each in [AbortController().signal, signal])
         signal.throwIfAborted()
         found.append([signal.aborted, both.aborted])
         controller.abort()
@@ -88,7 +94,8 @@ class Default(WorkerEntrypoint):
         controller = AbortController()
         for call in (lambda signal: fetch(up + "/silent", {"signal": signal}),
                      lambda signal: fetch(Request.new(up + "/silent", signal=signal)),
-                     lambda signal: box.fetch("http://a/slow", signal=signal)):
+                     lambda signal: box.fetch("http://a/slow", signal=signal),
+                     lambda signal: self.env.SELF.fetch("http://a/silent", signal=signal)):
             for signal in (AbortSignal.timeout(50), AbortSignal.abort("before")):
                 try:
                     await call(signal)
@@ -98,6 +105,42 @@ class Default(WorkerEntrypoint):
         found.append(await (await box.fetch("http://a/quick", signal=signal)).text())
         found.append((await fetch(up + "/seen", signal=signal)).status)
         return found
+
+    async def stubborn(self, request):
+        "Who is called does not have to agree; and a caller's own end is not the signal's."
+        controller, found = AbortController(), []
+        call = asyncio.ensure_future(self.env.SELF.fetch("http://a/clings", signal=controller.signal))
+        await asyncio.sleep(0.05)
+        controller.abort()
+        try:
+            found.append((await call).status)
+        except Exception as error:
+            found.append(kind(error)[0])
+        try:
+            async with asyncio.timeout(0.05):
+                await self.env.SELF.fetch("http://a/silent", signal=AbortController().signal)
+        except TimeoutError:
+            found.append("timeout")
+        return found
+
+    async def clings(self, request):
+        try:
+            await asyncio.sleep(4)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+        return Response("all the same")
+
+    async def many_timeouts(self, request):
+        "A signal that nobody has any more needs no timer."
+        for _ in range(12_000):
+            AbortSignal.timeout(60_000)
+        heard = asyncio.get_running_loop().create_future()
+        AbortSignal.timeout(20).addEventListener("abort", lambda event: heard.set_result("heard"))
+        return [await asyncio.wait_for(heard, 3)]
+
+    async def get_with_body(self, request):
+        again = Request.new("http://a/", request.clone())
+        return [again.method, (await Request(again, {"headers": {"x": "1"}}).text())]
 
     async def body(self, request):
         controller = AbortController()
@@ -135,12 +178,16 @@ class Default(WorkerEntrypoint):
 """
 
 
+SELF = '[[services]]\nbinding = "SELF"\nservice = "test-app"\n'
+
+
 @pytest.fixture(scope="module", params=["--hosts=2", "--inline"])
 def node(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("abort")
+    app = write_app(folder / "app", SOURCE, "Box", config=SELF)
     with (
         running(write_app(folder / "up", SOURCE, "Box"), "--hosts=1") as up,
-        running(write_app(folder / "app", SOURCE, "Box"), "--var", f"UP:http://127.0.0.1:{up.port}", request.param) as node,
+        running(app, "--var", f"UP:http://127.0.0.1:{up.port}", request.param) as node,
     ):
         yield node
 
@@ -173,7 +220,15 @@ def test_signals(node):
 
 
 def test_fetches_end_with_their_signal(node):
-    assert ask(node, "fetches") == [*["TimeoutError", "Error"] * 3, "quick", 200]
+    assert ask(node, "fetches") == [*["TimeoutError", "Error"] * 4, "quick", 200]
+
+
+def test_signals_and_other_ends(node):
+    assert ask(node, "stubborn") == ["AbortError", "timeout"]
+    assert ask(node, "many_timeouts") == ["heard"]
+    with socket.create_connection(("127.0.0.1", node.port), timeout=5) as sock:
+        sock.sendall(b"GET /get_with_body HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
+        assert b'["GET","abc"]' in b"".join(iter(lambda: sock.recv(10_000), b""))
 
 
 def test_a_body_ends_with_the_signal(node):

@@ -166,6 +166,8 @@ def test_periods_of_rate_limits():
     now, lost = [59.0], []
     window = Window(60, lambda: now[0], lambda: lost.append(1))
     assert [window.count("a") for _ in range(3)] == [1, 2, 3]
+    assert [window.count("x" * 10_000), window.count("x" * 10_000), window.count("x" * 10_001)] == [1, 2, 1]
+    assert max(map(len, window._counts)) == 64  # what a client sends is not kept at its length
     now[0] = 60.0
     assert window.count("a") == 1
     for number in range(MAX_KEYS):

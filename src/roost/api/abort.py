@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import ref
 
-from roost.api.runtime import current_context, require_context
+from roost.api.runtime import IoContext, current_context, require_context
 from roost.errors import JsException, JsTypeError
 from roost.values import JsDict
 
@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 MAX_LISTENERS: Final = 1000  # of one signal
 
 
+class _Listener(NamedTuple):
+    function: Any
+    once: bool
+    context: IoContext | None  # of who has added it: it runs there, whoever aborts
+
+
 class AbortSignal:
     """Whether what it was given to shall end, and why: `aborted`, `reason`, the event "abort"."""
 
     def __init__(self) -> None:
         self.aborted = False
         self.reason: Any = None
-        self.onabort: Any = None
-        self._listeners: list[tuple[Any, bool]] = []  # the worker's functions, and whether once
+        self._on: _Listener | None = None
+        self._listeners: list[_Listener] = []
+        self._timer: list[AbortSignal] | None = None  # of `timeout`: it holds a signal that has listeners
         self._watchers: dict[int, Callable[[], None]] = {}  # Roost's
         self._last = 0
         self._sources: list[AbortSignal] = []  # of `any`: they must not go before it
@@ -38,14 +45,23 @@ class AbortSignal:
     def timeout(cls, delay_ms: float) -> Self:
         """One that aborts after so many milliseconds, with a TimeoutError."""
         signal = cls()
-        reason = JsException("The operation was aborted due to timeout", "TimeoutError")
-        require_context("AbortSignal.timeout()").set_timer(signal.abort_now, (reason,), delay_ms, repeat=False)
+        context = require_context("AbortSignal.timeout()")
+        signal._timer = []
+        due = [ref(signal, lambda _: context.clear_timer(timer))]  # nobody has it any more: nothing need stay awake
+        held = signal._timer
+
+        def end() -> None:
+            if (alive := due[0]()) is not None:
+                alive.abort_now(JsException("The operation was aborted due to timeout", "TimeoutError"))
+            held.clear()
+
+        timer = context.set_timer(end, (), delay_ms, repeat=False)
         return signal
 
     @classmethod
     def any(cls, signals: Iterable[AbortSignal]) -> Self:
         """One that aborts with the first of several."""
-        signal = cls()
+        signal, signals = cls(), list(signals)
         for source in signals:
             if source.aborted:
                 signal.abort_now(source.reason)
@@ -66,7 +82,9 @@ class AbortSignal:
     def error(self) -> BaseException:
         """The reason as what can be raised."""
         reason = self.reason
-        return reason if isinstance(reason, BaseException) else JsException(str(reason))
+        if isinstance(reason, BaseException):
+            return reason.with_traceback(None)  # which would grow with each time that it is raised
+        return JsException(str(reason))
 
     def addEventListener(self, kind: str, listener: Any, options: Any = None, *, once: bool = False) -> None:
         """Call `listener(event)` for "abort". Raises JsTypeError for what is no function, and for too many."""
@@ -74,12 +92,27 @@ class AbortSignal:
             raise JsTypeError(f"addEventListener({kind!r}) needs a function, not {type(listener).__name__}.")
         if len(self._listeners) >= MAX_LISTENERS:
             raise JsTypeError(f"a signal has {MAX_LISTENERS} listeners; remove those that are not needed.")
-        if kind == "abort" and all(other is not listener for other, _ in self._listeners):
-            self._listeners.append((listener, once or (isinstance(options, dict) and bool(options.get("once")))))
+        if kind == "abort" and all(other.function != listener for other in self._listeners):
+            only_once = once or (isinstance(options, dict) and bool(options.get("once")))
+            self._listeners.append(_Listener(listener, only_once, current_context.get(None)))
+            self._hold()
+
+    @property
+    def onabort(self) -> Any:
+        return None if self._on is None else self._on.function
+
+    @onabort.setter
+    def onabort(self, listener: Any) -> None:
+        self._on = _Listener(listener, once=False, context=current_context.get(None)) if callable(listener) else None
+        self._hold()
+
+    def _hold(self) -> None:
+        if self._timer is not None and not self._timer and not self.aborted:
+            self._timer.append(self)
 
     def removeEventListener(self, kind: str, listener: Any, options: Any = None) -> None:
         if kind == "abort":
-            self._listeners = [entry for entry in self._listeners if entry[0] != listener]
+            self._listeners = [entry for entry in self._listeners if entry.function != listener]
 
     def when_aborted(self, act: Callable[[], None]) -> Callable[[], None]:
         """Not for workers: call `act` at the abort; the result takes that back."""
@@ -101,15 +134,14 @@ class AbortSignal:
         watchers, self._watchers = self._watchers, {}
         for act in watchers.values():
             act()
-        called = [listener for listener, _ in self._listeners] + ([self.onabort] if callable(self.onabort) else [])
-        self._listeners = [entry for entry in self._listeners if not entry[1]]
-        context = current_context.get(None)
+        called = [*self._listeners, *([self._on] if self._on is not None else [])]
+        self._listeners = [entry for entry in self._listeners if not entry.once]
         for listener in called:
             event = JsDict(type="abort", target=self)
-            if context is None:
-                listener(event)
-            else:
-                context.run_callback(listener, event, what="abort listener")
+            if listener.context is None:
+                listener.function(event)
+            elif not listener.context.is_over:
+                listener.context.run_callback(listener.function, event, what="abort listener")
 
     def __repr__(self) -> str:
         return f"<AbortSignal {'aborted' if self.aborted else 'not aborted'}>"

@@ -190,7 +190,8 @@ class Request(Body):
         body = opts.get("body")
         if body is None and source is not None and source._body is not None:
             body = source
-        if body is not None and self.method in ("GET", "HEAD"):
+        is_inherited = isinstance(body, Request) and body.method in ("GET", "HEAD")  # what a client sent so
+        if body is not None and not is_inherited and self.method in ("GET", "HEAD"):
             raise JsTypeError("Request with a GET or HEAD method cannot have a body.")
         super().__init__(_to_body(body, self.headers, "Request"))
         self.redirect: str = opts.get("redirect") or (source.redirect if source else "follow")
@@ -253,6 +254,8 @@ class Request(Body):
         """A copy, before the body is used. Of a stream, what one of the two has not read is kept, up to 32 MiB."""
         copy = Request.incoming(self.method, self.url, list(self.headers.pairs), self._cloned_body())
         copy.redirect, copy.cf, copy._signal = self.redirect, self.cf, self._signal
+        if copy._signal is None:
+            copy._client_signal = self.signal
         return copy
 
     def __repr__(self) -> str:

@@ -95,6 +95,7 @@ def _waiter(future: Any) -> Any:
             waiter.set_result(future.result())
 
     future.add_done_callback(over)
+    waiter.add_done_callback(lambda _: future.remove_done_callback(over))
     return waiter
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from roost.api.promises import at_once
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_KEYS: Final = 100_000  # counted in one period; of more, those that come later are let through, and counted as such
+
+_MAX_KEY: Final = 64  # of a longer one a digest is counted
 
 
 class Window:
@@ -26,6 +29,8 @@ class Window:
 
     def count(self, key: str) -> int:
         """Another one of a key; how many it is in this period, 0 if that is not known."""
+        if len(key) > _MAX_KEY:
+            key = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         period = int(self._now_s() // self._period_s)
         if period != self._period:
             self._period = period

@@ -53,6 +53,11 @@ class IoContext(Protocol):
 
     compat: Compat
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended: nothing runs in it any more."""
+        ...
+
     def wait_until(self, awaitable: Awaitable[Any]) -> None:
         """Keep the context alive until `awaitable` ends; its failure is logged."""
         ...

@@ -14,20 +14,28 @@ if TYPE_CHECKING:
 
 
 async def unless_aborted(signal: AbortSignal, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The coroutine's result. Raises the signal's reason, and has cancelled the coroutine then."""
+    """The coroutine's result. Raises the signal's reason at once when it aborts, and the coroutine is cancelled."""
     if signal.aborted:
         coroutine.close()
         raise signal.error()
     task = asyncio.ensure_future(coroutine)
-    take_back = signal.when_aborted(task.cancel)  # type: ignore[arg-type]
+    aborted = task.get_loop().create_future()
+    take_back = signal.when_aborted(lambda: aborted.set_result(None))
     try:
-        return await task
-    except asyncio.CancelledError:
-        if signal.aborted:
-            raise signal.error() from None
-        raise
+        await asyncio.wait({task, aborted}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise signal.error()
     finally:
         take_back()
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_nobody_asks)
+
+
+def _nobody_asks(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def ends_body(signal: AbortSignal, opened: Callable[[FetchedBody], None]) -> Callable[[FetchedBody], None]:

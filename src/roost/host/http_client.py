@@ -241,7 +241,9 @@ class FetchedBody:
 
     async def __anext__(self) -> bytes:
         if self._lost:
-            raise self._reason or JsTypeError(f"Network connection lost: {self._lost}.")
+            if self._reason is not None:
+                raise self._reason.with_traceback(None)
+            raise JsTypeError(f"Network connection lost: {self._lost}.")
         if self._answer is None:
             raise StopAsyncIteration
         import httpx2

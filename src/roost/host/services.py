@@ -8,6 +8,7 @@ from roost.api.entrypoint import WorkerEntrypoint
 from roost.api.rpc import decode_result, encode_result, error_of, fault_of, find_method
 from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
+from roost.host.aborting import unless_aborted
 from roost.host.blocking import call_chain, chain_of_call
 from roost.host.io_context import RequestContext, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.running import in_context
@@ -48,6 +49,10 @@ class EntrypointCaller:
         return cls(ctx, self._host.worker.env)
 
     async def fetch(self, request: Request) -> Response:
+        answering = self._answered(request)
+        return await (answering if request._signal is None else unless_aborted(request._signal, answering))
+
+    async def _answered(self, request: Request) -> Response:
         await _wait_for_writes()
         context, variables = self._begin("fetch")
         if self._name == "Default":
