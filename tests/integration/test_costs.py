@@ -189,6 +189,7 @@ async def main():
         return len(asyncio.all_tasks()), len([timer for timer in loop._scheduled if not timer.cancelled()])
 
     warm = [await connect(loop, port, b"fan/warm") for _ in range(50)]
+    await host._leftovers  # its look for them ends by itself, once
     await asleep()
     tracemalloc.start()
     report = {"before": pending()}
