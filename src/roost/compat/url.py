@@ -23,9 +23,20 @@ _NORMAL: Final = re.compile(
 """What most requests ask for, which the parser would not change; it takes ten times as long."""
 
 
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/_.~!$&()*+,;=:@-]*(?:\?[A-Za-z0-9/_.~!$&()*+,;=:@%?-]*)?").fullmatch  # a path
+_MAX_ORIGINS: Final = 64
+_origins: set[str] = set()  # of URLs that were as the parser writes them
+
+
 def normalised(url: str) -> str:
     """An absolute URL as the parser writes it; one that it refuses stays as it is."""
+    path = url.find("/", 8)
+    if path > 0 and url[:path] in _origins and "/." not in url and _PLAIN(url, path) is not None:
+        return url
     if _NORMAL(url) is not None:
+        if len(_origins) >= _MAX_ORIGINS:
+            _origins.clear()
+        _origins.add(url[:path])
         return url
     try:
         return str(ada_url.URL(url).href)

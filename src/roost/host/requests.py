@@ -40,7 +40,6 @@ class Requests:
         self._host = host
         self.open = 0
         self._writers: dict[tuple[int, int], BodyWriter] = {}  # by link and request
-        self._served: dict[tuple[int, int], tuple[Request, Context]] = {}
 
     def begin(self, link: GatewayLink, event: RequestEvent) -> None:
         """Start to serve; in place as far as it goes without waiting."""
@@ -58,7 +57,7 @@ class Requests:
         request = Request.incoming(event.method, normalised(event.url), event.headers, body)
         if event.peer:
             request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
-        self._served[link.index, event.request] = request, context
+        link.served[event.request] = request, context
         try:
             response = await self._run(event, request, context)
             await self._answer(link, event, response, context)
@@ -67,7 +66,7 @@ class Requests:
             self._error(link, event, error)
         finally:
             self.open -= 1
-            self._served.pop((link.index, event.request), None)
+            link.served.pop(event.request, None)
             context.answered()
             link.bodies.pop(event.request, None)
             drop_unused(context.received)
@@ -205,15 +204,14 @@ class Requests:
 
     def gateway_lost(self, link: GatewayLink) -> None:
         """Bodies that were on their way to that gateway end; its clients have gone."""
-        for index, number in list(self._served):
-            if index == link.index:
-                self._client_left(link, number)
+        for number in list(link.served):
+            self._client_left(link, number)
         for (index, _), writer in list(self._writers.items()):
             if index == link.index:
                 writer.abort()
 
     def _client_left(self, link: GatewayLink, number: int) -> None:
-        request, context = self._served.get((link.index, number), (None, None))
+        request, context = link.served.get(number, (None, None))
         if request is not None and context is not None and request.is_watched:
             context.run_callback(request.client_left, what="request.signal")
         elif request is not None:

@@ -96,7 +96,10 @@ class RequestParser:
         before = len(self.events)
         self._ended_here = False
         if self._in_line:
-            data = self._in_ascii(data)
+            if not data.isascii():
+                data = self._in_ascii(data)
+            elif b"\n" in data:
+                self._in_line = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
