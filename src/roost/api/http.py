@@ -215,11 +215,6 @@ class Request(Body):
                 self._client_signal.abort_now(_client_left())
         return self._client_signal
 
-    @property
-    def is_watched(self) -> bool:
-        """Not for workers: whether somebody has asked for the signal."""
-        return self._client_signal is not None
-
     def client_left(self) -> None:
         """Not for workers: its client has gone away."""
         self._client_left = True

@@ -11,7 +11,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from roost.api.runtime import current_context
+from roost.api.runtime import IoContext, current_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
@@ -55,7 +55,7 @@ class Failed:
 
     def __del__(self) -> None:
         if self._error is not None and self._context is not None:
-            self._context.failed_in(f"{self._what} in {self._where}, which nobody awaits,", self._error)
+            nobody_awaits(self._context, self._what, self._where, self._error)
 
 
 class Pending:
@@ -115,12 +115,17 @@ class _Watch:
         if self._dropped and not self.awaited and not future.cancelled():
             error = future.exception()
             if error is not None and self._context is not None:
-                self._context.failed_in(f"{self._what} in {self._where}, which nobody awaits,", error)
+                nobody_awaits(self._context, self._what, self._where, error)
 
     def let_go(self, future: Any) -> None:
         self._dropped = True
         if future.done():
             self.over(future)
+
+
+def nobody_awaits(context: IoContext, what: str, where: str, error: BaseException) -> None:
+    """Log the failure of a call."""
+    context.failed_in(f"{what} in {where}, which nobody awaits,", error)
 
 
 def calling_line() -> str:

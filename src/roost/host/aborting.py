@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from roost.host.http_client import FetchedBody
 
 
-async def unless_aborted(signal: AbortSignal, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The coroutine's result. Raises the signal's reason at once when it aborts, and the coroutine is cancelled."""
+def unless_aborted(signal: AbortSignal | None, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    """A coroutine with the given one's result; the same if there is no signal. Raises the signal's reason at once when it
+    aborts, and has cancelled the given one then."""
+    return coroutine if signal is None else _unless_aborted(signal, coroutine)
+
+
+async def _unless_aborted(signal: AbortSignal, coroutine: Coroutine[Any, Any, Any]) -> Any:
     if signal.aborted:
         coroutine.close()
         raise signal.error()

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from roost.api.websocket import WebSocket
     from roost.host.bodies import BodyReader
     from roost.host.host import Host
-    from roost.host.io_context import Context
     from roost.link.port import Link
 
 
@@ -90,7 +89,7 @@ class GatewayLink:
         self.offered: list[Roster] = []  # the pieces of one that came unasked, for the event right behind it
         self.waking: dict[int, list[Any]] = {}  # by the gateway's actor number: events that wait for its roster
         self.bodies: dict[int, BodyReader] = {}
-        self.served: dict[int, tuple[Request, Context]] = {}  # requests that have not been answered
+        self.served: dict[int, Request] = {}  # requests that have not been answered
         self.responses: dict[int, Any] = {}  # futures of stub calls that went through this gateway
         self.dials: dict[int, Any] = {}
         self.readers: dict[int, BodyReader] = {}  # bodies of stub answers that the caller has not taken yet

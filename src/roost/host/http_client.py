@@ -73,7 +73,8 @@ class HttpClient:
         (as JsException) if the network fails, or for a redirect that may not be followed."""
         self._counters.fetches += 1
         method, url = str(request.method), request.url
-        headers = [pair for pair in request.headers.pairs if pair[0].lower() not in _not_passed_on(request.headers.pairs)]
+        left_out = _not_passed_on(request.headers.pairs)
+        headers = [pair for pair in request.headers.pairs if pair[0].lower() not in left_out]
         body = request.take_body()
         length = getattr(body, "length", None)
         for redirects in range(MAX_REDIRECTS + 1):

@@ -273,8 +273,8 @@ class Context:
     async def fetch(self, request: Request) -> Response:
         pinned = self.pin(f"fetch {request.url.split('?', 1)[0]}")
         try:
-            fetching = self.host.outbound.fetch(self, request)
-            return await (fetching if request._signal is None else unless_aborted(request._signal, fetching))
+            response: Response = await unless_aborted(request._signal, self.host.outbound.fetch(self, request))
+            return response
         finally:
             self.unpin(pinned)
 

@@ -17,6 +17,7 @@ import apsw
 
 from roost.events import ObjectRef
 from roost.ids import is_object_id
+from roost.storage.folding import fold, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,29 +56,21 @@ def _left_logs(objects: Path, owns: Callable[[ObjectRef], bool]) -> list[ObjectR
             if kind != "sqlite-wal" or not is_object_id(object_id) or not class_name.isidentifier():
                 continue
             ref = ObjectRef(class_name, object_id, None)
-            if owns(ref) and _size(os.path.join(folder, name)):
+            if owns(ref) and size_of(os.path.join(folder, name)):
                 found.append(ref)
     return found
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _fold(path: Path) -> int:
     """1 if it is folded; on a thread. A reader (`roost storage dump`) or damage leaves it as it is."""
     try:
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        log_fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            connection.pragma("synchronous", "full")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            held = fold(path, log_fd).held
         finally:
-            connection.close()
-    except apsw.Error as error:
-        _log.debug("storage: the log of %s stays: %s", path, error)
-        return 0
-    return 1
+            os.close(log_fd)
+    except (apsw.Error, OSError) as error:
+        held = str(error)
+    if held:
+        _log.debug("storage: the log of %s stays: %s", path, held)
+    return 0 if held else 1

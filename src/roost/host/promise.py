@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from roost.api.promises import calling_line
+from roost.api.promises import calling_line, nobody_awaits
 from roost.errors import JsException
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Promise:
     def _over(self, task: asyncio.Future[Any]) -> None:
         if not self._awaited and not task.cancelled() and (error := task.exception()) is not None:
             # Somebody may still hold it and await it later; who does gets the error, too.
-            self._context.failed_in(f"{self._what} in {self._where}, which nobody awaits,", error)
+            nobody_awaits(self._context, self._what, self._where, error)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self._awaited = True

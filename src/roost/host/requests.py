@@ -57,7 +57,7 @@ class Requests:
         request = Request.incoming(event.method, normalised(event.url), event.headers, body)
         if event.peer:
             request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
-        link.served[event.request] = request, context
+        link.served[event.request] = request
         try:
             response = await self._run(event, request, context)
             await self._answer(link, event, response, context)
@@ -204,21 +204,16 @@ class Requests:
 
     def gateway_lost(self, link: GatewayLink) -> None:
         """Bodies that were on their way to that gateway end; its clients have gone."""
-        for number in list(link.served):
-            self._client_left(link, number)
+        for request in list(link.served.values()):
+            request.client_left()
         for (index, _), writer in list(self._writers.items()):
             if index == link.index:
                 writer.abort()
 
-    def _client_left(self, link: GatewayLink, number: int) -> None:
-        request, context = link.served.get(number, (None, None))
-        if request is not None and context is not None and request.is_watched:
-            context.run_callback(request.client_left, what="request.signal")
-        elif request is not None:
-            request.client_left()
-
     def abort(self, link: GatewayLink, request: int) -> None:
-        self._client_left(link, request)
+        served = link.served.get(request)
+        if served is not None:
+            served.client_left()
         writer = self._writers.get((link.index, request))
         if writer is not None:
             writer.abort()

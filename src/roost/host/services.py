@@ -49,8 +49,8 @@ class EntrypointCaller:
         return cls(ctx, self._host.worker.env)
 
     async def fetch(self, request: Request) -> Response:
-        answering = self._answered(request)
-        return await (answering if request._signal is None else unless_aborted(request._signal, answering))
+        response: Response = await unless_aborted(request._signal, self._answered(request))
+        return response
 
     async def _answered(self, request: Request) -> Response:
         await _wait_for_writes()

@@ -152,8 +152,8 @@ class StubCaller:
     # fetch
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
-        fetching = self._fetch_object(ref, request)
-        return await (fetching if request._signal is None else unless_aborted(request._signal, fetching))
+        response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request))
+        return response
 
     async def _fetch_object(self, ref: ObjectRef, request: Request) -> Response:
         caller = calling_actor()
