@@ -15,7 +15,7 @@ from roost.api.abort import AbortSignal
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
-from roost.api.streams import Chunks, ReadableStream
+from roost.api.streams import Chunks, ReadableStream, options_of
 from roost.errors import JsException, JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ class Response(FetchResponse):
         if isinstance(options, Response):  # `new Response(body, response)`: its status and headers
             same = {name: getattr(options, name) for name in ("status", "status_text", "headers", "web_socket")}
             options = same
-        opts = {**(options if isinstance(options, dict) else {}), **opts}
+        opts = options_of(options, opts)
         return cls(
             body,
             opts.get("status"),

@@ -1,4 +1,4 @@
-"""`ReadableStream`, `WritableStream` and `TransformStream`, as sources of the platform use them.
+"""`ReadableStream`, as sources of the platform use it; `WritableStream` and transforms are in `writable_streams`.
 
 A readable stream is an async iterator of chunks with JavaScript's names; Python's `async for` over one, and an async
 generator in place of one, work as well. Everything that is kept for a slow reader is bounded. Source: WHATWG Streams §4 to
@@ -8,12 +8,11 @@ generator in place of one, work as well. Everything that is kept for a slow read
 from __future__ import annotations
 
 import inspect
-import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from roost.api.buffers import ArrayBuffer, to_bytes
-from roost.api.promises import Failed, Settled
+from roost.api.buffers import ArrayBuffer
+from roost.api.promises import Failed
 from roost.api.runtime import require_context
 from roost.errors import JsTypeError
 from roost.values import JsDict
@@ -21,29 +20,42 @@ from roost.values import JsDict
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from roost.api.writable_streams import StreamWriter
+
 AHEAD: Final = 16  # chunks written and not read; then `write` waits
 MAX_BUFFERED_BYTES: Final = 32 * 1024 * 1024  # by those who do not wait, and for the slower branch of a `tee`
-_PIECE_BYTES: Final = 256 * 1024
 
 
-def _promise(coroutine: Any, what: str) -> Awaitable[Any]:
+def promise(coroutine: Any, what: str) -> Awaitable[Any]:
     return require_context(what).promise(coroutine, what)
 
 
-def _size_of(chunk: Any) -> int:
+def size_of_chunk(chunk: Any) -> int:
     return len(chunk) if isinstance(chunk, bytes | bytearray | memoryview | str) else 64
 
 
-def _member(source: Any, name: str) -> Any:
+def member_of(source: Any, name: str) -> Any:
     """`start`, `pull`… of an object literal, or of an object."""
     return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
 
 
-def _error(reason: Any) -> BaseException:
+async def called(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call what may be a plain or an async function, and wait for it."""
+    result = function(*arguments)
+    if inspect.isawaitable(result):
+        await result
+
+
+def options_of(options: Any, more: dict[str, Any]) -> dict[str, Any]:
+    """Options as a dict, as keywords, or both."""
+    return {**(options if isinstance(options, dict) else {}), **more}
+
+
+def as_error(reason: Any) -> BaseException:
     return reason if isinstance(reason, BaseException) else JsTypeError(str(reason or "The stream was aborted."))
 
 
-class _Channel:
+class Channel:
     """Chunks between one who makes them and one who reads them. An async iterator; `aclose` is the reader's leaving."""
 
     def __init__(self) -> None:
@@ -70,7 +82,7 @@ class _Channel:
             raise self._error
         if self.ended:
             raise JsTypeError("This WritableStream has been closed.")
-        size = _size_of(chunk)
+        size = size_of_chunk(chunk)
         if self._bytes and self._bytes + size > MAX_BUFFERED_BYTES:  # one that is larger by itself may go
             raise JsTypeError(
                 f"More than {MAX_BUFFERED_BYTES} bytes were written to a stream and not read: await write(), or look at"
@@ -109,7 +121,7 @@ class _Channel:
             if not each.done():
                 each.set_result(None)
 
-    def __aiter__(self) -> _Channel:
+    def __aiter__(self) -> Channel:
         return self
 
     async def __anext__(self) -> Any:
@@ -119,15 +131,13 @@ class _Channel:
             if self.ended or self.gone is not None:
                 raise StopAsyncIteration
             if self.wanted is not None:
-                wanted = self.wanted()
-                if inspect.isawaitable(wanted):
-                    await wanted
+                await called(self.wanted)
                 if self._chunks or self.ended or self._error is not None:
                     continue
             self._reading = require_context("read()").future()
             await self._reading
         chunk = self._chunks.popleft()
-        self._bytes -= _size_of(chunk)
+        self._bytes -= size_of_chunk(chunk)
         if self._writing:
             self._wake_writers()
         return chunk
@@ -136,7 +146,7 @@ class _Channel:
         """Nobody reads on: who writes is told. Whether that is news."""
         if self.gone is not None or (self.ended and not self._chunks):
             return False
-        self.gone = _error(reason or "The readable side of the stream was cancelled.")
+        self.gone = as_error(reason or "The readable side of the stream was cancelled.")
         self._chunks.clear()
         self._bytes = 0
         self._wake_writers()
@@ -147,9 +157,7 @@ class _Channel:
 
     async def cancel(self, reason: Any) -> None:
         if self.leave(reason) and self.cancelled is not None:
-            result = self.cancelled(reason)
-            if inspect.isawaitable(result):
-                await result
+            await called(self.cancelled, reason)
 
     async def aclose(self) -> None:
         await self.cancel(None)
@@ -158,7 +166,7 @@ class _Channel:
 class ReadableStreamDefaultController:
     """What `start(controller)` and `pull(controller)` of a source get."""
 
-    def __init__(self, channel: _Channel) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     @property
@@ -174,7 +182,7 @@ class ReadableStreamDefaultController:
         self._channel.end()
 
     def error(self, reason: Any = None) -> None:
-        self._channel.fail(_error(reason))
+        self._channel.fail(as_error(reason))
 
     def terminate(self) -> None:
         self._channel.end()
@@ -215,7 +223,7 @@ class ReadableStream:
         return source
 
     def getReader(self, options: Any = None, **more: Any) -> StreamReader:
-        if {**(options if isinstance(options, dict) else {}), **more}.get("mode") == "byob":
+        if options_of(options, more).get("mode") == "byob":
             raise JsTypeError("getReader({mode: 'byob'}) is not supported by Roost; use getReader().")
         return StreamReader(self)
 
@@ -231,7 +239,7 @@ class ReadableStream:
         """Nobody wants the rest: its source is told, and may go."""
         if self._locked:
             return Failed(JsTypeError("This ReadableStream is currently locked to a reader."), "cancel()")
-        return _promise(self._cancel(reason), "cancel()")
+        return promise(self._cancel(reason), "cancel()")
 
     def tee(self) -> list[ReadableStream]:
         """Two streams of the same chunks. What the slower one has not read is kept, up to 32 MiB."""
@@ -240,20 +248,20 @@ class ReadableStream:
 
     def pipeTo(self, destination: Any, options: Any = None, **more: Any) -> Awaitable[None]:
         """Write every chunk to a WritableStream, and close it. Options: `preventClose`, `preventAbort`, `preventCancel`."""
-        chosen = {**(options if isinstance(options, dict) else {}), **more}
+        chosen = options_of(options, more)
         try:
             chunks, writer = self.take(), destination.getWriter()
         except JsTypeError as error:
             return Failed(error, "pipeTo()")
-        return _promise(_pipe(chunks, writer, chosen), "pipeTo()")
+        return promise(_pipe(chunks, writer, chosen), "pipeTo()")
 
     pipe_to = pipeTo
 
     def pipeThrough(self, transform: Any, options: Any = None, **more: Any) -> ReadableStream:
         """`transform.readable`, of what is written to `transform.writable`."""
-        piped = self.pipeTo(_member(transform, "writable"), options, **more)
+        piped = self.pipeTo(member_of(transform, "writable"), options, **more)
         require_context("pipeThrough()").wait_until(_quietly(piped))
-        readable: ReadableStream = _member(transform, "readable")
+        readable: ReadableStream = member_of(transform, "readable")
         return readable
 
     pipe_through = pipeThrough
@@ -327,7 +335,7 @@ class Chunks:
         await _close(self._source if self._iterator is None else self._iterator, None)
 
     def __del__(self) -> None:
-        if not self._over and isinstance(self._source, _Channel):
+        if not self._over and isinstance(self._source, Channel):
             self._source.leave()
 
 
@@ -336,7 +344,7 @@ def _chunks_of(source: Any) -> Chunks:
 
 
 async def _close(source: Any, reason: Any) -> None:
-    if isinstance(source, _Channel):
+    if isinstance(source, Channel):
         await source.cancel(reason)
         return
     close = getattr(source, "aclose", None)
@@ -344,15 +352,15 @@ async def _close(source: Any, reason: Any) -> None:
         await close()
 
 
-def _from_underlying(source: Any) -> _Channel:
+def _from_underlying(source: Any) -> Channel:
     """The chunks of an underlying source (WHATWG Streams §4.2.3): `start` runs at once, `pull` when the reader waits."""
-    start, pull, cancel = (_member(source, name) for name in ("start", "pull", "cancel"))
+    start, pull, cancel = (member_of(source, name) for name in ("start", "pull", "cancel"))
     if not any(map(callable, (start, pull, cancel))):
         raise JsTypeError(
             "A ReadableStream is made of an iterable, or of an object with start(controller), pull(controller) or"
             f" cancel(reason), not of {type(source).__name__}."
         )
-    channel = _Channel()
+    channel = Channel()
     controller = ReadableStreamDefaultController(channel)
     if pull is not None:
         channel.wanted = lambda: pull(controller)
@@ -363,7 +371,7 @@ def _from_underlying(source: Any) -> _Channel:
     return channel
 
 
-def _begin(start: Callable[[Any], Any], channel: _Channel, controller: Any) -> None:
+def _begin(start: Callable[[Any], Any], channel: Channel, controller: Any) -> None:
     result = start(controller)
     if not inspect.isawaitable(result):
         return
@@ -430,7 +438,7 @@ class StreamReader:
         self._ended(None)
 
     def cancel(self, reason: Any = None) -> Awaitable[None]:
-        return _promise(self._cancel(reason), "cancel()")
+        return promise(self._cancel(reason), "cancel()")
 
     def releaseLock(self) -> None:
         """Another reader may go on where this one stopped."""
@@ -454,7 +462,7 @@ class _Tee:
         """Return when there is another chunk, or the end. Who is cancelled while waiting takes nothing from the other."""
         if self._waiting is None:
             self._waiting = []
-            _promise(self._read(), "tee()")  # a task of its own
+            promise(self._read(), "tee()")  # a task of its own
         waiting = require_context("tee()").future()
         self._waiting.append(waiting)
         await waiting
@@ -504,7 +512,7 @@ class _Branch:
     def take(self, chunk: Any) -> None:
         if self.gone:
             return
-        size = _size_of(chunk)
+        size = size_of_chunk(chunk)
         fits = not self._bytes or self._bytes + size <= MAX_BUFFERED_BYTES
         self._chunks.append(chunk)
         self._bytes += size
@@ -522,7 +530,7 @@ class _Branch:
             self._tee.check()
             await self._tee.read_on()
         chunk = self._chunks.popleft()
-        self._bytes -= _size_of(chunk)
+        self._bytes -= size_of_chunk(chunk)
         return chunk
 
     async def aclose(self) -> None:
@@ -565,432 +573,3 @@ async def _cancel_quietly(source: Any) -> None:
         await _close(source, None)
     except RuntimeError:
         pass
-
-
-class WritableStream:
-    """The end that is written to: of a `TransformStream`, or of a sink with `start`, `write`, `close`, `abort`."""
-
-    def __init__(self, sink: Any = None, strategy: Any = None, **more: Any) -> None:
-        literal = {**sink, **more} if isinstance(sink, dict) else more
-        self._sink = sink if isinstance(sink, _Sink) else _Sink(literal or sink)
-        self._locked = False
-
-    @classmethod
-    def new(cls, sink: Any = None, strategy: Any = None, **more: Any) -> Self:
-        return cls(sink, strategy, **more)
-
-    @property
-    def locked(self) -> bool:
-        return self._locked
-
-    def getWriter(self) -> StreamWriter:
-        if self._locked:
-            raise JsTypeError("This WritableStream is currently locked to a writer.")
-        self._locked = True
-        return StreamWriter(self, self._sink)
-
-    get_writer = getWriter
-
-    def close(self) -> Awaitable[None]:
-        return self._sink.close()
-
-    def abort(self, reason: Any = None) -> Awaitable[None]:
-        return self._sink.abort(reason)
-
-
-class StreamWriter:
-    """`stream.getWriter()`. What is written goes at once; awaiting `write` waits while the reader is behind."""
-
-    def __init__(self, stream: WritableStream, sink: _Sink) -> None:
-        self._stream = stream
-        self._sink = sink
-
-    @property
-    def desiredSize(self) -> int:
-        return self._sink.room
-
-    desired_size = desiredSize
-
-    @property
-    def ready(self) -> Awaitable[None]:
-        return _promise(self._sink.ready(), "ready")
-
-    @property
-    def closed(self) -> Awaitable[None]:
-        over: Awaitable[None] = self._sink.over()
-        return over
-
-    def write(self, chunk: Any = None) -> Awaitable[None]:
-        return self._sink.write(chunk)
-
-    def close(self) -> Awaitable[None]:
-        return self._sink.close()
-
-    def abort(self, reason: Any = None) -> Awaitable[None]:
-        return self._sink.abort(reason)
-
-    def releaseLock(self) -> None:
-        self._stream._locked = False
-
-    release_lock = releaseLock
-
-    def check(self) -> None:
-        """Raise what made the stream unusable."""
-        self._sink.check()
-
-    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None:
-        """Of a transform: whom to tell that nobody reads its other end any more."""
-        self._sink.when_reader_leaves(function)
-
-
-class _Sink:
-    """Where chunks go, one after the other in the order of the calls: an underlying sink's functions."""
-
-    def __init__(self, functions: Any) -> None:
-        self._write, self._close, self._abort = (_member(functions, name) for name in ("write", "close", "abort"))
-        self._calls = self._served = 0
-        self._turns: dict[int, Any] = {}
-        self._finished: set[int] = set()
-        self._over: Any = None
-        self._ended: BaseException | None = None
-        self._closed = False
-        self._bytes = 0
-        start = _member(functions, "start")
-        if start is not None:
-            self.write_soon(lambda: start(self))
-
-    @property
-    def room(self) -> int:
-        return AHEAD - (self._calls - self._served)
-
-    def error(self, reason: Any = None) -> None:
-        """`controller.error()` of a sink's `start`."""
-        self._ended = self._ended or _error(reason)
-
-    def write(self, chunk: Any) -> Awaitable[None]:
-        try:
-            self.check()
-            size = _size_of(chunk)
-            if self._bytes and self._bytes + size > MAX_BUFFERED_BYTES:
-                raise JsTypeError(f"More than {MAX_BUFFERED_BYTES} bytes wait for a WritableStream: await write().")
-            self._bytes += size
-        except Exception as error:  # noqa: BLE001 - a promise
-            return Failed(error, "write()")
-
-        async def wrote() -> None:
-            try:
-                if self._write is not None:
-                    result = self._write(chunk, self)
-                    if inspect.isawaitable(result):
-                        await result
-            finally:
-                self._bytes -= size
-
-        return self.write_soon(wrote)
-
-    def write_soon(self, function: Callable[[], Any]) -> Awaitable[None]:
-        number, self._calls = self._calls, self._calls + 1
-        return _promise(self._in_turn(number, function), "write()")
-
-    async def _in_turn(self, number: int, function: Callable[[], Any]) -> None:
-        try:
-            if self._served < number:
-                waiting = self._turns[number] = require_context("write()").future()
-                await waiting
-            if self._ended is not None:
-                raise self._ended
-            result = function()
-            if inspect.isawaitable(result):
-                await result
-        except Exception as error:
-            self._ended = self._ended or error
-            raise
-        finally:
-            self._turns.pop(number, None)
-            self._finished.add(number)
-            while self._served in self._finished:  # one that was cancelled before its turn is passed over in its turn
-                self._finished.discard(self._served)
-                self._served += 1
-            waiting = self._turns.get(self._served)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
-            self._settle()
-
-    def _settle(self) -> None:
-        """Tell who waits for `closed`."""
-        if self._over is None or self._over.done():
-            return
-        if self._ended is not None:
-            self._over.set_exception(self._ended)
-            self._over.exception()  # nobody needs to look at it
-        elif self._closed and self._served >= self._calls:
-            self._over.set_result(None)
-
-    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None:
-        """Only a transform has a reader."""
-
-    def check(self) -> None:
-        """Raise what made it unusable."""
-        if self._ended is not None:
-            raise self._ended
-        if self._closed:
-            raise JsTypeError("This WritableStream has been closed.")
-
-    async def ready(self) -> None:
-        if self.room <= 0:
-            await self.write_soon(lambda: None)
-
-    def over(self) -> Any:
-        """A future: settled when it is closed, aborted or broken."""
-        if self._over is None:
-            self._over = require_context("closed").future()
-            self._settle()
-        return self._over
-
-    def close(self) -> Awaitable[None]:
-        try:
-            self.check()
-        except Exception as error:  # noqa: BLE001 - a promise
-            return Failed(error, "close()")
-        self._closed = True
-        return self.write_soon(self._close or _nothing)
-
-    def abort(self, reason: Any = None) -> Awaitable[None]:
-        if self._ended is not None:
-            return Settled(None)
-        self._ended = _error(reason)
-        self._settle()
-        if self._abort is None:
-            return Settled(None)
-        abort = self._abort
-
-        async def aborted() -> None:
-            result = abort(reason)
-            if inspect.isawaitable(result):
-                await result
-
-        return _promise(aborted(), "abort()")
-
-
-def _nothing() -> None:
-    """A sink without `close`."""
-
-
-class _ChannelSink(_Sink):
-    """The writable end of a transform: what its `transform` makes of a chunk goes to the reader."""
-
-    def __init__(self, channel: _Channel, transformer: Any) -> None:
-        self._channel = channel
-        self._transform, self._flush = (_member(transformer, name) for name in ("transform", "flush"))
-        self._controller = ReadableStreamDefaultController(channel)
-        super().__init__({"start": None})
-        self._write, self._close, self._abort = self._put, self._end, self._fail
-        start = _member(transformer, "start")
-        if start is not None:
-            self.write_soon(lambda: start(self._controller))
-
-    @property
-    def room(self) -> int:
-        return self._channel.room
-
-    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None:
-        self._channel.left = function
-
-    def check(self) -> None:
-        if self._channel.gone is not None:
-            raise self._channel.gone
-        super().check()
-
-    def write(self, chunk: Any) -> Awaitable[None]:
-        if self._transform is not None or self._served < self._calls:
-            return super().write(chunk)
-        try:
-            self.check()
-            self._channel.put(chunk)
-        except Exception as error:  # noqa: BLE001 - a promise
-            return Failed(error, "write()")
-        return Settled(None) if self._channel.room >= 0 else _promise(self._channel.has_room(), "write()")
-
-    async def _put(self, chunk: Any, _: Any = None) -> None:
-        try:
-            if self._transform is None:
-                self._channel.put(chunk)
-            else:
-                result = self._transform(chunk, self._controller)
-                if inspect.isawaitable(result):
-                    await result
-        except BaseException as error:
-            self._channel.fail(error)
-            raise
-        await self._channel.has_room()
-
-    async def _end(self) -> None:
-        if self._flush is not None:
-            try:
-                result = self._flush(self._controller)
-                if inspect.isawaitable(result):
-                    await result
-            except BaseException as error:
-                self._channel.fail(error)
-                raise
-        self._channel.end()
-
-    def close(self) -> Awaitable[None]:
-        if self._flush is None and self._served == self._calls:  # at once: nobody needs to await it
-            try:
-                self.check()
-            except Exception as error:  # noqa: BLE001 - a promise
-                return Failed(error, "close()")
-            self._closed = True
-            self._channel.end()
-            self._settle()
-            return Settled(None)
-        return super().close()
-
-    def abort(self, reason: Any = None) -> Awaitable[None]:
-        """At once: who reads must not wait for it."""
-        self._channel.fail(_error(reason))
-        self._ended = self._ended or _error(reason)
-        self._settle()
-        return Settled(None)
-
-    async def ready(self) -> None:
-        await self._channel.has_room()
-
-    def _fail(self, reason: Any) -> None:
-        self._channel.fail(_error(reason))
-
-
-class TransformStream:
-    """What is written to `.writable` is read from `.readable`, through `transform(chunk, controller)` if there is one."""
-
-    def __init__(self, transformer: Any = None, *_: Any, **more: Any) -> None:
-        literal = {**transformer, **more} if isinstance(transformer, dict) else more
-        channel = _Channel()
-        self.writable = WritableStream(_ChannelSink(channel, literal or transformer))
-        self.readable = ReadableStream(channel)
-
-    @classmethod
-    def new(cls, *arguments: Any, **more: Any) -> Self:
-        return cls(*arguments, **more)
-
-
-class IdentityTransformStream(TransformStream):
-    """`TransformStream()`, of bytes."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
-
-
-class FixedLengthStream(TransformStream):
-    """As many bytes as were announced: more or fewer are an error."""
-
-    def __init__(self, length: int, *_: Any, **__: Any) -> None:
-        left = int(length)
-
-        def transform(chunk: Any, controller: Any) -> None:
-            nonlocal left
-            left -= _size_of(chunk)
-            if left < 0:
-                raise JsTypeError("Attempt to write too many bytes through a FixedLengthStream.")
-            controller.enqueue(chunk)
-
-        def flush(_: Any) -> None:
-            if left:
-                raise JsTypeError("FixedLengthStream did not see all expected bytes before close().")
-
-        super().__init__({"transform": transform, "flush": flush})
-
-
-class TextEncoderStream(TransformStream):
-    """Text in, UTF-8 out."""
-
-    encoding = "utf-8"
-
-    def __init__(self) -> None:
-        super().__init__({"transform": lambda chunk, controller: controller.enqueue(str(chunk).encode("utf-8", "replace"))})
-
-
-class TextDecoderStream(TransformStream):
-    """UTF-8 in, text out."""
-
-    encoding = "utf-8"
-
-    def __init__(self, label: str = "utf-8", options: Any = None, **more: Any) -> None:
-        import codecs
-
-        fatal = {**(options if isinstance(options, dict) else {}), **more}.get("fatal")
-        decoder = codecs.getincrementaldecoder(label)("strict" if fatal else "replace")
-
-        def transform(chunk: Any, controller: Any) -> None:
-            if text := decoder.decode(bytes(chunk)):
-                controller.enqueue(text)
-
-        def flush(controller: Any) -> None:
-            if text := decoder.decode(b"", final=True):
-                controller.enqueue(text)
-
-        super().__init__({"transform": transform, "flush": flush})
-
-
-_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15, "deflate-raw": -15}
-
-
-def _window_bits(kind: str) -> int:
-    if kind not in _WINDOW_BITS:
-        raise JsTypeError(f"Unsupported compression format: {kind!r}; it is one of {', '.join(_WINDOW_BITS)}.")
-    return _WINDOW_BITS[kind]
-
-
-class CompressionStream(TransformStream):
-    """`gzip`, `deflate` or `deflate-raw`."""
-
-    def __init__(self, kind: str) -> None:
-        compressor = zlib.compressobj(wbits=_window_bits(kind))
-
-        def transform(chunk: Any, controller: Any) -> None:
-            if piece := compressor.compress(to_bytes(chunk) or b""):
-                controller.enqueue(piece)
-
-        super().__init__({"transform": transform, "flush": lambda controller: controller.enqueue(compressor.flush())})
-
-
-class DecompressionStream(TransformStream):
-    """What `CompressionStream` makes, back; in pieces of bounded size."""
-
-    def __init__(self, kind: str) -> None:
-        decompressor = zlib.decompressobj(wbits=_window_bits(kind))
-
-        async def transform(chunk: Any, controller: Any) -> None:
-            rest = to_bytes(chunk) or b""
-            full = False  # zlib may hold back more of what it has read already
-            while (rest or full) and not decompressor.eof:
-                try:
-                    piece = decompressor.decompress(rest, _PIECE_BYTES)
-                except zlib.error as error:
-                    raise JsTypeError(f"Decompression failed: {error}") from error
-                if piece:
-                    controller.enqueue(piece)
-                    await controller._channel.has_room()
-                rest, full = decompressor.unconsumed_tail, len(piece) == _PIECE_BYTES
-            if decompressor.eof and (rest or decompressor.unused_data):
-                raise JsTypeError("Decompression failed: there is more behind the end of the data.")
-
-        def flush(controller: Any) -> None:
-            if not decompressor.eof:
-                raise JsTypeError("Decompression failed: the data ends too early.")
-
-        super().__init__({"transform": transform, "flush": flush})
-
-
-__all__ = [
-    "CompressionStream",
-    "DecompressionStream",
-    "FixedLengthStream",
-    "IdentityTransformStream",
-    "ReadableStream",
-    "TextDecoderStream",
-    "TextEncoderStream",
-    "TransformStream",
-    "WritableStream",
-]

@@ -16,23 +16,21 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from roost.api.abort import AbortController, AbortSignal
 from roost.api.buffers import ArrayBuffer, Blob, File
+from roost.api.coding_streams import (
+    CompressionStream,
+    DecompressionStream,
+    FixedLengthStream,
+    TextDecoderStream,
+    TextEncoderStream,
+)
 from roost.api.entrypoint import fetch
 from roost.api.forms import FormData
 from roost.api.headers import Headers
 from roost.api.http import Request, Response
 from roost.api.runtime import require_context
-from roost.api.streams import (
-    CompressionStream,
-    DecompressionStream,
-    FixedLengthStream,
-    IdentityTransformStream,
-    ReadableStream,
-    TextDecoderStream,
-    TextEncoderStream,
-    TransformStream,
-    WritableStream,
-)
+from roost.api.streams import ReadableStream
 from roost.api.websocket import WebSocket, WebSocketPair, WebSocketRequestResponsePair
+from roost.api.writable_streams import IdentityTransformStream, TransformStream, WritableStream
 from roost.compat.builtins import (
     JSON,
     Array,
