@@ -33,6 +33,14 @@ class DurableObject:
         self.env = env
 
 
+class RpcTarget:
+    """What stays where it is when a call passes it: the other side gets a stub, and calls its methods here.
+
+    Methods and properties of its class can be used, what is set on the instance cannot. Source: platform documentation,
+    "Remote-procedure call (RPC)", "Class instances".
+    """
+
+
 class WorkflowEntrypoint:
     """Importable, so that sources which mention workflows load; running one is not supported."""
 
@@ -133,13 +141,15 @@ def patch_env(values: dict[str, Any] | None = None, **more: Any) -> Iterator[Non
 
 
 def import_from_javascript(name: str) -> Any:
-    """The platform's own modules: "cloudflare:workers" has `env`, `waitUntil`, `DurableObject`, `WorkerEntrypoint`.
+    """The platform's own modules: "cloudflare:workers" has `env`, `waitUntil`, `DurableObject`, `WorkerEntrypoint`,
+    `RpcTarget`.
 
     Raises ImportError for others: there is no JavaScript here.
     """
     if name == "cloudflare:workers":
         return SimpleNamespace(
             env=env, waitUntil=wait_until, DurableObject=DurableObject, WorkerEntrypoint=WorkerEntrypoint,
+            RpcTarget=RpcTarget,
         )  # fmt: skip
     raise ImportError(f"import_from_javascript({name!r}): Roost has no JavaScript; use a Python package instead.")
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from roost.api.aliases import snake_cases
 from roost.api.rpc_values import decode_rpc, encode_rpc
+from roost.api.runtime import require_context
 from roost.errors import JsException, JsRangeError
 from roost.events import Fault
 from roost.values import DataCloneError, is_unicode, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
+
+    from roost.api.runtime import IoContext
 
 MAX_CALL_BYTES: Final = 32 * 1024 * 1024
 _HANDLERS: Final = (
@@ -50,17 +53,89 @@ class RpcMember:
         self._name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        try:
-            arguments = encode_rpc([list(args), kwargs])
-        except DataCloneError as error:
-            raise DataCloneError(f"{self._name}(): of its [arguments, named], {error.message}") from None
-        return self._caller.call(self._name, _checked(arguments, self._name))
+        return self._caller.call(self._name, encoded_arguments(self._name, args, kwargs))
+
+    def begin(self, arguments: bytes) -> Awaitable[Any]:
+        """The call, of arguments that are encoded."""
+        return self._caller.call(self._name, arguments)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._caller.call(self._name, b"").__await__()
 
+    def __getattr__(self, name: str) -> Pipelined:
+        return pipelined(self, name)
+
     def __repr__(self) -> str:
         return f"<RPC {self._name}>"
+
+
+class Pipelined:
+    """A member of what a call or a property will give (`stub.open().write(…)`): call it, or await it to read it.
+
+    Source: platform documentation, "Remote-procedure call (RPC)", "Promise pipelining". Here the second call leaves once
+    the first is answered.
+    """
+
+    __slots__ = ("_name", "_source")
+
+    def __init__(self, source: Awaitable[Any], name: str) -> None:
+        self._source = source
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        name = self._name
+        arguments = encoded_arguments(name, args, kwargs)
+        return PipelinedCall(require_context(f"{name}()").promise(self._call(arguments), f"{name}()"))
+
+    async def _call(self, arguments: bytes) -> Any:
+        found = await self._found()
+        itself = getattr(type(found), "itself", None)  # a function's stub, in an object that was given
+        begun = found if isinstance(found, RpcMember) else None if itself is None else itself(found)
+        if begun is None:
+            raise JsException(f'"{self._name}" is not a function.', "TypeError")
+        return await begun.begin(arguments)
+
+    async def _found(self) -> Any:
+        given = await self._source
+        if isinstance(given, dict):
+            return given.get(self._name)
+        found = getattr(given, self._name, None)
+        return found if isinstance(found, RpcMember) else None
+
+    async def _read(self) -> Any:
+        found = await self._found()
+        return await found if isinstance(found, RpcMember) else found
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._read().__await__()
+
+    def __getattr__(self, name: str) -> Pipelined:
+        return pipelined(self, name)
+
+    def __repr__(self) -> str:
+        return f"<RPC …{self._name}>"
+
+
+class PipelinedCall:
+    """The outcome of a pipelined call, which can be pipelined itself."""
+
+    __slots__ = ("_promise",)
+
+    def __init__(self, promise: Awaitable[Any]) -> None:
+        self._promise = promise
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._promise.__await__()
+
+    def __getattr__(self, name: str) -> Pipelined:
+        return pipelined(self._promise, name)
+
+
+def pipelined(source: Awaitable[Any], name: str) -> Pipelined:
+    """The member `name` of what `source` will give. Raises AttributeError for what is private."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return Pipelined(source, name)
 
 
 def member(caller: MethodCaller, name: str) -> RpcMember:
@@ -78,8 +153,27 @@ def _checked(payload: bytes, what: str) -> bytes:
     return payload
 
 
-def find_method(target: Any, method: str, arguments: bytes, base: type) -> Any:
-    """The awaitable or value of a call on `target`. Only what its own classes define is public, nothing of `base`.
+def encoded_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The arguments of a call as they travel. Raises DataCloneError."""
+    try:
+        return _checked(encode_rpc([list(args), kwargs]), name)
+    except DataCloneError as error:
+        raise DataCloneError(f"{name or 'stub'}(): of its [arguments, named], {error.message}") from None
+
+
+def call_function(target: Any, arguments: bytes, received: list[Any]) -> Any:
+    """The awaitable or value of a call of `target` itself, with the stubs in its arguments in `received`."""
+    if not arguments:
+        raise JsException("A function's stub has no properties to be read.", "TypeError")
+    if not callable(target):
+        raise JsException("The RPC receiver is not a function: call one of its methods.", "TypeError")
+    args, kwargs = decode_rpc(arguments, error_of, None, received)
+    return target(*args, **kwargs)
+
+
+def find_method(target: Any, method: str, arguments: bytes, base: type, received: list[Any]) -> Any:
+    """The awaitable or value of a call on `target`. Only what its own classes define is public, nothing of `base`. The
+    stubs in its arguments are put into `received`.
 
     Raises what the method raises, or TypeError (as JsException) if there is no such method.
     """
@@ -94,16 +188,23 @@ def find_method(target: Any, method: str, arguments: bytes, base: type) -> Any:
         return getattr(target, method)
     if isinstance(found, property):
         raise JsException(f'"{method}" is not a function; read it by: await stub.{method}', "TypeError")
-    args, kwargs = decode_rpc(arguments, error_of)
+    args, kwargs = decode_rpc(arguments, error_of, None, received)
     return getattr(target, method)(*args, **kwargs)
 
 
-def encode_result(value: Any, method: str) -> bytes:
-    """The bytes of a result. Raises DataCloneError with the path to what cannot be cloned."""
+def encode_result(value: Any, method: str, context: IoContext) -> bytes:
+    """The bytes of a result that leaves `context`. Raises DataCloneError with the path to what cannot be cloned."""
     try:
-        return _checked(encode_rpc(value), method)
+        return _checked(encode_rpc(value, context), method)
     except DataCloneError as error:
         raise DataCloneError(f"the result of {method}(): {error.message}") from None
+
+
+GONE: Final = "\0gone"  # the name of the fault of a stub that can no longer be used
+
+
+class BrokenStubError(JsException):
+    """What a stub stood for is gone: it was released, or its owner sleeps, has ended or was deployed anew."""
 
 
 class RemoteError(JsException):
@@ -143,13 +244,15 @@ def fault_of(error: BaseException) -> Fault:
     return Fault(name, to_unicode(text))
 
 
-def decode_result(data: bytes) -> Any:
-    """What `encode_result` was given. Raises ValueError for damage."""
-    return decode_rpc(data, error_of)
+def decode_result(data: bytes, context: IoContext | None) -> Any:
+    """What `encode_result` was given, for the context that has called. Raises ValueError for damage."""
+    return decode_rpc(data, error_of, context)
 
 
-def error_of(fault: Fault, cause: BaseException | None = None) -> RemoteError:
+def error_of(fault: Fault, cause: BaseException | None = None) -> JsException:
     """An exception as its caller sees it. `cause`: the one it was, where it is at hand: its traceback helps."""
+    if fault.name == GONE:
+        return BrokenStubError(fault.message)
     error = _CLASSES.get(fault.name, RemoteError)(fault.message, fault.name)
     error.__cause__ = cause
     return error

@@ -92,6 +92,19 @@ class IoContext(Protocol):
         """Begin a coroutine where the result is awaited, or else in the next turn; a failure nobody awaits is logged."""
         ...
 
+    def export_rpc(self, target: Any) -> list[Any]:
+        """The reference by which others can call `target`, a function or an `RpcTarget` (`api.rpc_stubs`), in this
+        context: its home and number. Raises RangeError (as JsException) if there are too many."""
+        ...
+
+    def withdraw_rpc(self, references: list[Any]) -> None:
+        """Those were never passed on."""
+        ...
+
+    def adopt_rpc(self, reference: list[Any]) -> Any:
+        """The stub of what somebody has exported; this context holds it."""
+        ...
+
     def failed_in(self, what: str, error: BaseException) -> None:
         """Log an error of worker code."""
         ...

@@ -5,6 +5,7 @@ from typing import Any
 from roost.api.buffers import Blob, BlobEnding, BlobValue, File
 from roost.api.entrypoint import (
     DurableObject,
+    RpcTarget,
     WorkerEntrypoint,
     WorkflowEntrypoint,
     env,
@@ -19,6 +20,7 @@ from roost.api.entrypoint import (
 from roost.api.forms import FormData, FormDataValue
 from roost.api.headers import Headers
 from roost.api.http import Body, FetchResponse, Request, Response
+from roost.api.rpc_stubs import RpcStub
 from roost.api.state import DurableObjectState as Context
 
 waitUntil = wait_until
@@ -43,6 +45,8 @@ __all__ = [
     "Request",
     "RequestInitCfProperties",
     "Response",
+    "RpcStub",
+    "RpcTarget",
     "WorkerEntrypoint",
     "WorkflowEntrypoint",
     "env",

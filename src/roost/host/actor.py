@@ -43,8 +43,10 @@ from roost.events import (
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
+from roost.host.calls import answer_when_durable
 from roost.host.gates import OutputGate
 from roost.host.io_context import MAX_PENDING, NOTHING, Context, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.rpc_table import RpcCall
 from roost.host.running import Suspended, in_context
 from roost.link.port import NO_CONTEXT
 from roost.protocol.websocket import CloseCode
@@ -56,10 +58,12 @@ if TYPE_CHECKING:
 
     from roost.api.http import Request
     from roost.events import Redial, SocketClose, SocketError, SocketOpened
+    from roost.host.calls import Reply
     from roost.host.delivered import Words
     from roost.host.gateway_link import GatewayLink, Receipt
     from roost.host.host import Host, SocketEvent
     from roost.host.loader import ObjectClass
+    from roost.host.rpc_table import Export
 
 _log = logging.getLogger("roost.worker")
 
@@ -669,6 +673,15 @@ class Actor(Context):
 
     # calls and alarms
 
+    def begin_rpc(self, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+        call = RpcCall(self, method)
+
+        def done(result: Any, error: BaseException | None) -> None:
+            answer_when_durable(self, call, result, error, reply)
+
+        what = export.name_of(method)
+        self.run_event(lambda: export.start(method, arguments, call.received), what, chain, done)
+
     def run_event(self, start: Callable[[], Any], what: str, chain: Chain, done: Done) -> None:
         """Run `start()` of worker code when the gate lets it; `done(result, error)` once it has ended.
 
@@ -896,6 +909,8 @@ class Actor(Context):
         self.phase = Phase.GONE
         self.is_over = True
         self.shut()
+        if self._rpc is not None:
+            self._rpc.close()
         if self._store is not None:
             self._store.close()
         for socket, link in self.sockets.items():

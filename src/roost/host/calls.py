@@ -6,15 +6,17 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import DurableObject
-from roost.api.rpc import encode_result, fault_of, find_method
+from roost.api.rpc import fault_of, find_method
 from roost.errors import ConfigError, Superseded, UnavailableError, WorkerError
 from roost.events import Call, Fault, Result
+from roost.host.rpc_table import RpcCall
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from roost.events import Chain, ObjectRef
+    from roost.host.actor import Actor
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
 
@@ -35,7 +37,8 @@ class Calls:
 
         def reply(value: bytes, fault: Fault | None, error: BaseException | None, cause: BaseException | None) -> None:
             if cause is not None:
-                _log.info("%s.%s() raised %s (told to its caller)", event.target.class_name, event.method, fault)
+                what = event.target.class_name or "a stub"
+                _log.info("%s.%s() raised %s (told to its caller)", what, event.method, fault)
             if error is not None:
                 fault = fault_of(error)
             link.link.send(Result(event.request, value, fault))
@@ -45,6 +48,9 @@ class Calls:
     def begin(self, ref: ObjectRef, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
         """Call a method of an object. `reply(value, fault, error, cause)`: its result, what it raised (and the exception
         itself), or why it was not run."""
+        if not ref.class_name:
+            self._host.rpc.begin(ref, method, arguments, chain, reply)
+            return
         self._host.counters.calls += 1
         try:
             actor = self._host.waking.awaken(ref, f"{method}()")
@@ -55,24 +61,23 @@ class Calls:
             reply(b"", None, error, None)
             return
         self.running += 1
+        call = RpcCall(actor, method)
+
+        def start() -> Any:
+            return find_method(actor.instance, method, arguments, DurableObject, call.received)
 
         def done(result: Any, error: BaseException | None) -> None:
-            value, fault = b"", None
-            if error is None:
-                try:
-                    value = encode_result(result, method)
-                except Exception as refused:  # noqa: BLE001 - it cannot be cloned: the caller is told
-                    error = refused
             self.running -= 1
             if type(error) is Superseded:
                 self._host.loop.call_soon(self.begin, ref, method, arguments, chain, reply, context=NO_CONTEXT)
-                return
-            failure: BaseException | None = None
-            if isinstance(error, WorkerError):
-                failure = error
-            elif error is not None:
-                fault = fault_of(error)
-            # Also an error is an answer, and waits for what was written before it.
-            actor.gate.hold(lambda broken: reply(value, fault, failure or broken, error))
+            else:
+                answer_when_durable(actor, call, result, error, reply)
 
-        actor.run_event(lambda: find_method(actor.instance, method, arguments, DurableObject), f"{method}()", chain, done)
+        actor.run_event(start, f"{method}()", chain, done)
+
+
+def answer_when_durable(actor: Actor, call: RpcCall, result: Any, error: BaseException | None, reply: Reply) -> None:
+    """Also an error is an answer, and waits for what was written before it."""
+    value, fault, raised = call.outcome(result, error)
+    failure = raised if isinstance(raised, WorkerError) else None
+    actor.gate.hold(lambda broken: reply(value, fault, failure or broken, raised))

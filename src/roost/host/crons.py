@@ -145,6 +145,8 @@ class Crons:
         except BaseException as error:  # noqa: BLE001 - the user's, also sys.exit()
             context.failed_in("scheduled", error)
             return False
+        finally:
+            context.answered()
         return True
 
     async def _call(self, context: Any, expression: str, due_ms: int) -> None:

@@ -67,6 +67,7 @@ from roost.host.outbound import Outbound
 from roost.host.promise import awaiting
 from roost.host.registry import Actors
 from roost.host.requests import Requests
+from roost.host.rpc_table import RpcTable
 from roost.host.running import Runner
 from roost.host.services import EntrypointCaller
 from roost.host.stubs import StubCaller, raised
@@ -185,7 +186,8 @@ class Host:
         self._ended: set[int] = set()  # sockets of gateways that died, whose ends their objects know
         self._unsaid: dict[int, list[Words]] = {}  # for gateways that are not here yet, by epoch
         self._unsaid_bytes = 0
-        caller = StubCaller(self)
+        self.rpc = RpcTable(self, random_bytes)
+        caller = self.stubs = StubCaller(self)
         env: dict[str, Any] = dict(variables)
         for binding, class_name in bindings.items():
             key = namespace_key(worker_name, (first_names or {}).get(class_name, class_name))
@@ -534,7 +536,7 @@ class Host:
 
     def new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         """The loop's task factory: a task that worker code starts pins its object until it ends."""
-        if not hasattr(coroutine, "send"):  # what the platform's calls return is awaitable, as promises are there
+        if not hasattr(type(coroutine), "send"):  # what the platform's calls return is awaitable, as promises are there
             coroutine = awaiting(coroutine)
         task = asyncio.Task(coroutine, loop=loop, **options)
         context = current_context.get(None)
@@ -715,6 +717,7 @@ class Host:
             await asgi.end_lifespans(min(timeout_s, _LIFESPAN_S))
         for link in self.links:
             link.link.close()
+        self.rpc.close()
         self.kv.close()
         self.disk.end()
 

@@ -21,17 +21,21 @@ from roost.host import memory
 from roost.host.aborting import unless_aborted
 from roost.host.bodies import SenderGone
 from roost.host.promise import Promise
+from roost.host.rpc_table import PIN_EXPORTS, RpcSession, begin_in_request
 from roost.host.running import Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from roost.api.http import Request, Response
+    from roost.api.rpc_stubs import RpcStub
     from roost.api.runtime import SocketPort
-    from roost.events import SocketClose, SocketError, SocketMessage
+    from roost.events import Chain, SocketClose, SocketError, SocketMessage
+    from roost.host.calls import Reply
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
     from roost.host.http_client import FetchedBody
+    from roost.host.rpc_table import Export
 
 _log = logging.getLogger("roost.worker")
 
@@ -89,7 +93,7 @@ class Context:
     """The surroundings of running worker code. `label` names it in logs: `Room(lobby)`, `GET /`."""
 
     __slots__ = (
-        "__weakref__", "_io_pins", "_last_pin", "_socket_pins", "_timers", "_waited_for", "compat", "host",
+        "__weakref__", "_io_pins", "_last_pin", "_rpc", "_socket_pins", "_timers", "_waited_for", "compat", "host",
         "is_over", "label", "last_active", "pins",
     )  # fmt: skip
 
@@ -105,6 +109,7 @@ class Context:
         self._socket_pins: dict[WebSocket, int] = NOTHING
         self._io_pins: dict[int, float] = NOTHING  # until when a pin counts, for those that do not for ever
         self._waited_for: dict[asyncio.Task[None], None] = NOTHING
+        self._rpc: RpcSession | None = None
 
     def fresh_variables(self) -> contextvars.Context:
         """Context variables for one run of worker code: only who it belongs to is set.
@@ -281,6 +286,28 @@ class Context:
     def body_opened(self, body: FetchedBody) -> None:
         """A response of `fetch` that is to be read. An object may keep it; a request's are let go of at its end."""
 
+    # what is passed by reference
+
+    @property
+    def rpc(self) -> RpcSession:
+        """What this context has exported and holds, made when it is first used."""
+        if self._rpc is None:
+            self._rpc = RpcSession(self)
+        return self._rpc
+
+    def export_rpc(self, target: Any) -> list[Any]:
+        return self.rpc.export(target)
+
+    def withdraw_rpc(self, references: list[Any]) -> None:
+        self.rpc.withdraw(references)
+
+    def adopt_rpc(self, reference: list[Any]) -> RpcStub:
+        return self.rpc.adopt(*reference)
+
+    def begin_rpc(self, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+        """Run a call on what this context has exported."""
+        begin_in_request(self, export, method, arguments, chain, reply)
+
     # promises
 
     def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Promise:
@@ -402,13 +429,15 @@ class Context:
 class RequestContext(Context):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
 
-    __slots__ = ("_fetched", "_link", "received")
+    __slots__ = ("_answered", "_exports_stay", "_fetched", "_link", "received")
 
     def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
         super().__init__(host, label, compat)
         self.received: list[WebSocket] = []
         self._link = link
         self._fetched: WeakSet[FetchedBody] | None = None
+        self._answered = False
+        self._exports_stay = False
 
     def body_opened(self, body: FetchedBody) -> None:
         if self._fetched is None:
@@ -420,6 +449,25 @@ class RequestContext(Context):
         if self._fetched is not None and all(what == "request" for what in self.pins.values()):
             for body in list(self._fetched):
                 body.let_go()
+        self._answered = True
+        self._look()
+
+    def called(self) -> None:
+        """Like `answered`, of a call: what its result passes on stays for as long as somebody holds it."""
+        self._answered = self._exports_stay = True
+        self._look()
+
+    def unpin(self, number: int) -> None:
+        super().unpin(number)
+        if self._answered:
+            self._look()
+
+    def _look(self) -> None:
+        """Once nothing goes on here, stubs end that were made or are held here."""
+        if self._rpc is None or (self._exports_stay and self._rpc.exports):
+            return
+        if all(what in ("request", PIN_EXPORTS) for what in self.pins.values()):
+            self._rpc.close()
 
     def fresh_variables(self) -> contextvars.Context:
         variables = super().fresh_variables()

@@ -11,6 +11,7 @@ class HostLimits(msgspec.Struct, frozen=True):
     max_live_objects: int = 10_000
     max_sockets_per_object: int = 32_768
     max_fetch_connections: int = 1000
+    max_rpc_stubs: int = 100_000  # functions, targets and streams of its objects and requests that others hold
     max_queued_events: int = 8192  # of one object: those that wait for it, and messages whose handlers wait
 
 
@@ -29,6 +30,10 @@ class HostCounters(msgspec.Struct):
     fetches_refused: int = 0  # `max_fetch_connections`
     rates_uncounted: int = 0  # `limit()` of more than 100,000 keys in a period
     kv_refused: int = 0  # more than 1,000 KV operations waited
+    rpc_stubs: int = 0  # functions, targets and streams that were passed to others
+    rpc_stubs_held: int = 0  # how many of those there are now
+    rpc_stubs_refused: int = 0  # `max_rpc_stubs`, or more than 1,000 of an object or request
+    rpc_stubs_expired: int = 0  # nobody has said any more that he holds them
     events_unknown: int = 0
     events_given_up: int = 0  # an earlier host hung in them
     events_quarantined: int = 0  # of objects that are not woken any more; requests, too

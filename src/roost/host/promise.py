@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from roost.api.promises import calling_line, nobody_awaits
+from roost.api.rpc import Pipelined, pipelined
 from roost.errors import JsException
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ class Promise:
             raise
         outcome.set_result(result)
         return result
+
+
+class RpcPromise(asyncio.Future[Any]):
+    """The outcome of a call through a stub: a future, whose members are those of the result (`stub.open().write(…)`)."""
+
+    def __getattr__(self, name: str) -> Pipelined:
+        return pipelined(self, name)
 
 
 async def awaiting(awaitable: Any) -> Any:

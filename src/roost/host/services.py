@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import WorkerEntrypoint
-from roost.api.rpc import decode_result, encode_result, error_of, fault_of, find_method
+from roost.api.http import Response
+from roost.api.rpc import find_method
+from roost.api.runtime import current_context
 from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
 from roost.host.aborting import unless_aborted
 from roost.host.blocking import call_chain, chain_of_call
 from roost.host.io_context import RequestContext, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.promise import RpcPromise
+from roost.host.rpc_table import RpcCall
 from roost.host.running import in_context
-from roost.host.stubs import calling_actor, in_callee
+from roost.host.stubs import Answer, calling_actor, in_callee
 from roost.link.port import NO_CONTEXT
 from roost.values import decode_js, encode
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     import contextvars
 
-    from roost.api.http import Request, Response
+    from roost.api.http import Request
     from roost.host.host import Host
 
 
@@ -69,6 +73,8 @@ class EntrypointCaller:
             received = received_sockets.get()
             if received is not None and client is not None:
                 received.append(client)
+            if response is None or isinstance(response._body, bytes | None):
+                context.answered()
 
     async def _fetch(self, request: Request, context: RequestContext) -> Response:
         handler = getattr(self._instance(context), "fetch", None)
@@ -76,31 +82,26 @@ class EntrypointCaller:
             raise WorkerError(f"class {self._name} has no fetch method; add `async def fetch(self, request)`.")
         result = handler(request)
         response: Any = await result if hasattr(result, "__await__") else result
-        if not hasattr(response, "web_socket"):
+        if not isinstance(response, Response):
             raise not_a_response(f"{self._name}.fetch", response)
-        return response  # type: ignore[no-any-return]
+        return response
 
     def call(self, method: str, arguments: bytes) -> asyncio.Future[Any]:
         loop = self._host.loop
-        answered: asyncio.Future[Any] = loop.create_future()
+        answered = RpcPromise(loop=loop)
+        answer = Answer(answered, current_context.get(None))
         context, variables = self._begin(f"{method}()")
+        call = RpcCall(context, method)
 
         def done(result: Any, error: BaseException | None) -> None:
             drop_unused(context.received)
-            if answered.done():
-                return
-            try:
-                if error is not None:
-                    raise error
-                answered.set_result(decode_result(encode_result(result, method)))
-            except WorkerError as failure:
-                answered.set_exception(failure)
-            except BaseException as failure:  # noqa: BLE001 - the user's
-                answered.set_exception(error_of(fault_of(failure), failure))
+            value, fault, raised = call.outcome(result, error)
+            answer(value, fault, raised if isinstance(raised, WorkerError) else None, raised)
+            context.called()
 
         def begin() -> None:
             self._host.counters.calls += 1
-            self._host.runner.run(variables, self._start(context, method, arguments), done)
+            self._host.runner.run(variables, self._start(context, method, arguments, call.received), done)
 
         def when_durable(error: BaseException | None) -> None:
             if error is not None:
@@ -116,8 +117,8 @@ class EntrypointCaller:
             caller.gate.hold(when_durable)
         return answered
 
-    async def _start(self, context: RequestContext, method: str, arguments: bytes) -> Any:
-        result = find_method(self._instance(context), method, arguments, WorkerEntrypoint)
+    async def _start(self, context: RequestContext, method: str, arguments: bytes, stubs: list[Any]) -> Any:
+        result = find_method(self._instance(context), method, arguments, WorkerEntrypoint, stubs)
         return await result if hasattr(result, "__await__") else result
 
 

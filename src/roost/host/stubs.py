@@ -11,19 +11,21 @@ from roost.api.rpc import decode_result, error_of, fault_of
 from roost.api.runtime import current_context
 from roost.api.websocket import WebSocket
 from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, QuarantineError, WorkerError
-from roost.events import Abort, Call, Fault
+from roost.events import Abort, Call, Chain, Fault
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
 from roost.host.aborting import unless_aborted
 from roost.host.actor import Actor
 from roost.host.blocking import chain_of_call, current_section
 from roost.host.io_context import received_sockets, request_link
+from roost.host.promise import RpcPromise
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from roost.events import Chain, ObjectRef, Result
+    from roost.api.runtime import IoContext
+    from roost.events import ObjectRef, Result
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
 
@@ -65,10 +67,11 @@ class StubCaller:
         chain = chain_of_call(caller, number)
         if caller is not None:
             caller.check_may_wait()
-        answered: asyncio.Future[Any] = loop.create_future()
+        answered = RpcPromise(loop=loop)
+        answer = Answer(answered, current_context.get(None))
         in_section = caller is not None and current_section() is not None
         if caller is not None:
-            pinned = caller.pin(f"call {ref.class_name}.{method}()")
+            pinned = caller.pin(f"call {ref.class_name}.{method}()" if ref.class_name else f"call of a stub {method}()")
 
             def over(_: Any) -> None:
                 caller.unpin(pinned)
@@ -80,16 +83,16 @@ class StubCaller:
             if caller is not None and in_section:
                 caller.called_in_block(number, ref)
             try:
-                if self._host.owns(ref):
-                    self._host.calls.begin(ref, method, arguments, chain, Answer(answered))
+                if self._host.owns(ref) or self._host.rpc.is_ours(ref):
+                    self._host.calls.begin(ref, method, arguments, chain, answer)
                 else:
-                    self._call_elsewhere(Call(number, ref, method, arguments, chain), answered)
+                    self._call_elsewhere(Call(number, ref, method, arguments, chain), answer)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
-                Answer(answered)(b"", None, error)
+                answer(b"", None, error)
 
         def in_its_turn(error: BaseException | None) -> None:
             if error is not None:
-                Answer(answered)(b"", None, error)
+                answer(b"", None, error)
             else:
                 # In a turn of its own: nothing may be driven in place inside the caller's task.
                 self._in_turn(ref, begin)
@@ -126,20 +129,27 @@ class StubCaller:
             self._in_turn(ref, passing)
             await passing.future
 
-    def _call_elsewhere(self, event: Call, answered: asyncio.Future[Any]) -> None:
-        link = self._link_to(event.target)
+    def ask(self, target: ObjectRef, method: str, arguments: bytes, answered: asyncio.Future[Result]) -> None:
+        """A call of the host itself. Raises JsException if no gateway is there."""
+        self._send(Call(self._new_request(), target, method, arguments, Chain()), answered)
+
+    def _call_elsewhere(self, event: Call, answer: Answer) -> None:
         result: asyncio.Future[Result] = self._host.loop.create_future()
-        link.responses[event.request] = result
 
         def over(done: asyncio.Future[Result]) -> None:
-            link.responses.pop(event.request, None)
             error = done.exception()
             if error is not None:
-                Answer(answered)(b"", None, error)
+                answer(b"", None, error)
             else:
-                Answer(answered)(done.result().value, done.result().fault, None)
+                answer(done.result().value, done.result().fault, None)
 
         result.add_done_callback(over, context=NO_CONTEXT)
+        self._send(event, result)
+
+    def _send(self, event: Call, answered: asyncio.Future[Result]) -> None:
+        link = self._link_to(event.target)
+        link.responses[event.request] = answered
+        answered.add_done_callback(lambda _: link.responses.pop(event.request, None), context=NO_CONTEXT)
         link.link.send(event)
 
     def _link_to(self, ref: ObjectRef) -> GatewayLink:
@@ -245,10 +255,11 @@ class _Passing:
 class Answer:
     """Settles a call's future: with a value, what was raised, or why it was not run. Never raises itself."""
 
-    __slots__ = ("_answered",)
+    __slots__ = ("_answered", "_context")
 
-    def __init__(self, answered: asyncio.Future[Any]) -> None:
+    def __init__(self, answered: asyncio.Future[Any], context: IoContext | None) -> None:
         self._answered = answered
+        self._context = context  # of who has called
 
     def __call__(
         self, value: bytes, fault: Fault | None, error: BaseException | None, cause: BaseException | None = None
@@ -261,8 +272,8 @@ class Answer:
             self._answered.set_exception(raised(fault, "", cause))
         else:
             try:
-                self._answered.set_result(decode_result(value))
-            except ValueError as damaged:
+                self._answered.set_result(decode_result(value, self._context))
+            except Exception as damaged:  # noqa: BLE001 - the caller must not wait for ever
                 self._answered.set_exception(damaged)
 
 

@@ -150,6 +150,7 @@ def make_host(
             max_sockets_per_object=settings.limits.max_sockets_per_object,
             max_queued_events=settings.limits.max_queued_events,
             max_fetch_connections=settings.limits.max_fetch_connections,
+            max_rpc_stubs=settings.limits.max_rpc_stubs,
         ),
         not_again=frozenset(not_again or ()),
         quarantined=frozenset(quarantined or ()),

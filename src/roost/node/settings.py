@@ -42,6 +42,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_sockets_per_object: int = 32_768
     max_queued_events: int = 8192
     max_fetch_connections: int = 1000
+    max_rpc_stubs: int = 100_000
     slow_reader: Literal["close", "drop_oldest"] = "close"
     cpu_ms: int = 30_000
     class_cpu_ms: dict[str, int] = {}
@@ -227,7 +228,8 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where}: network.tls_cert and network.tls_key go together.", key="network.tls_cert")
     if not 1 <= settings.network.compression_level <= 9:
         raise ConfigError(f"{where}: network.compression_level must be between 1 and 9.", key="network.compression_level")
-    for key in ("max_live_objects", "max_sockets_per_object", "max_queued_events", "max_fetch_connections"):
+    at_least_one = ("live_objects", "sockets_per_object", "queued_events", "fetch_connections", "rpc_stubs")
+    for key in (f"max_{name}" for name in at_least_one):
         if not getattr(settings.limits, key):
             raise ConfigError(f"{where}: limits.{key} must be at least 1.", key=f"limits.{key}")
     for key, cpu_ms in (("cpu_ms", settings.limits.cpu_ms), *settings.limits.class_cpu_ms.items()):
