@@ -52,6 +52,7 @@ from roost.compat.builtins import (
     parseInt,
     structuredClone,
 )
+from roost.compat.subtle import CryptoKey, SubtleCrypto
 from roost.compat.url import URL, URLSearchParams
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import JsDict
@@ -188,7 +189,9 @@ console = _Console()
 
 
 class _Crypto:
-    """`crypto.randomUUID()` and `crypto.getRandomValues(buffer)`."""
+    """`crypto.randomUUID()`, `crypto.getRandomValues(buffer)` and `crypto.subtle`."""
+
+    subtle = SubtleCrypto()
 
     def randomUUID(self) -> str:
         return str(uuid.uuid4())
@@ -250,6 +253,7 @@ __all__ = [
     "ArrayBuffer",
     "Blob",
     "CompressionStream",
+    "CryptoKey",
     "DataView",
     "Date",
     "DecompressionStream",
