@@ -28,6 +28,7 @@ NAMES: Final = {
     "workers": "roost.compat.workers",
     "workers.asgi": "roost.compat.asgi",
     "workers.workflows": "roost.compat.workflows",
+    "workers.wsgi": "roost.compat.wsgi",
 }
 
 

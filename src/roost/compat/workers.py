@@ -1,5 +1,6 @@
 """What Python Workers import. Everything here is defined in `roost.api`; names follow the platform's SDK (1.9.5)."""
 
+import importlib
 from typing import Any
 
 from roost.api.buffers import Blob, BlobEnding, BlobValue, File
@@ -59,3 +60,9 @@ __all__ = [
     "waitUntil",
     "wait_until",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("asgi", "workflows", "wsgi"):  # `from workers import wsgi`
+        return importlib.import_module(f"roost.compat.{name}")
+    raise AttributeError(f"module 'workers' has no attribute {name!r}")
