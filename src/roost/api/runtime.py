@@ -16,6 +16,7 @@ from roost.errors import JsException
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from roost.api.cache import CachePort
     from roost.api.http import Request, Response
     from roost.api.websocket import Item, WebSocket
 
@@ -52,6 +53,11 @@ class IoContext(Protocol):
     """Where worker code runs: an object, or one request of a stateless worker."""
 
     compat: Compat
+
+    @property
+    def caches(self) -> CachePort:
+        """Where `caches` keeps responses."""
+        ...
 
     @property
     def is_over(self) -> bool:

@@ -12,10 +12,11 @@ import secrets
 import sys
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from roost.api.abort import AbortController, AbortSignal
 from roost.api.buffers import ArrayBuffer, Blob, File
+from roost.api.cache import CacheStorage
 from roost.api.coding_streams import (
     CompressionStream,
     DecompressionStream,
@@ -204,6 +205,7 @@ class _Crypto:
 
 
 crypto = _Crypto()
+caches = CacheStorage()
 
 
 def setTimeout(function: Callable[..., Any], delay_ms: float = 0, *args: Any) -> int:
@@ -287,6 +289,7 @@ __all__ = [
     "WritableStream",
     "atob",
     "btoa",
+    "caches",
     "clearInterval",
     "clearTimeout",
     "console",
@@ -310,35 +313,9 @@ __all__ = [
 ]
 
 
-class _Unsupported:
-    """A name that sources import and that Roost has no counterpart for: importing it is fine, using it is not."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def _refuse(self) -> NoReturn:
-        instead = _INSTEAD.get(self._name, "use Python for it")
-        raise NotImplementedError(f"js.{self._name} is not supported by Roost; {instead}.")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        self._refuse()
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        self._refuse()
-
-
-_INSTEAD = {
-    "caches": "keep what you need in the object",
-}
-
-
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    if name in _INSTEAD:
-        return _Unsupported(name)
     raise AttributeError(
         f"js.{name} is not provided by Roost. Worker code runs on CPython: use Python's own library for it, "
         "or see docs/reference/compatibility.md."

@@ -54,6 +54,7 @@ from roost.host import memory
 from roost.host.actor import Actor, Phase
 from roost.host.alarms import Alarms
 from roost.host.bodies import BodyReader
+from roost.host.caches import Caches
 from roost.host.calls import Calls
 from roost.host.crons import Crons
 from roost.host.disk import Disk
@@ -125,6 +126,7 @@ class Host:
         services: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
         crons: Sequence[str] = (),
         kv_namespaces: Mapping[str, str] | None = None,
+        cache_bounds: tuple[int, int] = (256 * 1024 * 1024, 0),
         ratelimits: Mapping[str, tuple[str, int, int]] | None = None,
         version_metadata: tuple[str, str, str, str] | None = None,
         assets: tuple[str, Assets | None] | None = None,
@@ -201,6 +203,7 @@ class Host:
             env[binding] = ServiceStub(EntrypointCaller(self, entrypoint, props))
         self.kv = KvStores(self, self.disk.data, kv_namespaces or {})
         env.update(self.kv.bindings)
+        self.caches = Caches(self, self.disk.data, *cache_bounds)
         windows: dict[tuple[str, int], Window] = {}
         for binding, (namespace, limit, period_s) in (ratelimits or {}).items():
             window = Window(period_s, self.kv.now_s, self._rate_uncounted)
@@ -719,6 +722,7 @@ class Host:
             link.link.close()
         self.rpc.close()
         self.kv.close()
+        self.caches.close()
         self.disk.end()
 
 

@@ -27,6 +27,7 @@ from roost.host.running import Suspended
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from roost.api.cache import CachePort
     from roost.api.http import Request, Response
     from roost.api.rpc_stubs import RpcStub
     from roost.api.runtime import SocketPort
@@ -285,6 +286,10 @@ class Context:
 
     def body_opened(self, body: FetchedBody) -> None:
         """A response of `fetch` that is to be read. An object may keep it; a request's are let go of at its end."""
+
+    @property
+    def caches(self) -> CachePort:
+        return self.host.caches
 
     # what is passed by reference
 

@@ -30,6 +30,11 @@ class HostCounters(msgspec.Struct):
     fetches_refused: int = 0  # `max_fetch_connections`
     rates_uncounted: int = 0  # `limit()` of more than 100,000 keys in a period
     kv_refused: int = 0  # more than 1,000 KV operations waited
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cache_evictions: int = 0  # responses that made room (`storage.max_cache_bytes`)
+    cache_refused: int = 0  # more than 1,000 operations of `caches` waited
+    cache_failures: int = 0  # its file could not be read or written
     rpc_stubs: int = 0  # functions, targets and streams that were passed to others
     rpc_stubs_held: int = 0  # how many of those there are now
     rpc_stubs_refused: int = 0  # `max_rpc_stubs`, or more than 1,000 of an object or request

@@ -142,6 +142,7 @@ def make_host(
         services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
         crons=app.crons,
         kv_namespaces=app.kv_namespaces,
+        cache_bounds=(settings.storage.max_cache_bytes, settings.storage.min_free_bytes),
         ratelimits={name: (each.namespace_id, each.limit, each.period_s) for name, each in app.ratelimits.items()},
         version_metadata=(app.version_metadata, *app.version) if app.version_metadata else None,
         assets=None if app.assets is None or not app.assets.binding else (app.assets.binding, make_assets(app)),

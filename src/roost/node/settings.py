@@ -82,6 +82,7 @@ class Storage(msgspec.Struct, frozen=True):
     max_log_bytes: int = 16 * 1024 * 1024
     max_node_log_bytes: int = 1024 * 1024 * 1024
     min_free_bytes: int = 64 * 1024 * 1024
+    max_cache_bytes: int = 256 * 1024 * 1024
 
 
 class Network(msgspec.Struct, frozen=True):

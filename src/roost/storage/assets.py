@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
 
+from roost.api.conditional import part_of, tag_matches
 from roost.storage.asset_rules import HeaderRules, Ignored, PathPatterns, RedirectRules
 from roost.storage.content_types import content_type_of
 
@@ -301,30 +301,6 @@ def _drop(index: Index, path: str) -> Intent | None:
 
 
 _INTENTS: Final[dict[str, IntentOf]] = dict(zip(HTML_HANDLING, (_auto, _force, _drop, _file), strict=True))
-
-
-def tag_matches(if_none_match: str, tag: str) -> bool:
-    """Whether a client has that version already: `*`, or a list of tags compared weakly (RFC 9110 §13.1.2)."""
-    if not if_none_match:
-        return False
-    return if_none_match.strip() == "*" or tag in [each.strip().removeprefix("W/") for each in if_none_match.split(",")]
-
-
-_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
-
-
-def part_of(wanted: str, size: int) -> list[int] | None:
-    """The first and last byte that a Range asks for; [] for one that cannot be had; None for none, or none that is
-    understood, which is answered whole (RFC 9110 §14.2)."""
-    match = _RANGE.match(wanted.replace(" ", ""))
-    if match is None or match[0] == "bytes=-":
-        return None
-    first, last = match[1], match[2]
-    if not first:  # the last so many
-        return [max(0, size - int(last)), size - 1] if int(last) and size else []
-    if last and int(last) < int(first):
-        return None
-    return [int(first), min(int(last) if last else size - 1, size - 1)] if int(first) < size else []
 
 
 def _walk(directory: Path, ignored: Ignored) -> Iterator[tuple[str, str]]:

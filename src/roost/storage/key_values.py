@@ -1,28 +1,23 @@
 """The files behind `kv_namespaces`: one SQLite database a namespace, shared by the hosts of a node.
 
 `data/kv/<sha-256 of the namespace's id>.sqlite`, format 1 (`user_version`): no name from outside becomes part of a path.
-Everything here blocks on the disk; `host/kv.py` has the threads. Source: platform documentation, Workers KV API.
+Everything here blocks on the disk. Source: platform documentation, Workers KV API.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-import apsw
 import msgspec
 
-from roost.errors import RoostError
+from roost.storage.shared_database import SharedDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-FORMAT: Final = 1
-_BUSY_MS: Final = 5_000  # another host writes
 _PURGED_AT_ONCE: Final = 100  # expired pairs that a write removes
 
 
@@ -42,54 +37,14 @@ class Listed(msgspec.Struct, frozen=True):
     expires_s: int | None
 
 
-class KeyValues:
-    """One namespace's file, for one thread at a time. Raises RoostError if it is of a newer format."""
+class KeyValues(SharedDatabase):
+    """One namespace's file, for one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        self._connection = connection = apsw.Connection(str(path))
-        connection.set_busy_timeout(_BUSY_MS)
-        try:
-            self._set_up(path)
-        except BaseException:
-            connection.close()
-            raise
-
-    def _set_up(self, path: Path) -> None:
-        connection = self._connection
-        deadline = time.monotonic() + _BUSY_MS / 1000
-        while True:  # SQLite does not wait for another's lock when the journal's mode changes
-            try:
-                connection.pragma("journal_mode", "wal")
-                break
-            except apsw.BusyError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-        connection.pragma("synchronous", "full")
-        if connection.pragma("user_version") == FORMAT:
-            return
-        with self._writing():  # the one that comes second finds it done
-            found = connection.pragma("user_version")
-            if found not in (0, FORMAT):
-                raise RoostError(f"{path} has format {found}; this Roost knows {FORMAT}.")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS pairs"
-                " (key TEXT PRIMARY KEY, value BLOB NOT NULL, metadata TEXT, expires INTEGER) WITHOUT ROWID"
-            )
-            connection.execute("CREATE INDEX IF NOT EXISTS by_expiry ON pairs (expires) WHERE expires IS NOT NULL")
-            connection.pragma("user_version", FORMAT)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A transaction that takes the write lock at once: one that took it later could not wait for another's."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+    SCHEMA: ClassVar = (
+        "CREATE TABLE IF NOT EXISTS pairs"
+        " (key TEXT PRIMARY KEY, value BLOB NOT NULL, metadata TEXT, expires INTEGER) WITHOUT ROWID",
+        "CREATE INDEX IF NOT EXISTS by_expiry ON pairs (expires) WHERE expires IS NOT NULL",
+    )
 
     def get(self, keys: Sequence[str], now_s: float) -> list[Pair | None]:
         found: list[Pair | None] = []
@@ -102,7 +57,7 @@ class KeyValues:
         return found
 
     def put(self, key: str, pair: Pair, now_s: float) -> None:
-        with self._writing():
+        with self.writing():
             self._connection.execute(
                 "INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", (key, pair.value, pair.metadata, pair.expires_s)
             )
@@ -112,7 +67,7 @@ class KeyValues:
             )
 
     def delete(self, keys: Sequence[str]) -> None:
-        with self._writing():
+        with self.writing():
             self._connection.executemany("DELETE FROM pairs WHERE key = ?", [(key,) for key in keys])
 
     def list(self, prefix: str, after: str, limit: int, now_s: float) -> list[Listed]:
@@ -123,9 +78,6 @@ class KeyValues:
             (after, prefix, now_s, limit),
         )
         return [Listed(*row) for row in itertools.takewhile(lambda row: row[0].startswith(prefix), rows)]
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def namespace_path(data: Path, namespace: str) -> Path:
