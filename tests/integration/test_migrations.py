@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -224,3 +225,147 @@ def test_pre_shutdown(tmp_path):
     with running(app, data=str(data)) as node, node.connect() as ws:
         ws.send("x")
         assert ws.recv() == "5 inactive 1", "a node that ends says goodbye, too"
+
+
+# exports, in place of migrations
+
+
+def exports(**states):
+    lines = []
+    for name, after in states.items():
+        state = "" if after == "created" else f'state = "{after}"\n' if after == "deleted" else ""
+        if after not in ("created", "deleted"):
+            state = f'state = "renamed"\nrenamed_to = "{after}"\n'
+        lines.append(f'[exports.{name}]\ntype = "durable-object"\nstorage = "sqlite"\n{state}')
+    return "".join(lines)
+
+
+def test_exports_say_what_is_to_be(tmp_path):
+    """Renamed, renamed back, deleted and made anew, with sockets open; what is done already is nothing to do."""
+    app = write(tmp_path / "app", "Room", exports(Room="created"))
+    steps = [
+        ("Hall", exports(Hall="created", Room="Hall")),
+        ("Hall", exports(Hall="created", Room="Hall")),
+        ("Hall", exports(Hall="created")),
+        ("Room", exports(Room="created", Hall="Room")),
+        ("Hall", exports(Hall="created", Room="Hall")),
+    ]
+    with running(app, "--hosts", "2") as node:
+        ws = node.connect("/a")
+        _, _, first_id, n = json.loads(node.get("/a")[2])
+        for class_name, declared in steps:
+            write(app, class_name, declared)
+            roost("deploy", app, "--data", node.data)
+            n += 1
+            assert json.loads(node.get("/a")[2]) == [class_name, "a", first_id, n]
+            ws.send("are you there")
+            assert ws.recv() == f"{class_name} are you there"
+        write(app, "Room", exports(Room="created"))
+        said = roost("deploy", app, "--data", node.data, code=1)
+        assert "has objects of Hall, which exports does not declare" in said
+        assert json.loads(node.get("/a")[2])[0] == "Hall"
+        write(app, "Room", exports(Room="created", Hall="deleted"))
+        roost("deploy", app, "--data", node.data)
+        assert ws.recv_close() == (1001, "The class of this object was deleted.")
+        ws.abort()
+        kind, _, new_id, count = json.loads(node.get("/a")[2])
+        assert (kind, count) == ("Room", 1)
+        assert new_id != first_id
+        roost("deploy", app, "--data", node.data)
+        assert json.loads(node.get("/a")[2]) == ["Room", "a", new_id, 2]
+
+
+def test_from_migrations_to_exports_and_back(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    app = write(tmp_path / "app", "Hall", RENAMED)
+    (data / "objects").mkdir()
+    with running(app, data=str(data)) as node:
+        before = json.loads(node.get("/a")[2])
+    for class_name, declared in (
+        ("Hall", exports(Hall="created")),
+        ("Lobby", exports(Lobby="created", Hall="Lobby")),
+        ("Lobby", TWICE.replace('tag = "v3"', 'tag = "later"').replace('renamed_classes = [{ from = "Hall"', "#")),
+    ):
+        write(app, class_name, declared)
+        with running(app, data=str(data)) as node:
+            assert json.loads(node.get("/a")[2])[:3] == [class_name, "a", before[2]]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (FIRST + exports(Room="created"), "exclude each other"),
+        (exports(Room="Hall"), "renamed to Hall, which exports does not declare"),
+        (exports(Room="Hall", Hall="created"), "ROOM is of the class Room, which exports has renamed"),
+        (exports(Room="deleted"), "renamed or deleted"),
+        (exports(Hall="created", A="Hall", B="Hall"), "two classes are renamed to the same"),
+        ('[exports.Room]\ntype = "object"\n', 'type must be "durable-object"'),
+        ('[exports.Room]\ntype = "durable-object"\nstorge = "sqlite"\n', "storage"),
+        ('[exports.Room]\ntype = "durable-object"\nstorage = "disk"\n', 'storage must be "sqlite"'),
+        ('[exports.Room]\ntype = "durable-object"\nstate = "delted"\n', "deleted"),
+        ('[exports.Room]\ntype = "durable-object"\nstate = "transferred"\ntransferred_to = "x"\n', "one worker"),
+        ('[exports.Room]\ntype = "durable-object"\nrenamed_to = "Hall"\n', "go together"),
+        ('[durable_objects.code_update_strategy]\nmode = "later"\n', "immediate"),
+        ("[durable_objects.code_update_strategy]\nmax_delay = 5\n", 'for the mode "deferred"'),
+        ('[durable_objects.code_update_strategy]\nmode = "deferred"\nmax_delay = 301\n', "0 to 300"),
+        ('[durable_objects.code_update_strategy]\nmod = "deferred"\n', "mode"),
+    ],
+)
+def test_wrong_declarations(tmp_path, config, says):
+    with pytest.raises(ConfigError, match=says):
+        read_app(write(tmp_path / "app", "Room", config))
+
+
+def test_what_is_declared_is_read(tmp_path):
+    config = exports(Room="created", Old="deleted") + '[exports.default]\ntype = "worker"\n'
+    config += '[durable_objects.code_update_strategy]\nmode = "deferred"\nmax_delay = 5\n'
+    app = read_app(write(tmp_path / "app", "Room", config))
+    assert (app.exports.created, app.exports.deleted, app.warnings) == (["Room"], ["Old"], [])
+    assert (app.code_update.mode, app.code_update.max_delay_s) == ("deferred", 5.0)
+    app = read_app(write(tmp_path / "app", "Room", exports(Hall="created")))
+    assert any("Room is bound, but exports does not declare it" in warning for warning in app.warnings)
+
+
+# how new code takes over
+
+
+def test_deferred_code_waits_for_objects_to_sleep(tmp_path):
+    strategy = '[durable_objects.code_update_strategy]\nmode = "deferred"\nmax_delay = MAX\n'
+    app = write(tmp_path / "app", "Room", strategy.replace("MAX", "60"))
+    with running(app, "--hosts", "2") as node:
+        ws = node.connect("/a")
+        ws.send("1")
+        assert ws.recv() == "Room 1"
+        began = time.monotonic()
+        (app / "worker.py").write_text((app / "worker.py").read_text().replace("{type(self).__name__}", "New"))
+        deploying = subprocess.Popen([sys.executable, "-m", "roost", "deploy", app, "--data", node.data])
+        while time.monotonic() - began < 2.0:  # it is kept awake
+            ws.send("2")
+            assert ws.recv() == "Room 2"
+        assert deploying.poll() is None
+        assert deploying.wait(30) == 0
+        ws.send("3")
+        assert ws.recv() == "New 3"
+
+        write(app, "Room", strategy.replace("MAX", "1"))
+        deploying = subprocess.Popen([sys.executable, "-m", "roost", "deploy", app, "--data", node.data])
+        said = ""
+        while deploying.poll() is None:  # awake all the time: at the latest after `max_delay`
+            ws.send("4")
+            said = ws.recv()
+        assert deploying.wait(30) == 0
+        ws.send("5")
+        assert ws.recv() == "Room 5"
+        assert said in ("New 4", "Room 4")
+
+        write(app, "Room", strategy.replace("MAX", "60"))
+        (app / "worker.py").write_text((app / "worker.py").read_text().replace("{type(self).__name__}", "Now"))
+        now = ["--durable-objects-code-update-mode", "immediate"]
+        deploying = subprocess.Popen([sys.executable, "-m", "roost", "deploy", app, "--data", node.data, *now])
+        while deploying.poll() is None:
+            ws.send("6")
+            ws.recv()
+        ws.send("7")
+        assert ws.recv() == "Now 7"
+        ws.abort()

@@ -15,7 +15,7 @@ from roost.node.versions import Versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TIMEOUT_S = 180.0
+_TIMEOUT_S = 180.0 + 300.0  # a deferred deployment waits for objects to sleep
 
 
 def run(parsed: Any) -> int:
@@ -35,7 +35,7 @@ def run(parsed: Any) -> int:
     else:
         config = None if parsed.config is None else os.path.abspath(parsed.config)
         request |= {"dir": os.path.abspath(parsed.dir), "config": config, "env": parsed.env, "variables": parsed.var}
-        request["message"] = parsed.message
+        request |= {"message": parsed.message, "code_update_mode": parsed.code_update_mode}
     answer = ask(str(data), request, _TIMEOUT_S)
     if "error" in answer:
         error = WorkerError(f"{answer['error']}\nNothing has changed: the version that ran goes on.")

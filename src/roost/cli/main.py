@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("--env", metavar="NAME", help="environment of the configuration")
     deploy.add_argument("--var", action="append", default=[], metavar="K:V", help="set a variable; may be repeated")
     deploy.add_argument("-m", "--message", default="", help="what is new, for `roost versions`")
+    deploy.add_argument(
+        "--durable-objects-code-update-mode",
+        choices=("immediate", "deferred"),
+        dest="code_update_mode",
+        help="deferred: wait until objects sleep (default: the configuration's durable_objects.code_update_strategy)",
+    )
     for name, text in (
         ("versions", "list the versions that were deployed to a data folder"),
         ("rollback", "run an earlier version again"),

@@ -119,6 +119,8 @@ class Child:
                 role.listen_again()
             if order.command == "end_soon":
                 role.end_soon()
+            if order.command == "awake":
+                await self._report(order, {"awake": role.awake()})
             if order.command == "report":
                 await self._report(order, role.report())
             if order.command == "app" and order.app is not None:
@@ -404,6 +406,10 @@ class _HostRole:
 
     def report(self) -> dict[str, Any]:
         return host_report(self._host)
+
+    def awake(self) -> int:
+        """How many objects are in memory."""
+        return len(self._host.actors)
 
     def know(self, order: ToChild) -> None:
         """What has brought other hosts down."""

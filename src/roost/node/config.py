@@ -19,10 +19,13 @@ import msgspec
 import pyjson5
 
 from roost.errors import ConfigError
+from roost.node.class_config import CodeUpdate, code_update_of, exports_of, migrations_of
+from roost.node.config_values import table as _table
+from roost.node.config_values import text as _text
 from roost.node.dates import compat_for
 from roost.node.settings import nearest
 from roost.storage.assets import HTML_HANDLING, NOT_FOUND_HANDLING
-from roost.storage.migrations import Migration
+from roost.storage.migrations import Exports, Migration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +40,7 @@ _KEYS = (
     "assets", "triggers", "dev", "limits", "observability", "workers_dev", "routes", "route", "preview_urls", "rules",
     "build", "placement", "account_id", "services", "kv_namespaces", "r2_buckets", "d1_databases", "queues", "ai",
     "workflows", "send_email", "vectorize", "hyperdrive", "browser", "containers", "tail_consumers", "logpush", "minify",
-    "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps", "ratelimits", "version_metadata",
+    "exports", "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps", "ratelimits", "version_metadata",
 )  # fmt: skip
 _UNSUPPORTED = {
     "r2_buckets": "R2 buckets",
@@ -61,9 +64,6 @@ _UNSUPPORTED = {
     "vpc_services": "VPC services",
     "tail_consumers": "tail consumers",
 }
-_MIGRATION_KEYS = (
-    "tag", "new_sqlite_classes", "new_classes", "renamed_classes", "deleted_classes", "transferred_classes",
-)  # fmt: skip
 _NOT_INHERITED = ("vars", "durable_objects", "services", "kv_namespaces", "ratelimits", "version_metadata", *_UNSUPPORTED)
 
 
@@ -114,6 +114,8 @@ class App(msgspec.Struct, frozen=True):
     compatibility_flags: tuple[str, ...] = ()
     cpu_ms: int | None = None  # `limits.cpu_ms`
     migrations: list[Migration] = []
+    exports: Exports | None = None  # in place of `migrations`
+    code_update: CodeUpdate = CodeUpdate()
     ratelimits: dict[str, RateLimits] = {}
     version_metadata: str = ""  # the binding
     version: tuple[str, str, str] = ("", "", "")  # its id, tag and time; nothing if it is no version that is kept
@@ -182,7 +184,9 @@ def read_app(
         port=dev.get("port"),
         warnings=warnings,
         cpu_ms=_cpu_ms(raw, path),
-        migrations=_migrations(raw, path, warnings),
+        migrations=migrations_of(raw, path, _bindings(raw, path), warnings),
+        exports=exports_of(raw, path, _bindings(raw, path), warnings),
+        code_update=code_update_of(raw, path),
         ratelimits=_ratelimits(raw, path),
         version_metadata=_version_metadata(raw, path),
     )
@@ -227,18 +231,6 @@ def _for_env(raw: dict[str, Any], env: str | None, path: Path, warnings: list[st
     if "name" not in environments[env] and "name" in raw:
         merged["name"] = f"{raw['name']}-{env}"
     return merged
-
-
-def _table(value: Any, key: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {key} must be a table.", key=key)
-    return value
-
-
-def _text(value: Any, key: str, path: Path) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{path}: {key} must be a string.", key=key)
-    return value
 
 
 def _date(value: Any, path: Path, warnings: list[str]) -> str:
@@ -354,72 +346,6 @@ def _ratelimits(raw: dict[str, Any], path: Path) -> dict[str, RateLimits]:
 def _version_metadata(raw: dict[str, Any], path: Path) -> str:
     table = _table(raw.get("version_metadata", {}), "version_metadata", path)
     return _text(table["binding"], "version_metadata.binding", path) if "binding" in table else ""
-
-
-def _migrations(raw: dict[str, Any], path: Path, warnings: list[str]) -> list[Migration]:
-    """Class migrations, in order; what they leave must be what is bound."""
-    entries = raw.get("migrations", [])
-    if not isinstance(entries, list):
-        raise ConfigError(f"{path}: migrations must be a list.", key="migrations")
-    found: list[Migration] = []
-    classes: set[str] = set()
-    for entry in entries:
-        migration = _migration(entry, path)
-        if migration.tag in [other.tag for other in found]:
-            raise ConfigError(f"{path}: migrations: the tag {migration.tag!r} is there twice.", key="migrations")
-        for verb, names in (("renames", migration.renamed), ("deletes", migration.deleted)):
-            for name in names:
-                if name not in classes | set(migration.new):
-                    raise ConfigError(
-                        f"{path}: migrations: {migration.tag!r} {verb} {name}, which no migration before it has made"
-                        f" (there are: {', '.join(sorted(classes)) or 'none'}).{nearest(name, sorted(classes))}",
-                        key="migrations",
-                    )
-        classes = (classes | set(migration.new) | set(migration.renamed.values())) - set(migration.renamed)
-        classes -= set(migration.deleted)
-        found.append(migration)
-    gone = {name for migration in found for name in (*migration.deleted, *migration.renamed)} - classes
-    for name, class_name in _bindings(raw, path).items():
-        if class_name in gone:
-            raise ConfigError(
-                f"{path}: durable_objects.bindings: {name} is of the class {class_name}, which migrations have renamed or"
-                " deleted.",
-                key="durable_objects.bindings",
-            )
-        if found and class_name not in classes:
-            warnings.append(
-                f"{path.name}: the class {class_name} is bound, but no migration makes it; add it to new_sqlite_classes."
-            )
-    return found
-
-
-def _migration(entry: Any, path: Path) -> Migration:
-    def fault(text: str) -> ConfigError:
-        return ConfigError(f"{path}: migrations: {text}", key="migrations")
-
-    if not isinstance(entry, dict) or not isinstance(entry.get("tag"), str) or not entry["tag"]:
-        raise fault("each needs a tag.")
-    tag = entry["tag"]
-    for key in entry:
-        if key not in _MIGRATION_KEYS:
-            raise fault(f"{tag!r}: unknown key {key!r}.{nearest(key, list(_MIGRATION_KEYS))}")
-    if entry.get("transferred_classes"):
-        raise fault(f"{tag!r}: transferred_classes is not supported: Roost runs one worker.")
-
-    def names(key: str) -> list[str]:
-        value = entry.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(name, str) and name.isidentifier() for name in value):
-            raise fault(f"{tag!r}: {key} must be a list of class names.")
-        return value
-
-    renamed: dict[str, str] = {}
-    pairs = entry.get("renamed_classes", [])
-    for pair in pairs if isinstance(pairs, list) else [None]:
-        both = (pair.get("from"), pair.get("to")) if isinstance(pair, dict) else (None, None)
-        if not all(isinstance(name, str) and name.isidentifier() for name in both):
-            raise fault(f'{tag!r}: renamed_classes must be a list of {{ from = "…", to = "…" }}.')
-        renamed[str(both[0])] = str(both[1])
-    return Migration(tag, names("new_sqlite_classes") + names("new_classes"), renamed, names("deleted_classes"))
 
 
 def _cpu_ms(raw: dict[str, Any], path: Path) -> int | None:

@@ -35,6 +35,7 @@ from roost.node.assemble import (
     start_apps,
 )
 from roost.node.child_process import MUTE_S, ChildProcess, Health
+from roost.node.class_config import CodeUpdate
 from roost.node.config import read_app
 from roost.node.heartbeat import Heartbeat, mute
 from roost.node.host_process import has_glibc, host_environment, host_interpreter
@@ -47,7 +48,7 @@ from roost.storage import alarm_index
 from roost.storage.migrations import Migrations, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from roost.node.config import App
     from roost.node.settings import Settings
@@ -135,7 +136,7 @@ class Node:
     async def _run_with_lock(self, ready: Callable[[str], None], lock: int, adding: asyncio.Task[Added] | None) -> int:
         loop = asyncio.get_running_loop()
         data, slots = Path(self._options.data), self._options.hosts
-        plan = self._migrations.plan(self._app.migrations)
+        plan = self._migrations.plan(self._app.migrations, self._app.exports)
         await asyncio.to_thread(alarm_index.prepare, data, slots)
         await asyncio.to_thread(self._migrations.apply, plan, slots)
         self._first_names = plan.first_names
@@ -565,8 +566,9 @@ class Node:
         async with self._changing:
             await self._reload(app)
 
-    async def _reload(self, app: App) -> None:
-        plan = self._migrations.plan(app.migrations)
+    async def _reload(self, app: App, wait_s: float = 0.0) -> None:
+        """`wait_s`: for how long the old code may go on until its objects sleep."""
+        plan = self._migrations.plan(app.migrations, app.exports)
         loaded = await self._load(app, plan.first_names)
         before, self._app = self._app, app
         if plan.moves_objects:
@@ -580,18 +582,34 @@ class Node:
                     child.kill()
                 raise
         self._first_names = plan.first_names
-        for index, successor in enumerate(loaded):
+        waiting = dict(enumerate(loaded))
+        deadline = asyncio.get_running_loop().time() + (0.0 if plan.moves_objects else wait_s)
+        while waiting:
+            index = await self._next_asleep(waiting, deadline)
             try:
-                await self._hand_over(index, successor)
+                await self._hand_over(index, waiting[index])
             except WorkerError:
-                for child in loaded[index:]:
+                for child in waiting.values():
                     child.kill()
-                if not index and not plan.moves_objects:  # nothing runs the new code: the old one goes on
+                if len(waiting) == len(loaded) and not plan.moves_objects:  # nothing runs the new code: the old one goes on
                     self._app = before
                 raise
+            del waiting[index]
         for index in list(self._breakers):
             self._tell_breaker(index, "")
         self._tell_gateways_app()
+
+    async def _next_asleep(self, places: Iterable[int], deadline: float) -> int:
+        """One of the places whose host has no object awake; after `deadline`, the first of them."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < deadline and not self._stopping.is_set():
+            for index in places:
+                current = self._hosts[index]
+                answer = None if current is None else await current.ask("awake", timeout_s=MUTE_S)
+                if answer is None or not answer["awake"]:
+                    return index
+            await asyncio.sleep(0.1)
+        return min(places)
 
     async def _move_objects(self, plan: Plan, loaded: list[ChildProcess], before: App) -> None:
         """Class migrations: every old host ends, the objects get their new names, and then the new hosts begin. Raises
@@ -746,7 +764,7 @@ class Node:
         version, left_out = await asyncio.to_thread(self._versions.add, source, message)
         before = self._app
         try:
-            return {**await self._run_version(version), "left_out": left_out}
+            return {**await self._run_version(version, request.get("code_update_mode")), "left_out": left_out}
         except BaseException:
             if self._app is before:  # nothing runs from its folder
                 self._versions.discard(version)
@@ -756,7 +774,7 @@ class Node:
         async with self._changing:
             return await self._run_version(self._versions.find(request.get("version")))
 
-    async def _run_version(self, version: Version) -> dict[str, Any]:
+    async def _run_version(self, version: Version, mode: str | None = None) -> dict[str, Any]:
         app = self._versions.app(version)
         if app.name != self._app.name:
             raise ConfigError(
@@ -764,7 +782,10 @@ class Node:
                 "name",
             )
         began = asyncio.get_running_loop().time()
-        await self._reload(app)
+        update = app.code_update
+        if mode not in (None, update.mode):
+            update = CodeUpdate(mode)
+        await self._reload(app, update.max_delay_s if update.mode == "deferred" else 0.0)
         self._versions.activate(version)
         _log.info("node: version %d runs, from %s", version.number, version.source)
         return {"version": version.number, "took_s": round(asyncio.get_running_loop().time() - began, 3)}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.storage")
 
 FORMAT: Final = 1
+_EXPORTS: Final = "exports: "  # before what was done because of a declaration, in the record
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -42,6 +43,15 @@ class Migration(msgspec.Struct, frozen=True):
     @property
     def moves_objects(self) -> bool:
         return bool(self.renamed or self.deleted)
+
+
+class Exports(msgspec.Struct, frozen=True):
+    """A declaration of classes: those that are there, those that were renamed (from → to), those that are to go. What has
+    been done already is nothing to do. Source: platform documentation, "Durable Object class exports"."""
+
+    created: list[str]
+    renamed: dict[str, str]
+    deleted: list[str]
 
 
 class _Record(msgspec.Struct):
@@ -91,6 +101,26 @@ class Plan(msgspec.Struct):
         return any(migration.moves_objects for migration in self.pending)
 
 
+def _reconciled(exports: Exports, folders: set[str], record: _Record) -> list[Migration]:
+    """What makes the classes that have objects those that are declared. Raises ConfigError."""
+    unknown = sorted(folders - {*exports.created, *exports.renamed, *exports.deleted})
+    if unknown:
+        raise ConfigError(
+            f"exports: this data folder has objects of {', '.join(unknown)}, which exports does not declare; add it, or"
+            ' give it the state "renamed" or "deleted".',
+            key="exports",
+        )
+    known = record.first_names
+    again = [name for name in exports.created if name in known.values() and name not in known and name not in folders]
+    pending = [Migration(f"{_EXPORTS}{name} created", [name]) for name in again]
+    for before, after in exports.renamed.items():
+        tag = f"{_EXPORTS}{before} -> {after}"
+        if before in folders or record.moving == tag:
+            pending.append(Migration(tag, renamed={before: after}))
+    pending += [Migration(f"{_EXPORTS}{name} deleted", deleted=[name]) for name in exports.deleted if name in folders]
+    return pending
+
+
 class Migrations:
     """The record of one data folder, and its objects' folders."""
 
@@ -109,12 +139,19 @@ class Migrations:
             raise ConfigError(f"{self._file} has format {record.format}; this Roost knows {FORMAT}.")
         return record
 
-    def plan(self, wanted: Sequence[Migration]) -> Plan:
-        """What of an app's migrations is still to be done. Raises ConfigError if it does not fit what was done."""
+    def plan(self, wanted: Sequence[Migration], exports: Exports | None = None) -> Plan:
+        """What of an app's migrations, or its exports, is still to be done. Raises ConfigError if it does not fit what was
+        done."""
         record = self._record()
+        folders = {path.name for path in (self._data / "objects").glob("*") if any(path.iterdir())}
+        pending = self._not_applied(record, wanted) if exports is None else _reconciled(exports, folders, record)
+        return self._plan(record, pending, folders)
+
+    @staticmethod
+    def _not_applied(record: _Record, wanted: Sequence[Migration]) -> list[Migration]:
         tags = [migration.tag for migration in wanted]
         for migration in record.applied:
-            if migration.moves_objects and migration.tag not in tags:
+            if migration.moves_objects and migration.tag not in tags and not migration.tag.startswith(_EXPORTS):
                 raise ConfigError(
                     f"migrations: {migration.tag!r} was applied to this data folder and moved or deleted objects, but the"
                     " configuration does not have it; code from before it cannot run here any more.",
@@ -131,9 +168,12 @@ class Migrations:
                     " already; new ones come last.",
                     key="migrations",
                 )
+        return pending
+
+    @staticmethod
+    def _plan(record: _Record, pending: list[Migration], folders: set[str]) -> Plan:
         first_names = dict(record.first_names)
         steps: list[dict[str, str]] = []
-        folders = {path.name for path in (self._data / "objects").glob("*") if any(path.iterdir())}
         for migration in pending:
             for name in migration.new:  # another class that only bears the name of one that was renamed away
                 if name in first_names.values() and name not in first_names and name not in folders:
