@@ -21,7 +21,7 @@ import msgspec
 Headers = list[tuple[str, str]]
 """Header fields in order, names as received. Values are Latin-1 text (RFC 9110 §5.5)."""
 
-ENVELOPE_VERSION = 4
+ENVELOPE_VERSION = 5
 """Of `protocol/envelope.py` and the events here: raised when what travels has another shape or meaning. Processes of
 different versions refuse each other (`tests/unit/test_versions.py` notices a new shape)."""
 
@@ -36,6 +36,11 @@ class ObjectRef(msgspec.Struct, frozen=True, array_like=True):
     class_name: str
     id: str
     name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For logs: `Room(lobby)`, or with the beginning of the id."""
+        return f"{self.class_name}({self.name or self.id[:8]})"
 
 
 class AutoResponse(msgspec.Struct, frozen=True, array_like=True):
@@ -393,6 +398,14 @@ class KeepSocket(msgspec.Struct, frozen=True, array_like=True):
     redial: Redial | None
 
 
+class DialKept(msgspec.Struct, frozen=True, array_like=True):
+    """Open an outbound WebSocket that is an object's at once, as `keep` says (`keep.socket` is 0 here, `keep.redial` is
+    there): dialled until it is open, which `SocketOpened` tells. Answered by `Dialled` with its number and status 0."""
+
+    dial: Dial
+    keep: KeepSocket
+
+
 class Done(msgspec.Struct, frozen=True, gc=False):
     """Every event up to and including `event` is finished and its writes durable, but for `stragglers`."""
 
@@ -442,6 +455,7 @@ ToGateway = (
     | Asleep
     | Dial
     | KeepSocket
+    | DialKept
     | Done
 )
 Event = ToHost | ToGateway

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -54,6 +55,15 @@ class Feed(DurableObject):
             self.ctx.acceptWebSocket(upstream, ["upstream"], reconnect=rest[1] if len(rest) > 1 else None)
             assert upstream.url == rest[0]                                    # at once, as after a sleep
             upstream.send("subscribe")
+        elif verb == "keep":
+            try:
+                upstream = await self.ctx.dial(rest[0], ["upstream"], attachment={"since": 2}, **rest[1])
+            except Exception as error:
+                ws.send(str(error))
+                return
+            upstream.send("nobody hears this")
+            about = [upstream.url, upstream.readyState, self.ctx.getTags(upstream), upstream.deserializeAttachment()]
+            ws.send(json.dumps(about))
         elif verb == "say":
             for upstream in self.ctx.getWebSockets("upstream"):
                 upstream.send(rest[0])
@@ -261,3 +271,96 @@ def test_many_messages_keep_their_order(node, upstream):
         for number in range(2000):
             upstream.tell(str(number))
         assert [ws.recv() for _ in range(2000)] == [f"feed: {number}" for number in range(2000)]
+
+
+# ctx.dial
+
+
+@pytest.fixture(params=["inline", "two of each"])
+def any_node(request, tmp_path):
+    app = write_app(tmp_path / "app", SOURCE, "Feed", settings="[hibernation]\nidle_s = 0.1\n")
+    with running(app, *{"inline": ["--inline"], "two of each": ["--hosts", "2", "--gateways", "2"]}[request.param]) as node:
+        yield node
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_first_dial_is_tried_again(any_node):
+    """Nobody listens yet: the object has its socket, sleeps, and is told when it is open."""
+    node, port = any_node, free_port()
+    url = f"http://127.0.0.1:{port}/feed?key=secret"
+    with node.connect() as ws:
+        ws.send(json.dumps(["keep", url, {"reconnect": FAST, "headers": {"X-Key": "k"}, "protocols": ["a", "b"]}]))
+        assert json.loads(ws.recv()) == [url.replace("http", "ws"), 1, ["upstream"], {"since": 2}]
+        asleep(node)
+        wait_for(lambda: node.logged("cannot be opened, and is dialled again: cannot connect"))
+        assert [each[0] for each in state(node)["upstreams"]] == [url.replace("http", "ws")]
+        asleep(node)
+        late = Upstream(port)
+        try:
+            wait_for(lambda: late.got == ["subscribe again"])
+            ((kind, attempts, since),) = wait_for(lambda: state(node)["log"])
+            assert (kind, since) == ("open", 2)
+            assert attempts > 1
+            assert late.headers[0]["X-Key"] == "k"
+            assert late.headers[0]["Sec-WebSocket-Protocol"] == "a, b"
+            wait_for(lambda: node.logged("is back after"))
+            asleep(node)
+            late.tell("one")
+            assert ws.recv() == "feed: one"
+            ws.send(json.dumps(["say", "hello"]))
+            wait_for(lambda: late.got[-1] == "hello")
+            late.cut()
+            wait_for(lambda: node.logged("is away, and is dialled again"))
+            wait_for(lambda: len(state(node)["log"]) == 2)
+            ws.send(json.dumps(["close", 4001]))
+            wait_for(lambda: state(node)["upstreams"] == [])
+        finally:
+            late.stop()
+    assert not node.logged("secret")
+
+
+def test_dial_and_what_it_refuses(any_node, upstream):
+    node = any_node
+    with node.connect() as ws:
+        ws.send(json.dumps(["keep", upstream.url, {}]))
+        ws.recv()
+        wait_for(lambda: upstream.got == ["subscribe again"])
+        wait_for(lambda: state(node)["log"] == [["open", 1, 2]])
+        ws.send(json.dumps(["keep", f"http://127.0.0.1:{free_port()}", {"reconnect": {**FAST, "attempts": 3}}]))
+        ws.recv()
+        wait_for(lambda: len(state(node)["log"]) == 2)
+        assert state(node)["log"][1][:2] == ["close", 1006]
+        assert node.logged("is given up after 3 dials: cannot connect")
+        assert len(state(node)["upstreams"]) == 1
+        for url, options, says in (
+            ("ftp://a/", {}, "begins with ws:// or wss://"),
+            ("ws://a/", {"reconnect": False}, "take the socket of a fetch()"),
+            ("ws://a/", {"reconnect": {"often": 1}}, "reconnect must be True or a dict"),
+            ("ws://a/", {"protocols": ["a", "a"]}, "protocol"),
+        ):
+            ws.send(json.dumps(["keep", url, options]))
+            assert says in ws.recv()
+
+
+def test_what_is_dialled_survives_its_host_and_an_upgrade(tmp_path):
+    app = write_app(tmp_path / "app", SOURCE, "Feed", settings="[hibernation]\nidle_s = 0.1\n")
+    port = free_port()
+    with running(app) as node, node.connect() as ws:
+        ws.send(json.dumps(["keep", f"http://127.0.0.1:{port}/", {"reconnect": FAST}]))
+        ws.recv()
+        os.kill(node.pid("host 0"), signal.SIGKILL)
+        subprocess.run(
+            [sys.executable, "-m", "roost", "upgrade", "--data", node.data], check=True, capture_output=True, timeout=60
+        )
+        late = Upstream(port)
+        try:
+            wait_for(lambda: late.got == ["subscribe again"])
+            late.tell("one")
+            assert ws.recv(20) == "feed: one"
+        finally:
+            late.stop()

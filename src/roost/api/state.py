@@ -5,12 +5,22 @@ Values only: each call goes to the host through `ObjectHost` or the current `IoC
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from roost.api.aliases import with_snake_case
-from roost.api.websocket import Accept, WebSocket, WebSocketRequestResponsePair
+from roost.api.headers import Headers
+from roost.api.promises import eager
+from roost.api.websocket import (
+    Accept,
+    WebSocket,
+    WebSocketRequestResponsePair,
+    check_protocols,
+    check_url,
+    encode_attachment,
+)
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.events import Redial
 from roost.values import JsDate, JsList, to_unicode
@@ -33,6 +43,16 @@ class ObjectHost(Protocol):
     """What an object's state asks of the actor around it."""
 
     def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None: ...
+
+    async def dial_kept(
+        self,
+        url: str,
+        protocols: list[str],
+        headers: list[tuple[str, str]],
+        tags: tuple[str, ...],
+        attachment: bytes | None,
+        redial: Redial,
+    ) -> WebSocket: ...
 
     def keep_outbound(self, socket: WebSocket, tags: tuple[str, ...], redial: Redial | None) -> None: ...
 
@@ -166,6 +186,29 @@ class DurableObjectState:
         if socket._peer._accept != Accept.NONE:
             raise JsException("The other end of this WebSocket's pair was already accepted.")
         self._host.accept_hibernatable(socket, check_tags(tags))
+
+    @eager
+    async def dial(
+        self,
+        url: str,
+        tags: Any = None,
+        *,
+        reconnect: Any = True,
+        protocols: Any = None,
+        headers: Any = None,
+        attachment: Any = None,
+    ) -> WebSocket:
+        """Roost's own: an upstream that is the object's at once, and is dialled until it is open, also the first time:
+        `webSocketOpen(ws, info)` tells, after a sleep, too. What is sent before is lost. `reconnect`, tags and attachment:
+        see `acceptWebSocket`. Raises Error (as JsException) if no gateway is there, SyntaxError for a bad URL."""
+        redial = check_reconnect(reconnect)
+        if redial is None:
+            raise JsTypeError("dial() dials until it is open; for one attempt take the socket of a fetch().")
+        raw = None if attachment is None else encode_attachment(attachment)
+        fields = [(name, value) for name, value in Headers(headers).pairs if name.lower() != "sec-websocket-protocol"]
+        offered = check_protocols(protocols)
+        where = check_url(re.sub("^http", "ws", str(url)))
+        return await self._host.dial_kept(where, offered, fields, check_tags(tags), raw, redial)
 
     def getWebSockets(self, tag: str | None = None) -> list[WebSocket]:
         """The object's hibernatable sockets: all of them newest first, those with `tag` oldest first."""

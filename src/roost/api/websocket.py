@@ -348,13 +348,7 @@ class WebSocket:
 
     def serializeAttachment(self, value: Any) -> None:
         """Keep a copy of `value` with the socket, also while the object sleeps: at most 16,384 bytes encoded."""
-        raw = encode(value)
-        if len(raw) > MAX_ATTACHMENT_BYTES:
-            raise JsException(
-                f"A WebSocket 'attachment' cannot be larger than {MAX_ATTACHMENT_BYTES} bytes. "
-                f"'attachment' was {len(raw)} bytes; keep large state in the object's storage."
-            )
-        self._attachment = raw
+        self._attachment = raw = encode_attachment(value)
         if self._accept == Accept.HIBERNATABLE and self._port is not None:
             self._port.attach(self._number, raw)
 
@@ -493,6 +487,17 @@ def check_protocols(protocols: str | list[str] | None) -> list[str]:
     if len({protocol.lower() for protocol in offered}) != len(offered):
         raise JsException("A protocol is offered twice.", "SyntaxError")
     return offered
+
+
+def encode_attachment(value: Any) -> bytes:
+    """Raises DataCloneError, or Error (as JsException) if it is too large."""
+    raw = encode(value)
+    if len(raw) > MAX_ATTACHMENT_BYTES:
+        raise JsException(
+            f"A WebSocket 'attachment' cannot be larger than {MAX_ATTACHMENT_BYTES} bytes. "
+            f"'attachment' was {len(raw)} bytes; keep large state in the object's storage."
+        )
+    return raw
 
 
 def check_url(url: str) -> str:

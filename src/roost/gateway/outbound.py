@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from roost.errors import RemoteProtocolError
-from roost.events import Dial, Dialled, Headers
+from roost.events import Dial, DialKept, Dialled, Headers
 from roost.gateway.connection import ClientConnection, Connection, State
+from roost.gateway.sockets import ActorRecord
 from roost.gateway.tls import TlsClientConnection, TlsPipe
 from roost.protocol.deflate import EXTENSION, OFFER, check_agreed
 from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
@@ -127,7 +128,22 @@ class Outbound:
 
     # upstreams that objects keep
 
-    def again(self, connection: ClientConnection) -> bool:
+    def dial_kept(self, slot: HostSlot, event: DialKept) -> None:
+        """A socket that is an object's before it is open: like one that has ended and is dialled again."""
+        gateway, link = self._gateway, slot.current
+        if gateway.quiescing or gateway.draining or slot.link is not link:
+            gateway.router.dialled(link, Dialled(event.dial.dial, 0, 0, [], _REPLACED))
+            return
+        gateway.counters.dials += 1
+        connection = ClientConnection(gateway, -1, gateway.new_virtual_number(), slot.plain)
+        connection.state = State.ENDED
+        connection.dial = event.dial
+        gateway.router.aliases[connection.number] = connection
+        gateway.router.keep(connection, slot, event.keep)
+        gateway.router.dialled(link, Dialled(event.dial.dial, connection.number, 0, [], ""))
+        self._dial_again(connection, at_once=True)
+
+    def again(self, connection: ClientConnection, why: str) -> bool:
         """A kept upstream has ended, and not by our will: dial it again, if its object wants that."""
         gateway = self._gateway
         if connection.redial is None or connection.dial is None or connection.waiting is not None or gateway.draining:
@@ -136,24 +152,30 @@ class Outbound:
             connection.attempts = 0
         gateway.router.aliases[connection.number] = connection
         gateway.counters.upstreams_lost += 1
+        _log.warning("gateway: %s is away, and is dialled again: %s", _named(connection), why)
         self._dial_again(connection)
         if connection.state == State.PEER_CLOSED:
             Connection.close(connection, CloseCode.NO_STATUS, "")
         return True
 
-    def _dial_again(self, connection: ClientConnection) -> None:
+    def _dial_again(self, connection: ClientConnection, *, at_once: bool = False) -> None:
         assert connection.redial is not None
         assert connection.dial is not None
-        redialling = self._redial(connection, connection.redial, connection.dial)
+        redialling = self._redial(connection, connection.redial, connection.dial, at_once)
         connection.waiting = self._gateway.loop.create_task(redialling)
 
-    async def _redial(self, before: ClientConnection, redial: Redial, dial: Dial) -> None:
+    async def _redial(self, before: ClientConnection, redial: Redial, dial: Dial, at_once: bool) -> None:
+        """`at_once`: the first time, without a pause before it."""
         reason = "The upstream ended."
+        began = self._gateway.loop.time()
         while not redial.attempts or before.attempts < redial.attempts:
-            pause = min(redial.max_s, redial.first_s * 2 ** min(before.attempts, 30))
+            if at_once and before.attempts == 1:
+                _log.warning("gateway: %s cannot be opened, and is dialled again: %s", _named(before), reason)
+            pause = min(redial.max_s, redial.first_s * 2 ** min(max(0, before.attempts - at_once), 30))
             before.attempts += 1
             jitter = int.from_bytes(self._gateway.random_bytes(2), "big") / 65536
-            await asyncio.sleep(pause * (1 - jitter / 2))
+            if not at_once or before.attempts > 1:
+                await asyncio.sleep(pause * (1 - jitter / 2))
             try:
                 async with self._redials, asyncio.timeout(self._gateway.limits.dial_timeout_s):
                     upstream = await self._connect(dial)
@@ -161,6 +183,9 @@ class Outbound:
                     reason = f"The upstream answered {upstream.status}."
                     continue
                 self._reopen(before, upstream, redial, dial)
+                took_s = self._gateway.loop.time() - began
+                if before.attempts > 1 or not at_once:
+                    _log.info("gateway: %s is back after %.1f s, by dial %d", _named(before), took_s, before.attempts)
                 return
             except TimeoutError:
                 reason = f"The upstream did not answer within {self._gateway.limits.dial_timeout_s:g} s."
@@ -169,6 +194,7 @@ class Outbound:
             except Exception as error:  # noqa: BLE001 - a bug of ours must not leave the object waiting for ever
                 _log.exception("gateway: internal error while dialling %s again; please report it", dial.url)
                 reason = f"internal error: {error}"
+        _log.warning("gateway: %s is given up after %d dials: %s", _named(before), before.attempts, reason)
         before.redial = before.waiting = None
         self._gateway.router.closed(before, CloseCode.ABNORMAL, reason, clean=False)
         self._gateway.end_turn()
@@ -295,6 +321,15 @@ class Outbound:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _named(connection: ClientConnection) -> str:
+    """For the log: where it leads, without what may be secret, and whose it is."""
+    assert connection.dial is not None
+    url = urlsplit(connection.dial.url)
+    where = f"{url.scheme}://{url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path}"
+    owner = connection.owner
+    return f"the upstream {where} of {owner.object.label}" if isinstance(owner, ActorRecord) else f"the upstream {where}"
 
 
 async def _receive(loop: asyncio.AbstractEventLoop, sock: socket.socket, tls: TlsPipe | None) -> bytes | None:

@@ -22,6 +22,7 @@ from roost.events import (
     Confirm,
     Confirmed,
     Dial,
+    DialKept,
     Dialled,
     Done,
     DropSockets,
@@ -119,7 +120,9 @@ class Router:
             if isinstance(owner, Relay):
                 owner.other.close(code, reason)
             return
-        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(connection):
+        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(
+            connection, reason or f"it closed with {code}"
+        ):
             return
         event = SocketClose(owner.slot.next_event(), owner.actor, connection.number, code, reason, clean)
         self._tell_end(connection, owner.slot, event)
@@ -134,7 +137,7 @@ class Router:
             if isinstance(owner, Relay):
                 owner.other.close(CloseCode.INTERNAL_ERROR, "The other side of the relay failed.")
             return
-        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(connection):
+        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(connection, reason):
             return
         event = SocketError(owner.slot.next_event(), owner.actor, connection.number, code, reason)
         self._tell_end(connection, owner.slot, event)
@@ -312,13 +315,17 @@ class Router:
         """A dialled socket becomes an object's; if it has ended in the meantime, its program hears so as of any other."""
         connection = self.find(event.socket)
         if isinstance(connection, ClientConnection) and connection.owner is slot.plain:
-            record = self.gateway.sockets.bind(connection, event.object, slot)
-            slot.give_to(record.actor, event.socket)
-            self.gateway.counters.hibernatable += 1
-            connection.tags = shared_tags(event.tags)
-            connection.attachment = event.attachment
-            connection.redial = event.redial
-            self.gateway.journal.bound(connection, record)
+            self.keep(connection, slot, event)
+
+    def keep(self, connection: ClientConnection, slot: HostSlot, event: KeepSocket) -> None:
+        """From now on it is an object's."""
+        record = self.gateway.sockets.bind(connection, event.object, slot)
+        slot.give_to(record.actor, connection.number)
+        self.gateway.counters.hibernatable += 1
+        connection.tags = shared_tags(event.tags)
+        connection.attachment = event.attachment
+        connection.redial = event.redial
+        self.gateway.journal.bound(connection, record)
 
     def opened_again(self, connection: ClientConnection) -> None:
         """A kept upstream has a new connection, with the same number."""
@@ -413,6 +420,7 @@ class Router:
         Asleep: _asleep,
         Dial: _dial,
         KeepSocket: _keep,
+        DialKept: lambda router, slot, event: router.gateway.outbound.dial_kept(slot, event),
         Hello: _hello,
         Leaving: lambda router, slot, event: slot.leave(),
     }

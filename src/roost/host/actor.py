@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from roost.api.http import Request
-    from roost.events import Redial, SocketClose, SocketError, SocketOpened
+    from roost.events import Headers, Redial, SocketClose, SocketError, SocketOpened
     from roost.host.calls import Reply
     from roost.host.delivered import Words
     from roost.host.gateway_link import GatewayLink, Receipt
@@ -95,7 +95,7 @@ class Actor(Context):
     )  # fmt: skip
 
     def __init__(self, host: Host, ref: ObjectRef, kind: ObjectClass) -> None:
-        super().__init__(host, f"{ref.class_name}({ref.name or ref.id[:8]})", host.worker.compat)
+        super().__init__(host, ref.label, host.worker.compat)
         self.ref = ref
         self.kind = kind
         self.phase = Phase.WAKING
@@ -801,11 +801,49 @@ class Actor(Context):
         socket.accept_with(self, Accept.HIBERNATABLE)
         socket.url = socket._dialled_url or None
 
-    def _take_in(self, socket: WebSocket, tags: tuple[str, ...], link: GatewayLink | None) -> None:
+    async def dial_kept(
+        self,
+        url: str,
+        protocols: list[str],
+        headers: Headers,
+        tags: tuple[str, ...],
+        attachment: bytes | None,
+        redial: Redial,
+    ) -> WebSocket:
+        """A socket that is this object's at once; its gateway dials until it is open."""
+        self._check_room()
+        if self.gate.shut:
+            await self.store.durable()
+        socket = WebSocket()
+
+        def kept(link: GatewayLink, number: int) -> None:
+            """At once: what tells that it is open may be in the same batch."""
+            socket._outbound = True
+            socket._attachment = attachment
+            socket.url = url
+            if self.phase is not Phase.GONE:  # else it is in the roster of the next one
+                self._take_in(socket, tags, link)
+                socket.accept_with(self, Accept.HIBERNATABLE)
+                link.adopt(socket, number, self.port_for(link))
+                if self._auto is not None:
+                    self.port_for(link).send(SetAutoResponse(self.ref, self._auto))
+
+        keep = KeepSocket(0, self.ref, tags, attachment, redial)
+        pinned = self.pin(f"dialling {url}")
+        try:
+            await self.host.outbound.dial_kept(url, protocols, headers, keep, kept)
+        finally:
+            self.unpin(pinned)
+        return socket
+
+    def _check_room(self) -> None:
         limit = self.host.limits.max_sockets_per_object
         if len(self.sockets) >= limit:
             self.host.counters.sockets_refused += 1
             raise JsException(f"only {limit} websockets can be accepted on a single Durable Object instance")
+
+    def _take_in(self, socket: WebSocket, tags: tuple[str, ...], link: GatewayLink | None) -> None:
+        self._check_room()
         socket._tags = tags
         self.sockets[socket] = link
         if socket.has_listeners:

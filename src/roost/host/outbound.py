@@ -8,13 +8,15 @@ from roost.api.headers import Headers
 from roost.api.http import Request, Response
 from roost.api.websocket import Accept, Item, WebSocket
 from roost.errors import JsException, JsTypeError
-from roost.events import Dial, Dialled
+from roost.events import Dial, DialKept, Dialled, KeepSocket
 from roost.host.aborting import ends_body
 from roost.host.http_client import HttpClient
 from roost.host.io_context import request_link
+from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
@@ -58,7 +60,36 @@ class Outbound:
 
         self._send(url, protocols, [], dialled, failed)
 
-    def _send(self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any) -> None:
+    async def dial_kept(
+        self, url: str, protocols: list[str], headers: Any, keep: KeepSocket, kept: Callable[[GatewayLink, int], None]
+    ) -> None:
+        """Have an object's socket dialled; `kept(link, number)` once it has one. Raises Error (as JsException)."""
+        answered: asyncio.Future[None] = self._host.loop.create_future()
+
+        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+            try:
+                if not outcome.socket:
+                    raise JsException(outcome.error)
+                kept(link, outcome.socket)
+            except JsException as error:
+                if outcome.socket:
+                    link.close_socket(outcome.socket, CloseCode.NORMAL, "")
+                if not answered.done():
+                    answered.set_exception(error)
+            else:
+                if not answered.done():
+                    answered.set_result(None)
+
+        def failed(reason: str) -> None:
+            if not answered.done():
+                answered.set_exception(JsException(f"The upstream cannot be dialled: {reason}."))
+
+        self._send(url, protocols, headers, dialled, failed, keep)
+        await answered
+
+    def _send(
+        self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any, keep: KeepSocket | None = None
+    ) -> None:
         links = self._host.links
         link = request_link.get()
         if link is None or link not in links:
@@ -71,7 +102,8 @@ class Outbound:
         self._last_dial += 2
         number = self._last_dial + 1
         link.dials[number] = dialled
-        link.link.send(Dial(number, url, protocols, headers))
+        dial = Dial(number, url, protocols, headers)
+        link.link.send(dial if keep is None else DialKept(dial, keep))
 
     # fetch
 

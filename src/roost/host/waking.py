@@ -176,7 +176,7 @@ class Waking:
         if (ref.class_name, ref.id) in self.quarantined:
             host.counters.events_quarantined += 1
             raise QuarantineError(
-                f"{ref.class_name}({ref.name or ref.id[:8]}) has twice brought its host down and is not woken any more;"
+                f"{ref.label} has twice brought its host down and is not woken any more;"
                 f" mend it, then `roost objects release {ref.id}`."
             )
         if len(host.actors) >= host.limits.max_live_objects:

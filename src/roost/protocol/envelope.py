@@ -56,6 +56,7 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     36: events.Confirm,
     37: events.Confirmed,
     38: events.Released,
+    39: events.DialKept,
 }
 _KINDS: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _STRUCTS.items()}
