@@ -79,7 +79,8 @@ def test_not_found(folder):
         assert look(Assets(folder, "single-page-application"), "/a/b", **fields) == ("index.html" if is_page else None)
     assert Assets(folder, "404-page").look_up("GET", "/x", {}).status == 404
     assert Assets(folder, "404-page").find("GET", "/x", {"accept": "*/*"})[0] == 404  # asked by the worker itself
-    assert Assets(folder, "none").find("GET", "/x", {}) is None
+    assert Assets(folder, "none").find("GET", "/x", {}) == (404, [], b"")
+    assert Assets(folder, "none").look_up("GET", "/x", {}) is None
 
 
 def test_worker_first_patterns(folder):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from roost.events import Headers
 
-    IntentOf = Callable[[dict[str, "Asset"], str], "Intent | None"]
+    IntentOf = Callable[[dict[str, "Asset"], str, bool], "Intent | None"]
 
 _log = logging.getLogger("roost.assets")
 
@@ -101,7 +102,8 @@ class Assets:
         return not self._worker_first.match(unquote(target.split("?", 1)[0]))
 
     def find(self, method: str, target: str, fields: Mapping[str, str]) -> tuple[int, Headers, bytes] | None:
-        """The answer to the worker's request for a path, with the whole content; None if it is not a file here."""
+        """The answer to the worker's request for a path, with the whole content; None for another method than GET and HEAD,
+        and for a file that cannot be read."""
         found = self.look_up(method, target, fields, for_worker=True)
         if found is None or not found.path:
             return None if found is None else found[:3]
@@ -122,24 +124,32 @@ class Assets:
         if method not in ("GET", "HEAD"):
             return None
         raw, _, query = target.partition("?")
-        path = unquote(raw)
-        redirect = self._redirects.find(path, query)
+        asked = raw
+        redirect = self._redirects.find(unquote(raw), query)
+        if redirect is not None and redirect.status == 200:
+            raw = redirect.target.partition("?")[0]
         if redirect is not None and redirect.status != 200:
-            return Found(redirect.status, [("Location", redirect.target)])
-        if redirect is not None:
-            path = unquote(redirect.target.partition("?")[0])
-        intent = self._intent(self._index, path)
+            found: Found | None = Found(redirect.status, [("Location", redirect.target)])
+        else:
+            found = self._of_path(raw, query, method, fields, for_worker=for_worker)
+        if found is None:
+            if not for_worker:
+                return None
+            found = Found(404, [])
+        return found._replace(headers=self._headers.apply(fields.get("host", ""), unquote(asked), found.headers))
+
+    def _of_path(self, raw: str, query: str, method: str, fields: Mapping[str, str], *, for_worker: bool) -> Found | None:
+        """Each file has one path, which the others lead to: decoded and encoded again, it is the same."""
+        path = _decoded(raw)
+        intent = self._intent(self._index, path, True)
         if intent is None and (for_worker or _is_navigation(fields)):
             intent = self._when_not_found(path)
         if intent is None:
             return None
-        if intent.asset is None:
-            location = quote(intent.redirect, safe="/!$&'()*+,;=:@~-._")
+        location = _encoded(intent.redirect or path)
+        if intent.asset is None or location != quote(raw, safe=_IN_PATHS):
             return Found(307, [("Location", f"{location}?{query}" if query else location)])
-        found = self._answer(intent.asset, intent.status, method, fields)
-        if found is None:
-            return None
-        return found._replace(headers=self._headers.apply(fields.get("host", ""), path, found.headers))
+        return self._answer(intent.asset, intent.status, method, fields)
 
     def _when_not_found(self, path: str) -> Intent | None:
         if self._not_found == "single-page-application":
@@ -223,80 +233,110 @@ def _is_navigation(fields: Mapping[str, str]) -> bool:
     return accept is None or "text/html" in accept
 
 
-# html_handling: what a path stands for. A redirect goes only to a path that would itself answer with that very file.
+_IN_PATHS: Final = "/%!$&'()*+,;=:@~-._[]|\\^"  # what the URL parser leaves as it is in a path (WHATWG URL §1.3)
+_AS_COMPONENT: Final = "!'()*~-._"  # what JavaScript's encodeURIComponent leaves as it is
+_BAD_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+
+
+def _decoded(raw: str) -> str:
+    """As the platform reads a path: by segments, each as it is if it cannot be decoded; slashes in a row are one."""
+    return _SLASHES.sub("/", "/".join(map(_segment, raw.split("/")))) if "%" in raw or "//" in raw else raw
+
+
+_SLASHES: Final = re.compile("/+")
+
+
+def _segment(raw: str) -> str:
+    if _BAD_ESCAPE.search(raw):
+        return raw
+    try:
+        return unquote(raw, errors="strict")
+    except UnicodeDecodeError:
+        return raw
+
+
+def _encoded(path: str) -> str:
+    return "/".join([quote(segment, safe=_AS_COMPONENT) for segment in path.split("/")])
+
+
+# html_handling: what a path stands for. A redirect goes only to a path that would answer with that very file if it did not
+# redirect in turn.
 
 Index = dict[str, Asset]
 
 
-def _to(index: Index, file: str, path: str, intent: IntentOf) -> Intent | None:
+def _to(index: Index, file: str, path: str, intent: IntentOf | None) -> Intent | None:
     asset = index.get(file)
-    if asset is None or path in index:
+    if asset is None or path in index or intent is None:
         return None
-    there = intent(index, path)
+    there = intent(index, path, False)
     return Intent(redirect=path) if there is not None and there.asset is asset else None
 
 
-def _file(index: Index, path: str) -> Intent | None:
+def _file(index: Index, path: str, may_redirect: bool = True) -> Intent | None:
     asset = index.get(path)
     return None if asset is None else Intent(asset)
 
 
-def _auto(index: Index, path: str) -> Intent | None:
+def _auto(index: Index, path: str, may_redirect: bool = True) -> Intent | None:
+    again = _auto if may_redirect else None
     if path.endswith("/index") and path not in index:
         folder = path[:-5]
-        found = _to(index, f"{path}.html", folder, _auto) or _to(index, f"{path[:-6]}.html", path[:-6], _auto)
+        found = _to(index, f"{path}.html", folder, again) or _to(index, f"{path[:-6]}.html", path[:-6], again)
     elif path.endswith("/index.html"):
-        found = _to(index, path, path[:-10], _auto) or _to(index, f"{path[:-11]}.html", path[:-11], _auto)
+        found = _to(index, path, path[:-10], again) or _to(index, f"{path[:-11]}.html", path[:-11], again)
     elif path.endswith("/"):
-        found = _file(index, f"{path}index.html") or _to(index, f"{path[:-1]}.html", path[:-1], _auto)
+        found = _file(index, f"{path}index.html") or _to(index, f"{path[:-1]}.html", path[:-1], again)
     elif path.endswith(".html"):
-        found = _to(index, path, path[:-5], _auto) or _to(index, f"{path[:-5]}/index.html", f"{path[:-5]}/", _auto)
+        found = _to(index, path, path[:-5], again) or _to(index, f"{path[:-5]}/index.html", f"{path[:-5]}/", again)
     else:
         found = None
     return (
-        found or _file(index, path) or _file(index, f"{path}.html") or _to(index, f"{path}/index.html", f"{path}/", _auto)
+        found or _file(index, path) or _file(index, f"{path}.html") or _to(index, f"{path}/index.html", f"{path}/", again)
     )
 
 
-def _force(index: Index, path: str) -> Intent | None:
+def _force(index: Index, path: str, may_redirect: bool = True) -> Intent | None:
+    again = _force if may_redirect else None
     if path.endswith("/index") and path not in index:
-        found = _to(index, f"{path}.html", path[:-5], _force) or _to(index, f"{path[:-6]}.html", path[:-5], _force)
+        found = _to(index, f"{path}.html", path[:-5], again) or _to(index, f"{path[:-6]}.html", path[:-5], again)
     elif path.endswith("/index.html"):
-        found = _to(index, path, path[:-10], _force) or _to(index, f"{path[:-11]}.html", path[:-10], _force)
+        found = _to(index, path, path[:-10], again) or _to(index, f"{path[:-11]}.html", path[:-10], again)
     elif path.endswith("/"):
         found = _file(index, f"{path}index.html") or _file(index, f"{path[:-1]}.html")
     elif path.endswith(".html"):
         folder = f"{path[:-5]}/"
-        found = _to(index, path, folder, _force) or _file(index, path) or _to(index, f"{folder}index.html", folder, _force)
+        found = _to(index, path, folder, again) or _file(index, path) or _to(index, f"{folder}index.html", folder, again)
     else:
         found = None
     folder = f"{path}/"
     return (
         found
         or _file(index, path)
-        or _to(index, f"{path}.html", folder, _force)
-        or _to(index, f"{folder}index.html", folder, _force)
+        or _to(index, f"{path}.html", folder, again)
+        or _to(index, f"{folder}index.html", folder, again)
     )
 
 
-def _drop(index: Index, path: str) -> Intent | None:
+def _drop(index: Index, path: str, may_redirect: bool = True) -> Intent | None:
+    again = _drop if may_redirect else None
     found: Intent | None = None
     if path == "/":
         found = _file(index, "/index.html")
     elif path in ("/index", "/index.html"):
-        found = _to(index, "/index.html", "/", _drop)
+        found = _to(index, "/index.html", "/", again)
     elif path.endswith("/index") and path not in index:
         page = path[:-6]
-        found = _to(index, f"{page}.html", page, _drop) or _to(index, f"{path}.html", page, _drop)
+        found = _to(index, f"{page}.html", page, again) or _to(index, f"{path}.html", page, again)
     elif path.endswith("/index.html"):
         page = path[:-11]
-        found = _to(index, path, page, _drop) or _file(index, path) or _to(index, f"{page}.html", page, _drop)
+        found = _to(index, path, page, again) or _file(index, path) or _to(index, f"{page}.html", page, again)
     elif path.endswith("/"):
         page = path[:-1]
-        found = _to(index, f"{page}.html", page, _drop) or _to(index, f"{page}/index.html", page, _drop)
+        found = _to(index, f"{page}.html", page, again) or _to(index, f"{page}/index.html", page, again)
     elif path.endswith(".html"):
         page = path[:-5]
-        found = _to(index, path, page, _drop) or _to(index, f"{page}/index.html", page, _drop)
+        found = _to(index, path, page, again) or _to(index, f"{page}/index.html", page, again)
     return found or _file(index, path) or _file(index, f"{path}.html") or _file(index, f"{path}/index.html")
 
 
