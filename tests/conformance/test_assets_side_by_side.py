@@ -8,20 +8,14 @@ import hashlib
 import http.client
 import itertools
 import json
-import os
-import socket
-import subprocess
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
+from beside import NPM, WORKERD, free_port, workerd
 from roost.storage.assets import HTML_HANDLING, NOT_FOUND_HANDLING, Assets
 from roost.storage.content_types import content_type_of
-from roost.testing import wait_for
 
-NPM = Path(os.environ.get("ROOST_NPM", Path.home() / ".cache/roost-npm"))
-WORKERD = sorted(NPM.glob("node_modules/@cloudflare/workerd-*/bin/workerd"))
 WORKER = NPM / "node_modules/@cloudflare/workers-shared/dist/asset-worker.mjs"
 
 pytestmark = pytest.mark.skipif(
@@ -125,8 +119,7 @@ def ports(tmp_path_factory):
     (folder / "files.json").write_text(json.dumps(stored()))
     ports, services, sockets = {}, [], []
     for number, (html, not_found) in enumerate(HANDLINGS):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports[html, not_found] = free.getsockname()[1]
+        ports[html, not_found] = free_port()
         config = {"html_handling": html, "not_found_handling": not_found, "compatibility_date": "2026-07-01", **RULES}
         (folder / f"config{number}.json").write_text(json.dumps(config))
         services.append(
@@ -146,22 +139,8 @@ def ports(tmp_path_factory):
         'using Workerd = import "/workerd/workerd.capnp";\nconst config :Workerd.Config = (services = ['
         + ", ".join(services) + "], sockets = [" + ", ".join(sockets) + "]);\n"
     )  # fmt: skip
-    process = subprocess.Popen(
-        [WORKERD[-1], "serve", folder / "config.capnp"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-    def answers():
-        try:
-            return asked(ports[HANDLINGS[-1]], "/")
-        except OSError:
-            return False
-
-    try:
-        wait_for(answers, "workerd does not start")
+    with workerd(folder / "config.capnp", port=ports[HANDLINGS[-1]]):
         yield ports
-    finally:
-        process.kill()
-        process.wait()
 
 
 def asked(port, path):

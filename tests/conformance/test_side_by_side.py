@@ -7,20 +7,17 @@ read at the end. `DIFFERENCES` names the scenarios that differ; docs/reference/c
 import json
 import os
 import socket
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from beside import WORKERD, side_by_side
 from roost.protocol.websocket import CloseFrame, Decoder, Failure, Ping, Pong, encode_message, mask_frame
-from roost.testing import running, wait_for
 from roost.testing.rawws import http_get
 
 HERE = Path(__file__).parent / "side_by_side"
-NPM = Path(os.environ.get("ROOST_NPM", Path.home() / ".cache/roost-npm"))
-WORKERD = sorted(NPM.glob("node_modules/@cloudflare/workerd-*/bin/workerd"))
 COMPATIBILITY = Path(__file__).parents[2] / "docs/reference/compatibility.md"
 MASK = b"\x11\x22\x33\x44"
 
@@ -253,27 +250,8 @@ def play(port, name, kind, headers, steps):
 
 @pytest.fixture(scope="module")
 def ports():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [WORKERD[-1], "serve", HERE / "config.capnp", "--socket-addr", f"http=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def answers():
-        try:
-            return http_get(port, "/x/log")[0] == 200
-        except (OSError, ValueError, IndexError):
-            return False
-
-    try:
-        wait_for(answers, "workerd does not start")
-        with running(HERE) as node:
-            yield {"workerd": port, "roost": node.port}
-    finally:
-        process.kill()
-        process.wait()
+    with side_by_side(HERE, "/x/log") as ports:
+        yield ports
 
 
 def both(ports, name, kind, headers, steps):

@@ -131,7 +131,7 @@ def test_namespace():
         rooms.get(namespace("Other").idFromName("x"))
     with pytest.raises(TypeError, match="getByName"):
         rooms.get("lobby")
-    with pytest.raises(TypeError, match="full URL"):
+    with pytest.raises(TypeError, match="absolute URL"):
         run(stub.fetch("/path"))
 
 

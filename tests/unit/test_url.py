@@ -5,7 +5,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from roost.compat.url import _NORMAL, URL, URLSearchParams, normalised
+from roost.api.urls import _NORMAL, normalised
+from roost.compat.url import URL, URLSearchParams
 from roost.errors import JsTypeError
 
 
@@ -76,7 +77,10 @@ def test_requests_urls():
         "http://EXAMPLE.test/": "http://example.test/",
         "http://a.test:80/": "http://a.test/",
         "http://127.0.0.1:8787/a//b?x=1": "http://127.0.0.1:8787/a//b?x=1",
-        "http:// no url": "http:// no url",
+        "http://a.test:59999/": "http://a.test:59999/",
+        "http://a.test:65535/": "http://a.test:65535/",
+        "http://a.test:65536/": None,
+        "http:// no url": None,
     }.items():
         assert normalised(url) == wanted
     for usual in ("http://127.0.0.1:8787/a/b?x=1", "https://ex-1.test/%C3%A4/x.html", "http://localhost:8787/"):

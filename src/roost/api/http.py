@@ -16,6 +16,7 @@ from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
 from roost.api.streams import Chunks, ReadableStream, options_of
+from roost.api.urls import normalised
 from roost.errors import JsException, JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Request(Body):
     def __init__(self, input: Any, options: Any = None, **opts: Any) -> None:
         opts = {**_request_options(options), **opts}
         source = input if isinstance(input, Request) else None
-        self.url: str = source.url if source else str(getattr(input, "href", input))
+        self.url: str = source.url if source else _absolute(str(getattr(input, "href", input)))
         self.method: str = _method(opts.get("method") or (source.method if source else "GET"))
         headers = opts.get("headers")
         self.headers = Headers(headers if headers is not None else (source.headers if source else None))
@@ -255,6 +256,13 @@ class Request(Body):
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.url}>"
+
+
+def _absolute(url: str) -> str:
+    found = normalised(url)
+    if found is None:
+        raise JsTypeError(f"Invalid URL: {url!r}: a request needs an absolute URL, such as https://example.com/path.")
+    return found
 
 
 def _client_left() -> JsException:

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 from roost.api.http import Request, Response
 from roost.api.rpc import fault_of
 from roost.api.state import ExecutionContext
+from roost.api.urls import normalised
 from roost.api.websocket import Accept, WebSocket
-from roost.compat.url import normalised
 from roost.errors import JsTypeError, UnavailableError, WorkerError
 from roost.events import BODY_WINDOW_BYTES, Abort, Binding
 from roost.events import Request as RequestEvent
@@ -54,7 +54,7 @@ class Requests:
         if event.more_body:
             body = link.bodies[event.request] = BodyReader(link, event.request, event.body)
             body.length = _said_length(event.headers)
-        request = Request.incoming(event.method, normalised(event.url), event.headers, body)
+        request = Request.incoming(event.method, normalised(event.url) or event.url, event.headers, body)
         if event.peer:
             request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
         link.served[event.request] = request
