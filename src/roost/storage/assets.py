@@ -139,7 +139,7 @@ class Assets:
         return found._replace(headers=self._headers.apply(fields.get("host", ""), unquote(asked), found.headers))
 
     def _of_path(self, raw: str, query: str, method: str, fields: Mapping[str, str], *, for_worker: bool) -> Found | None:
-        """Each file has one path, which the others lead to: decoded and encoded again, it is the same."""
+        """Each file has one path, which others lead to; what may stand in a path by itself may also be encoded in it."""
         path = _decoded(raw)
         intent = self._intent(self._index, path, True)
         if intent is None and (for_worker or _is_navigation(fields)):
@@ -147,7 +147,7 @@ class Assets:
         if intent is None:
             return None
         location = _encoded(intent.redirect or path)
-        if intent.asset is None or location != quote(raw, safe=_IN_PATHS):
+        if intent.asset is None or raw not in (path, location, quote(path, safe=_IN_PATHS)):
             return Found(307, [("Location", f"{location}?{query}" if query else location)])
         return self._answer(intent.asset, intent.status, method, fields)
 
@@ -233,7 +233,7 @@ def _is_navigation(fields: Mapping[str, str]) -> bool:
     return accept is None or "text/html" in accept
 
 
-_IN_PATHS: Final = "/%!$&'()*+,;=:@~-._[]|\\^"  # what the URL parser leaves as it is in a path (WHATWG URL §1.3)
+_IN_PATHS: Final = "/!$&'()*+,;=:@~-._[]|\\^"  # what the URL parser leaves as it is in a path (WHATWG URL §1.3)
 _AS_COMPONENT: Final = "!'()*~-._"  # what JavaScript's encodeURIComponent leaves as it is
 _BAD_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
