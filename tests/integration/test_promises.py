@@ -97,6 +97,9 @@ class Default(WorkerEntrypoint):
         box = self.env.BOX.getByName("a")
         if path == "storage":
             return Response.json(await box.storage_without_await())
+        if path == "7":
+            HITS.append("7")
+            return Response("")
         if path == "shared":
             return Response.json(await box.shared())
         if path == "failing":
@@ -115,11 +118,14 @@ class Default(WorkerEntrypoint):
             HITS.clear()
             box.hit("1")
             box.hit("2")
-            fetching = box.fetch("http://x/3")                          # the SDK's own coroutine: begins when awaited
+            box.fetch("http://x/3")
             box.hit("4")
             await box.hit("5")
-            await fetching
             self.env.SELF.selfhit("6")
+            self.env.SELF.fetch("http://x/7")
+            await asyncio.sleep(0)
+            box.fetch("http://x/8")
+            box.hit("9")
             await asyncio.sleep(0.1)
             return Response.json(HITS)
 
@@ -168,7 +174,7 @@ def test_kv_in_the_order_of_its_calls(node):
 
 
 def test_methods_of_a_stub_keep_their_order(node):
-    assert ask(node, "calls") == ["1", "2", "4", "5", "3", "6"]
+    assert ask(node, "calls") == ["1", "2", "3", "4", "5", "6", "7", "8", "9"]
 
 
 def test_what_nobody_awaits_and_fails_is_logged_with_object_and_line(node):

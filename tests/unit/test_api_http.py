@@ -100,7 +100,10 @@ def test_response_and_sockets():
 
 
 class Caller:
-    async def fetch_object(self, ref, request):
+    def turn(self, ref):
+        return None
+
+    async def fetch_object(self, ref, request, turn):
         return Response(f"{ref.class_name} {request.method} {request.url}")
 
 

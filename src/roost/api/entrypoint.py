@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from roost.api.http import Request, Response
+from roost.api.promises import eager
 from roost.api.runtime import require_context
 from roost.errors import JsException
 from roost.values import as_js
@@ -182,6 +183,7 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+@eager
 async def fetch(resource: Any, options: Any = None, **opts: Any) -> Response:
     """An outbound HTTP request, or with the header `Upgrade: websocket` an outbound WebSocket (`.web_socket`)."""
     fetcher = opts.pop("fetcher", None) or (options.get("fetcher") if isinstance(options, dict) else None)

@@ -49,6 +49,13 @@ class SocketPort(Protocol):
     def attach(self, number: int, attachment: bytes | None) -> None: ...
 
 
+class Turn(Protocol):
+    """A place in a row of calls."""
+
+    begin: Callable[[], None]
+    """Called when it has come."""
+
+
 class IoContext(Protocol):
     """Where worker code runs: an object, or one request of a stateless worker."""
 
@@ -94,8 +101,9 @@ class IoContext(Protocol):
 
     async def fetch(self, request: Request) -> Response: ...
 
-    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Awaitable[Any]:
-        """Begin a coroutine where the result is awaited, or else in the next turn; a failure nobody awaits is logged."""
+    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str, turn: Turn | None = None) -> Awaitable[Any]:
+        """Begin a coroutine where the result is awaited, or else in the next turn of the loop (or in its own); a failure
+        nobody awaits is logged."""
         ...
 
     def export_rpc(self, target: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from roost.api.http import Request, Response
+from roost.api.promises import eager
 from roost.api.rpc import MethodCaller, member
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ServiceStub:
     def __init__(self, caller: ServiceCaller) -> None:
         self._caller = caller
 
+    @eager
     async def fetch(self, resource: Any, options: Any = None, **opts: Any) -> Response:
         """Call the entrypoint's `fetch`."""
         if isinstance(resource, Request) and not opts and options is None:

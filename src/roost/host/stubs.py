@@ -24,7 +24,7 @@ from roost.link.port import NO_CONTEXT
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from roost.api.runtime import IoContext
+    from roost.api.runtime import IoContext, Turn
     from roost.events import ObjectRef, Result
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
@@ -122,12 +122,10 @@ class StubCaller:
                 return
         del self._soon[key]
 
-    async def _behind_calls(self, ref: ObjectRef) -> None:
-        """Let the calls begin that were made before."""
-        if (ref.class_name, ref.id) in self._soon:
-            passing = _Passing(self._host.loop)
-            self._in_turn(ref, passing)
-            await passing.future
+    def turn(self, ref: ObjectRef) -> Turn:
+        passing = _Passing(self._host.loop, is_first=(ref.class_name, ref.id) not in self._soon)
+        self._in_turn(ref, passing)
+        return passing
 
     def ask(self, target: ObjectRef, method: str, arguments: bytes, answered: asyncio.Future[Result]) -> None:
         """A call of the host itself. Raises JsException if no gateway is there."""
@@ -161,14 +159,16 @@ class StubCaller:
 
     # fetch
 
-    async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
-        response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request))
+    async def fetch_object(self, ref: ObjectRef, request: Request, turn: Turn) -> Response:
+        response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request, turn))
         return response
 
-    async def _fetch_object(self, ref: ObjectRef, request: Request) -> Response:
+    async def _fetch_object(self, ref: ObjectRef, request: Request, turn: Turn) -> Response:
         caller = calling_actor()
         number = self._new_request()
         chain = chain_of_call(caller, number)
+        assert type(turn) is _Passing
+        await turn.come()
         if caller is None:
             return await self._fetch(number, ref, request, chain)
         if caller.gate.shut:
@@ -184,7 +184,6 @@ class StubCaller:
 
     async def _fetch(self, number: int, ref: ObjectRef, request: Request, chain: Chain) -> Response:
         host = self._host
-        await self._behind_calls(ref)
         if host.owns(ref):
             response = await in_callee(host.waking.awaken(ref, f"fetch {request.method}").serve(request, chain))
             received = received_sockets.get()
@@ -242,14 +241,31 @@ def calling_actor() -> Actor | None:
 
 
 class _Passing:
-    """A fetch that lets the calls before it begin."""
+    """A fetch's place in the row: the calls before it begin first. Awaited with none before it, it does not wait."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[None] = loop.create_future()
+    __slots__ = ("_come", "_loop", "_waiting", "begin")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_first: bool) -> None:
+        self.begin: Callable[[], None] = _nobody
+        self._loop = loop
+        self._come = is_first
+        self._waiting: asyncio.Future[None] | None = None
 
     def __call__(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
+        self._come = True
+        begin, self.begin = self.begin, _nobody
+        begin()  # as a task, if nobody has awaited it
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def come(self) -> None:
+        if not self._come:
+            self._waiting = self._loop.create_future()
+            await self._waiting
+
+
+def _nobody() -> None:
+    """Waits for it."""
 
 
 class Answer:
