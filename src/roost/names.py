@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 NAMES: Final = {
     "asgi": "roost.compat.asgi",
     "js": "roost.compat.js",
+    "wsgi": "roost.compat.wsgi",
     "pyodide": "roost.compat.pyodide",
     "pyodide.code": "roost.compat.pyodide.code",
     "pyodide.ffi": "roost.compat.pyodide.ffi",
     "pyodide.http": "roost.compat.pyodide.http",
     "workers": "roost.compat.workers",
     "workers.asgi": "roost.compat.asgi",
+    "workers.rpc": "roost.compat.rpc",
     "workers.workflows": "roost.compat.workflows",
     "workers.wsgi": "roost.compat.wsgi",
 }
@@ -63,7 +65,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._specs: dict[str, importlib.machinery.ModuleSpec | None] = {}
 
 
-_PACKAGES: Final = ("asgi", "js", "pyodide", "workers")
+_PACKAGES: Final = ("asgi", "js", "pyodide", "workers", "wsgi")
 
 
 def install() -> None:

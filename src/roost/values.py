@@ -62,6 +62,12 @@ class JsDict(dict[Any, Any]):
         except KeyError:
             raise AttributeError(f"the object has no {name!r}; it has {', '.join(map(str, self))}.") from None
 
+    def __missing__(self, key: Any) -> Any:
+        """A number's text finds it: keys of objects are strings in JavaScript."""
+        if isinstance(key, str) and len(key) < 20 and key.removeprefix("-").isdecimal() and int(key) in self:
+            return self[int(key)]
+        raise KeyError(key)
+
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 

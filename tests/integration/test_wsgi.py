@@ -15,14 +15,14 @@ from roost.testing import running, wait_for
 FLASK = """
 import flask
 from flask import Flask, request, stream_with_context
-from workers import wsgi
-from workers.wsgi import on_loop
+from pyodide.ffi import run_sync
+from workers import DurableObject, Response, wsgi
 
 app = Flask(__name__)
 
 @app.route("/hello/<name>")
 def hello(name):
-    return {"hello": name, "query": request.args.get("q"), "var": request.environ["env"].COLOUR}
+    return {"hello": name, "query": request.args.get("q"), "var": request.environ["workers.env"].COLOUR}
 
 @app.route("/upload", methods=["POST"])
 def upload():
@@ -53,9 +53,28 @@ def stream():
 
 @app.route("/kv")
 def kv():
-    kv = request.environ["env"].KV
-    on_loop(kv.put, "k", "from a thread")
-    return on_loop(kv.get, "k")
+    kv = request.environ["workers.env"].KV
+    kv.put("k", "from a thread")  # nobody waits
+    one = run_sync(kv.get("k"))
+    run_sync(kv.put("j", "again"))
+    stub = request.environ["workers.env"].ROOM.getByName("a")
+    answer = run_sync(stub.fetch("http://x/y"))
+    return [one, run_sync(kv.get("j")), run_sync(stub.double(21)), answer.status, run_sync(answer.text())]
+
+@app.route("/wrong")
+def wrong():
+    try:
+        run_sync(request.environ["workers.env"].ROOM.getByName("a").fail())
+    except ValueError as error:
+        return str(error)
+
+class Room(DurableObject):
+    async def double(self, n):
+        return n * 2
+    async def fail(self):
+        raise ValueError("not today")
+    async def fetch(self, request):
+        return Response(request.url, status=202)
 
 @app.route("/headers")
 def headers():
@@ -121,20 +140,32 @@ class Default(WorkerEntrypoint):
     async def fetch(self, request):
         if request.url.endswith("/async"):
             return Response("not in a thread")
+        if request.url.endswith("/alone"):
+            return await wsgi.fetch(not_for_threads, request, self.env, serialize=True)
         return await wsgi.fetch(app, request, self.env)
+
+RUNNING = [0, 0]
+
+def not_for_threads(environ, start_response):
+    RUNNING[0] += 1
+    RUNNING[1] = max(RUNNING)
+    time.sleep(0.05)
+    RUNNING[0] -= 1
+    start_response("200 OK", [])
+    return [str(RUNNING[1]).encode()]
 """
 
 MODES = {"inline": ["--inline"], "split": ["--hosts", "2", "--gateways", "2"]}
 
 
-def node_of(source, mode, folder):
+def node_of(source, mode, folder, *classes):
     config = '[vars]\nCOLOUR = "red"\n[[kv_namespaces]]\nbinding = "KV"\nid = "kv"\n'
-    return running(write_app(folder, source, config=config), *MODES[mode])
+    return running(write_app(folder, source, *classes, config=config), *MODES[mode])
 
 
 @pytest.fixture(scope="module", params=MODES)
 def flask_node(request, tmp_path_factory):
-    with node_of(FLASK, request.param, tmp_path_factory.mktemp("flask") / "app") as node:
+    with node_of(FLASK, request.param, tmp_path_factory.mktemp("flask") / "app", "Room") as node:
         yield node
 
 
@@ -168,7 +199,8 @@ def test_flask(flask_node):
     form += b'filename="f.txt"\r\n\r\n' + b"y" * 5000 + b"\r\n--B--\r\n"
     assert post(node, "/form", form, {"Content-Type": "multipart/form-data; boundary=B"}.items()) == (200, b"1 f.txt 5000")
     assert node.get("/stream")[2] == "".join(f"{number}," for number in range(100)).encode()
-    assert node.get("/kv")[2] == b"from a thread"
+    assert json.loads(node.get("/kv")[2]) == ["from a thread", "again", 42, 202, "http://x/y"]
+    assert node.get("/wrong")[2] == b"ValueError: not today"
     assert node.get("/fails")[0] == 500
     assert node.get("/nowhere")[0] == 404
     assert node.get("/hello/x", method="HEAD")[2] == b""
@@ -209,6 +241,16 @@ def test_a_client_that_leaves_ends_the_iteration(node):
         sock.sendall(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")
         assert sock.recv(1000)
     wait_for(lambda: any(b"closed" in node.get("/log")[2] for _ in range(4)), "the app's iterable is closed")
+
+
+def test_one_at_a_time(node):
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(node.get("/alone")[2])) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [b"1"] * 10
 
 
 def test_slow_apps_run_beside_each_other_and_stop_nobody(node):

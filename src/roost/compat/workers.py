@@ -63,6 +63,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("asgi", "workflows", "wsgi"):  # `from workers import wsgi`
+    if name in ("asgi", "rpc", "workflows", "wsgi"):  # `from workers import wsgi`
         return importlib.import_module(f"roost.compat.{name}")
     raise AttributeError(f"module 'workers' has no attribute {name!r}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import io
 import logging
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from roost.api.entrypoint import WorkerEntrypoint
 from roost.api.http import Request, Response
+from roost.compat.pyodide.ffi import blocking_wait
 from roost.errors import JsTypeError, OverloadError
 
 if TYPE_CHECKING:
@@ -49,17 +51,18 @@ _loop: contextvars.ContextVar[asyncio.AbstractEventLoop] = contextvars.ContextVa
 class _Threads:
     """How many requests run, and those that wait for their turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_most: int) -> None:
+        self._at_most = at_most
         self.running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def enter(self) -> None:
         """Raises OverloadError if too many wait."""
-        if self.running < MAX_THREADS:
+        if self.running < self._at_most:
             self.running += 1
             return
         if len(self._waiting) >= MAX_WAITING:
-            raise OverloadError(f"{MAX_THREADS} requests run in the WSGI app and {MAX_WAITING} wait; try again later.")
+            raise OverloadError(f"{self._at_most} requests run in the WSGI app and {MAX_WAITING} wait; try again later.")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -79,20 +82,22 @@ class _Threads:
         self.running -= 1
 
 
-_threads = _Threads()
+_threads = _Threads(MAX_THREADS)
+_alone = _Threads(1)
 
 
-async def fetch(app: App, req: Any, env: Any, ctx: Any = None) -> Response:
-    """Answer a request by a WSGI app: `return await wsgi.fetch(app, request, self.env)`."""
+async def fetch(app: App, req: Any, env: Any, ctx: Any = None, *, serialize: bool = False) -> Response:
+    """Answer a request by a WSGI app: `return await wsgi.fetch(app, request, self.env)`. `serialize`: one request at a
+    time, for an app that is not made for threads."""
     request = req if isinstance(req, Request) else Request(req)
     body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - the thread closes it
     try:
         await _spool(request, body)
-        await _threads.enter()
+        await (_alone if serialize else _threads).enter()
     except BaseException:
         body.close()
         raise
-    return await _Exchange(app, _environ(request, env, body), body).answer()
+    return await _Exchange(app, build_environ(request, env, body), body, _alone if serialize else _threads).answer()
 
 
 def entrypoint(app: App) -> type[WorkerEntrypoint]:
@@ -105,27 +110,82 @@ def entrypoint(app: App) -> type[WorkerEntrypoint]:
     return Default
 
 
-def on_loop(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the platform from a WSGI app, and wait: `on_loop(env.KV.get, "key")`. Roost's own.
+class FromThread:
+    """Something of the platform, for an app's thread: its methods are called on the host's loop, to which it belongs.
 
-    What the platform offers belongs to the host's loop, so it may not be called in an app's thread. Raises RuntimeError
-    outside of one.
+    What they return comes back; what would be awaited there has begun, and `pyodide.ffi.run_sync` waits for it.
     """
+
+    def __init__(self, target: Any) -> None:
+        self.__dict__["_target"] = target
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _for_thread(getattr(self.__dict__["_target"], name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _on_loop(self.__dict__["_target"], args, kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        return _for_thread(self.__dict__["_target"][key])
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.__dict__["_target"]
+
+    def __repr__(self) -> str:
+        return repr(self.__dict__["_target"])
+
+
+class _Begun:
+    """What goes on on the loop."""
+
+    def __init__(self, task: asyncio.Future[Any]) -> None:
+        self.task = task
+
+    async def wait(self) -> Any:
+        return await self.task
+
+
+def _for_thread(value: Any) -> Any:
+    return value if isinstance(value, _PLAIN) else FromThread(value)
+
+
+_PLAIN: Final = (str, bytes, int, float, bool, type(None), list, dict, tuple, set, FromThread)
+
+
+def _on_loop(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     loop = _loop.get(None)
     if loop is None or asyncio._get_running_loop() is not None:
-        raise RuntimeError("on_loop() is for WSGI apps, which run in a thread; in an async function await the call.")
+        return function(*args, **kwargs)
+    args = tuple(each.__dict__["_target"] if isinstance(each, FromThread) else each for each in args)
 
     async def call() -> Any:
-        result = function(*arguments)
-        return await result if hasattr(result, "__await__") else result
+        result = function(*args, **kwargs)
+        return _Begun(asyncio.ensure_future(result)) if hasattr(result, "__await__") else result
 
+    result = _blocking(call(), loop)
+    return result if isinstance(result, _Begun) else _for_thread(result)
+
+
+def _blocking(coroutine: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    """Run it on the loop, in the thread's context variables, and wait here."""
     variables = contextvars.copy_context()
-    done: Any = asyncio.run_coroutine_threadsafe(_in(variables, call), loop)
-    return done.result()
+
+    async def run() -> Any:
+        return await asyncio.get_running_loop().create_task(coroutine, context=variables)
+
+    return asyncio.run_coroutine_threadsafe(run(), loop).result()
 
 
-async def _in(variables: contextvars.Context, call: Callable[[], Any]) -> Any:
-    return await asyncio.get_running_loop().create_task(call(), context=variables)
+def _run_sync(awaitable: Any) -> Any:
+    """`pyodide.ffi.run_sync`, in an app's thread."""
+    coroutine = awaitable.wait() if isinstance(awaitable, _Begun) else _awaited(awaitable)
+    return _for_thread(_blocking(coroutine, _loop.get()))
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
 
 
 async def _spool(request: Request, body: IO[bytes]) -> None:
@@ -153,7 +213,11 @@ class _Errors:
         """Nothing is kept back."""
 
 
-def _environ(request: Request, env: Any, body: IO[bytes]) -> Environ:
+def build_environ(req: Any, env: Any, body: Any) -> Environ:
+    """A request as PEP 3333 has it. `body` is bytes or a file; `workers.env` is what the platform calls `env`."""
+    request = req if isinstance(req, Request) else Request(req)
+    if isinstance(body, bytes | bytearray):
+        body = io.BytesIO(body)
     url = urlsplit(request.url)
     size = body.seek(0, 2)
     body.seek(0)
@@ -175,7 +239,7 @@ def _environ(request: Request, env: Any, body: IO[bytes]) -> Environ:
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-        "env": env,
+        "workers.env": FromThread(env),
     }
     for name, value in request.headers.pairs:
         key = name.upper().replace("-", "_")
@@ -193,7 +257,8 @@ def _environ(request: Request, env: Any, body: IO[bytes]) -> Environ:
 class _Exchange:
     """One request in its thread, and its response on the loop."""
 
-    def __init__(self, app: App, environ: Environ, body: IO[bytes]) -> None:
+    def __init__(self, app: App, environ: Environ, body: IO[bytes], threads: _Threads) -> None:
+        self._threads = threads
         self._app = app
         self._environ = environ
         self._body = body
@@ -212,6 +277,7 @@ class _Exchange:
     async def answer(self) -> Response:
         variables = contextvars.copy_context()
         variables.run(_loop.set, self._loop)
+        variables.run(blocking_wait.set, _run_sync)
         threading.Thread(target=variables.run, args=(self._run,), name="wsgi", daemon=True).start()
         try:
             status, fields = await self._head
@@ -238,7 +304,7 @@ class _Exchange:
         self._news.set()
 
     def _ended(self, error: BaseException | None) -> None:
-        _threads.leave()
+        self._threads.leave()
         if not self._complete:
             self._over, self._error = True, error
         elif error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from roost.api.buffers import ArrayBuffer as JsBuffer
@@ -59,9 +60,17 @@ def destroy_proxies(*_: Any) -> None:
     """Nothing to destroy."""
 
 
+blocking_wait: ContextVar[Callable[[Any], Any]] = ContextVar("roost_blocking_wait")
+"""How a thread of its own (`workers.wsgi`) waits for what goes on on the loop."""
+
+
 def run_sync(awaitable: Any) -> Any:
-    """Blocking on an awaitable would stop every object of this host."""
-    raise RuntimeError("run_sync() is not supported by Roost; make the function async and await it.")
+    """Wait for an awaitable in a WSGI app, which has a thread of its own. Elsewhere that would stop every object of this
+    host: RuntimeError."""
+    wait = blocking_wait.get(None)
+    if wait is None:
+        raise RuntimeError("run_sync() is for WSGI apps in Roost; make the function async and await it.")
+    return wait(awaitable)
 
 
 __all__ = [
