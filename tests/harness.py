@@ -312,9 +312,9 @@ class Load:
 
     # the checkers
 
-    def check(self, *, max_memory_bytes=400 * 1024 * 1024):
+    def check(self, *, max_memory_bytes=400 * 1024 * 1024, rest_s=60):
         """Judge the whole run; raises Faults with everything that is wrong."""
-        self.rest()
+        self.rest(rest_s)
         self.stop()
         found = list(self.found)
         wait_for(self._no_ends_pending, "close events are missing (I7)", 40)

@@ -14,4 +14,4 @@ def test_a_short_soak(capsys):
     soak = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(soak)
     with capsys.disabled():
-        assert soak.soak(0.25, say=lambda text: None) == []
+        assert soak.soak(0.15, say=lambda text: None) == []

@@ -296,6 +296,7 @@ def test_the_first_dial_is_tried_again(any_node):
     with node.connect() as ws:
         ws.send(json.dumps(["keep", url, {"reconnect": FAST, "headers": {"X-Key": "k"}, "protocols": ["a", "b"]}]))
         assert json.loads(ws.recv()) == [url.replace("http", "ws"), 1, ["upstream"], {"since": 2}]
+        assert node.counter("sends_to_closed") == 1
         asleep(node)
         wait_for(lambda: node.logged("cannot be opened, and is dialled again: cannot connect"))
         assert [each[0] for each in state(node)["upstreams"]] == [url.replace("http", "ws")]

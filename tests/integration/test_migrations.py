@@ -284,12 +284,20 @@ def test_from_migrations_to_exports_and_back(tmp_path):
         before = json.loads(node.get("/a")[2])
     for class_name, declared in (
         ("Hall", exports(Hall="created")),
+        ("Hall", RENAMED),  # nothing was moved by exports yet
         ("Lobby", exports(Lobby="created", Hall="Lobby")),
-        ("Lobby", TWICE.replace('tag = "v3"', 'tag = "later"').replace('renamed_classes = [{ from = "Hall"', "#")),
+        ("Lobby", exports(Other="created", Lobby="created")),
+        ("Lobby", exports(Other="created")),  # it is bound: a warning
+        ("Lobby", exports(Other="created")),
     ):
         write(app, class_name, declared)
         with running(app, data=str(data)) as node:
             assert json.loads(node.get("/a")[2])[:3] == [class_name, "a", before[2]]
+    for class_name, declared, first in (("Hall", RENAMED, "exports: Hall -> Lobby"), ("Room", "", "v2")):
+        write(app, class_name, declared)
+        refused = pytest.raises(RuntimeError, match=f"'{first}' was applied")
+        with refused, running(app, "--from-folder", data=str(data)):
+            pass
 
 
 @pytest.mark.parametrize(

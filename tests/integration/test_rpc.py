@@ -44,6 +44,15 @@ class Counter(RpcTarget):
     async def fail(self):
         raise ValueError("not today")
 
+    def check(self, what):
+        return ["check", what]
+
+    def begin(self):
+        return "begun"
+
+    async def of(self):
+        return "of"
+
 class Hub(DurableObject):
     def __init__(self, ctx, env):
         super().__init__(ctx, env)
@@ -117,6 +126,22 @@ class Hub(DurableObject):
     async def has_ended(self):
         return self.ended
 
+    async def slow_pieces(self):
+        async def make():
+            try:
+                yield b"0,"
+                for number in range(1, 4):
+                    await asyncio.sleep(0.2)
+                    yield f"{number},".encode()
+                await asyncio.Event().wait()
+            finally:
+                self.ended = True
+        self.ended = False
+        return ReadableStream.new(make())
+
+    async def pass_function(self, stub):
+        return lambda: stub.dup
+
     async def answer(self):
         return Response(await self.pieces(5), status=201, headers={"X-A": "b"})
 
@@ -138,6 +163,10 @@ class Hub(DurableObject):
 class Service(WorkerEntrypoint):
     async def counter(self, value):
         return Counter(value)
+
+    async def keeps_itself(self):
+        self.mine = RpcStub(self.greeter)
+        return 1
 
     async def greeter(self, greeting):
         return lambda name: f"{greeting}, {name}"
@@ -249,6 +278,48 @@ class Default(WorkerEntrypoint):
         await asyncio.sleep(0.01)
         return [await counter.add(), await greet("you"), await self.env.SERVICE.counter(1).add(1)]
 
+    async def reserved(self, request):
+        counter = await self.hub.counter(1)
+        return [await counter.check(5), await counter.begin(), await counter.of(), await self.hub.counter(1).begin()]
+
+    async def keeps_itself(self, request):
+        return await self.env.SERVICE.keeps_itself()
+
+    async def never_passed(self, request):
+        counter = await self.hub.counter(1)
+        counter.dispose()
+        try:
+            await counter.add(lambda: 1)
+        except Exception as error:
+            try:
+                await self.hub.functions().triple(lambda: 1)
+            except Exception as other:
+                return [str(error), str(other)]
+
+    async def patient(self, request):
+        stream = await self.hub.slow_pieces()
+        reader, got = stream.getReader(), []
+        while len(got) < 4:
+            try:
+                got.append(bytes((await asyncio.wait_for(reader.read(), 0.05)).value).decode())
+            except TimeoutError:
+                pass
+        await reader.cancel()
+        return got
+
+    async def cancel_while_reading(self, request):
+        stream = await self.hub.slow_pieces()
+        reader = stream.getReader()
+        for _ in range(4):
+            await reader.read()
+        reading = asyncio.create_task(reader.read())
+        await asyncio.sleep(0.05)
+        await reader.cancel()
+        return bool((await reading).done)
+
+    async def silent(self, request):
+        return Response(await self.hub.slow_pieces())
+
     async def upload(self, request):
         return await self.hub.size_of(request.body)
 
@@ -349,11 +420,29 @@ def held(node):
         ("transform", "".join(f"{number};" for number in range(40))),
         ("broken_stream", ["first", "ValueError: half of it"]),
         ("read_some", "0,"),
+        ("reserved", [["check", 5], "begun", "of", "begun"]),
+        ("keeps_itself", 1),
+        ("never_passed", ["Error: RPC stub used after being disposed.", 'TypeError: "triple" is not a function.']),
     ],
 )  # fmt: skip
 def test_right_value(node, what, right):
     for name in NAMES:
         assert told(node, f"/{what}/{name}") == right, name
+
+
+def test_a_read_that_is_given_up_loses_nothing(node):
+    assert told(node, "/patient/patient") == ["0,", "1,", "2,", "3,"]
+    wait_for(lambda: told(node, "/has_ended/patient"), "the source is told that nobody reads on")
+
+
+def test_a_reader_that_leaves_while_the_source_is_silent(node):
+    assert told(node, "/cancel_while_reading/silent") is True
+    wait_for(lambda: told(node, "/has_ended/silent"))
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", node.port, timeout=20)) as connection:
+        connection.request("GET", "/silent/silent")
+        assert connection.getresponse().read(8) == b"0,1,2,3,"
+        assert told(node, "/has_ended/silent") is False
+    wait_for(lambda: told(node, "/has_ended/silent"), "the client has left")
 
 
 def test_a_stub_passed_on(node):

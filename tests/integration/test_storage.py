@@ -332,9 +332,10 @@ def test_state_survives_sleep(node):
 @pytest.mark.parametrize("mode", MODES)
 def test_state_survives_a_restart(app, mode, tmp_path):
     for round_number in (1, 2):
-        with running(app, *MODES[mode], data=str(tmp_path)) as node, node.connect("/keeper/ws") as ws:
-            ws.send(f"round {round_number}")
-            assert json.loads(ws.recv())[1] == round_number
+        with running(app, *MODES[mode], data=str(tmp_path)) as node:
+            with node.connect("/keeper/ws") as ws:
+                ws.send(f"round {round_number}")
+                assert json.loads(ws.recv())[1] == round_number
             assert node.stop() == 0
 
 

@@ -68,6 +68,17 @@ def wrong():
     except ValueError as error:
         return str(error)
 
+@app.route("/nested")
+def nested():
+    async def outer():
+        inner()
+    def inner():
+        run_sync(request.environ["workers.env"].KV.get("k"))
+    try:
+        run_sync(outer())
+    except RuntimeError as error:
+        return str(error)
+
 class Room(DurableObject):
     async def double(self, n):
         return n * 2
@@ -105,6 +116,13 @@ def app(environ, start_response):
     if path == "/endless":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return Endless()
+    if path == "/writes":
+        write = start_response("200 OK", [])
+        try:
+            while True:
+                write(b"x" * 10_000)
+        finally:
+            LOG.append("closed by write")
     if path == "/write":
         write = start_response("200 Fine", [("X-A", "1")])
         write(b"one,")
@@ -201,6 +219,7 @@ def test_flask(flask_node):
     assert node.get("/stream")[2] == "".join(f"{number}," for number in range(100)).encode()
     assert json.loads(node.get("/kv")[2]) == ["from a thread", "again", 42, 202, "http://x/y"]
     assert node.get("/wrong")[2] == b"ValueError: not today"
+    assert b"run_sync() is for WSGI apps" in node.get("/nested")[2]  # and not a loop that waits for itself
     assert node.get("/fails")[0] == 500
     assert node.get("/nowhere")[0] == 404
     assert node.get("/hello/x", method="HEAD")[2] == b""
@@ -241,6 +260,13 @@ def test_a_client_that_leaves_ends_the_iteration(node):
         sock.sendall(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")
         assert sock.recv(1000)
     wait_for(lambda: any(b"closed" in node.get("/log")[2] for _ in range(4)), "the app's iterable is closed")
+
+
+def test_a_client_that_leaves_ends_one_that_writes(node):
+    with socket.create_connection(("127.0.0.1", node.port), timeout=10) as sock:
+        sock.sendall(b"GET /writes HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert sock.recv(1000)
+    wait_for(lambda: any(b"closed by write" in node.get("/log")[2] for _ in range(4)), "the app's write() has raised")
 
 
 def test_one_at_a_time(node):

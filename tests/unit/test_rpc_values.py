@@ -10,6 +10,7 @@ from roost.api.forms import FormData
 from roost.api.headers import Headers
 from roost.api.http import Request, Response
 from roost.api.rpc import RemoteError, decode_result, error_of
+from roost.api.rpc_stubs import RpcStub
 from roost.api.rpc_values import MARK, decode_rpc, encode_rpc
 from roost.errors import JsException, JsTypeError
 from roost.values import DataCloneError, JsDict, JsMap, encode
@@ -113,3 +114,8 @@ def test_objects_take_attributes():
     value = JsDict(a=1)
     value.b = 2
     assert value == {"a": 1, "b": 2}
+
+
+def test_a_stub_needs_a_context():
+    with pytest.raises(JsException, match="module level"):
+        RpcStub(lambda: 1)

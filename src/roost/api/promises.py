@@ -71,7 +71,7 @@ class Pending:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self._watch.awaited = True
-        future = self._future if self._future.done() else _waiter(self._future)
+        future = self._future if self._future.done() else waiter_of(self._future)
         value = yield from future.__await__()
         return value if self._then is None else self._then(value)
 
@@ -79,7 +79,7 @@ class Pending:
         self._watch.let_go(self._future)
 
 
-def _waiter(future: Any) -> Any:
+def waiter_of(future: Any) -> Any:
     """A future of one who waits for it: who gives that up cancels it for nobody else."""
     waiter = future.get_loop().create_future()
 
@@ -97,6 +97,15 @@ def _waiter(future: Any) -> Any:
     future.add_done_callback(over)
     waiter.add_done_callback(lambda _: future.remove_done_callback(over))
     return waiter
+
+
+async def settled(future: Any) -> None:
+    """Wait until it is over, however it ends."""
+    waiter = future.get_loop().create_future()
+    future.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
+    await waiter
+    if not future.cancelled():
+        future.exception()  # whose it is has it
 
 
 class _Watch:

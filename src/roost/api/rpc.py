@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from roost.api.aliases import snake_cases
+from roost.api.promises import Failed
 from roost.api.rpc_values import decode_rpc, encode_rpc
 from roost.api.runtime import require_context
 from roost.errors import JsException, JsRangeError
@@ -53,11 +54,7 @@ class RpcMember:
         self._name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        return self._caller.call(self._name, encoded_arguments(self._name, args, kwargs))
-
-    def begin(self, arguments: bytes) -> Awaitable[Any]:
-        """The call, of arguments that are encoded."""
-        return self._caller.call(self._name, arguments)
+        return begun(self, *encoded_arguments(self._name, args, kwargs))
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._caller.call(self._name, b"").__await__()
@@ -67,6 +64,33 @@ class RpcMember:
 
     def __repr__(self) -> str:
         return f"<RPC {self._name}>"
+
+
+def begun(member: RpcMember, arguments: bytes, exported: list[Any]) -> Awaitable[Any]:
+    """A call of encoded arguments. What was exported for it ends if it does not leave."""
+    try:
+        answered = member._caller.call(member._name, arguments)
+    except BaseException:
+        withdraw(exported)
+        raise
+    if type(answered) is Failed:
+        withdraw(exported)
+    return answered
+
+
+def withdraw(exported: list[Any]) -> None:
+    """Those were not passed on."""
+    if exported:
+        require_context("RPC").withdraw_rpc(exported)
+
+
+class Callee:
+    """What can be called itself: a stub of a function."""
+
+    __slots__ = ()
+
+    def _member(self) -> RpcMember:
+        raise NotImplementedError
 
 
 class Pipelined:
@@ -85,15 +109,19 @@ class Pipelined:
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         name = self._name
         arguments = encoded_arguments(name, args, kwargs)
-        return PipelinedCall(require_context(f"{name}()").promise(self._call(arguments), f"{name}()"))
+        return PipelinedCall(require_context(f"{name}()").promise(self._call(*arguments), f"{name}()"))
 
-    async def _call(self, arguments: bytes) -> Any:
-        found = await self._found()
-        itself = getattr(type(found), "itself", None)  # a function's stub, in an object that was given
-        begun = found if isinstance(found, RpcMember) else None if itself is None else itself(found)
-        if begun is None:
-            raise JsException(f'"{self._name}" is not a function.', "TypeError")
-        return await begun.begin(arguments)
+    async def _call(self, arguments: bytes, exported: list[Any]) -> Any:
+        try:
+            found = await self._found()
+            if isinstance(found, Callee):  # a function's stub, in an object that was given
+                found = found._member()
+            if not isinstance(found, RpcMember):
+                raise JsException(f'"{self._name}" is not a function.', "TypeError")
+        except BaseException:
+            withdraw(exported)
+            raise
+        return await begun(found, arguments, exported)
 
     async def _found(self) -> Any:
         given = await self._source
@@ -153,12 +181,16 @@ def _checked(payload: bytes, what: str) -> bytes:
     return payload
 
 
-def encoded_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """The arguments of a call as they travel. Raises DataCloneError."""
+def encoded_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
+    """The arguments of a call as they travel, and what was exported for them. Raises DataCloneError, RangeError."""
+    exported: list[Any] = []
     try:
-        return _checked(encode_rpc([list(args), kwargs]), name)
+        return _checked(encode_rpc([list(args), kwargs], None, exported), name), exported
     except DataCloneError as error:
         raise DataCloneError(f"{name or 'stub'}(): of its [arguments, named], {error.message}") from None
+    except JsRangeError:
+        withdraw(exported)
+        raise
 
 
 def call_function(target: Any, arguments: bytes, received: list[Any]) -> Any:
@@ -195,7 +227,11 @@ def find_method(target: Any, method: str, arguments: bytes, base: type, received
 def encode_result(value: Any, method: str, context: IoContext) -> bytes:
     """The bytes of a result that leaves `context`. Raises DataCloneError with the path to what cannot be cloned."""
     try:
-        return _checked(encode_rpc(value, context), method)
+        exported: list[Any] = []
+        encoded = encode_rpc(value, context, exported)
+        if len(encoded) > MAX_CALL_BYTES:
+            context.withdraw_rpc(exported)
+        return _checked(encoded, method)
     except DataCloneError as error:
         raise DataCloneError(f"the result of {method}(): {error.message}") from None
 

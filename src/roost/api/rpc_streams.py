@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from roost.api.entrypoint import RpcTarget
+from roost.api.promises import settled, waiter_of
+from roost.api.runtime import require_context
 from roost.api.streams import Chunks, ReadableStream, as_error
 from roost.api.writable_streams import WritableStream
 
@@ -24,21 +26,31 @@ class Readable(RpcTarget):
     def __init__(self, source: Any) -> None:
         self._chunks = source if isinstance(source, Chunks) else Chunks(source)
         self._over = False
+        self._pulling: Any = None
 
     async def pull(self) -> list[Any]:
         """`[chunk]`, or `[]` at the end."""
+        self._pulling = require_context("pull()").begin(self._next(), "a stream's next chunk")
+        found: list[Any] = await self._pulling
+        return found
+
+    async def _next(self) -> list[Any]:
         async for chunk in self._chunks:
             return [chunk]
         self._over = True
         return []
 
     async def cancel(self) -> None:
-        """Nobody reads on."""
-        if not self._over:
-            self._over = True
-            await self._chunks.aclose()
+        """Nobody reads on, also while a chunk is awaited."""
+        if self._over:
+            return
+        self._over = True
+        if self._pulling is not None and not self._pulling.done():
+            self._pulling.cancel()
+            await settled(self._pulling)
+        await self._chunks.aclose()
 
-    _released = cancel
+    released = cancel
 
 
 class Writable(RpcTarget):
@@ -59,7 +71,7 @@ class Writable(RpcTarget):
         self._over = True
         await self._writer.abort(reason)
 
-    async def _released(self) -> None:
+    async def released(self) -> None:
         """Who wrote has gone without an end."""
         if not self._over:
             self._over = True
@@ -76,6 +88,7 @@ class _Pulled:
 
     def __init__(self, stub: Any) -> None:
         self._stub = stub
+        self._pulling: Any = None  # stays if a read is given up: the next one gets that chunk
 
     def __aiter__(self) -> _Pulled:
         return self
@@ -83,7 +96,18 @@ class _Pulled:
     async def __anext__(self) -> Any:
         if self._stub is None:
             raise StopAsyncIteration
-        found = await self._stub.pull()
+        if self._pulling is None:
+            self._pulling = self._stub.pull()
+        pulling = self._pulling
+        try:
+            found = await waiter_of(pulling)
+        except BaseException as error:
+            if self._stub is None:  # it was cancelled meanwhile: that is an end
+                raise StopAsyncIteration from None
+            if isinstance(error, Exception) or pulling.cancelled():
+                self._pulling = None
+            raise  # a read that was given up: what was pulled is for the next one
+        self._pulling = None
         if not found:
             self._let_go()
             raise StopAsyncIteration
@@ -97,6 +121,8 @@ class _Pulled:
         stub, self._stub = self._stub, None
         if stub is not None:
             stub.dispose()
+        if self._pulling is not None:
+            self._pulling.cancel()
 
 
 def readable(stub: Any) -> ReadableStream:

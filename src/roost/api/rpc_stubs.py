@@ -7,10 +7,10 @@ gets a stub, and calls go back to where it came from. Source: platform documenta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from roost.api.promises import Failed
-from roost.api.rpc import MethodCaller, RpcMember, member
+from roost.api.rpc import Callee, MethodCaller, RpcMember, member
 from roost.api.runtime import require_context
 from roost.errors import JsException
 
@@ -27,11 +27,14 @@ class RpcHandle(MethodCaller, Protocol):
     def let_go(self) -> None:
         """One stub fewer has it; without any, what it stands for is released."""
 
+    def let_go_later(self) -> None:
+        """`let_go`, from whatever thread."""
+
     def when_broken(self, callback: Callable[[Any], Any]) -> None:
         """Call `callback(error)` once it can no longer be used."""
 
 
-class RpcStub:
+class RpcStub(Callee):
     """A function or an `RpcTarget` of somebody else: call it, or its methods. `RpcStub(target)` makes one here.
 
     It is good until it is disposed (`stub.dispose()`, `with stub:`, or when Python drops it), until the call ends that it
@@ -41,29 +44,22 @@ class RpcStub:
     __slots__ = ("__weakref__", "_disposed", "_handle")
 
     def __init__(self, target: Any) -> None:
+        self._disposed = True  # until it is one
         context = require_context("RpcStub")
         made = context.adopt_rpc(context.export_rpc(target))
         self._handle: RpcHandle = made._handle
         self._handle.hold()
         self._disposed = False
 
-    @classmethod
-    def of(cls, handle: RpcHandle) -> Self:
-        """For the host."""
-        stub = cls.__new__(cls)
-        stub._handle = handle
-        stub._disposed = False
-        handle.hold()
-        return stub
-
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        return self.itself()(*args, **kwargs)
+        return self._member()(*args, **kwargs)
 
-    def itself(self) -> RpcMember:
-        """What it stands for, to be called."""
+    def _member(self) -> RpcMember:
         return RpcMember(self._caller(), "")
 
     def __getattr__(self, name: str) -> RpcMember:
+        if name.startswith("_"):
+            raise AttributeError(name)
         return member(self._caller(), name)
 
     def _caller(self) -> MethodCaller:
@@ -71,8 +67,9 @@ class RpcStub:
 
     def dup(self) -> RpcStub:
         """Another stub of the same, which has to be disposed by itself."""
-        self.check()
-        return RpcStub.of(self._handle)
+        if self._disposed:
+            raise JsException(_AFTER_DISPOSAL)
+        return stub_of(self._handle)
 
     def dispose(self) -> None:
         """It is not needed any more. Calls that have begun go on."""
@@ -86,11 +83,6 @@ class RpcStub:
 
     on_rpc_broken = onRpcBroken
 
-    def check(self) -> None:
-        """Raise Error (as JsException) if it was disposed."""
-        if self._disposed:
-            raise JsException(_AFTER_DISPOSAL)
-
     def __enter__(self) -> RpcStub:
         return self
 
@@ -98,11 +90,30 @@ class RpcStub:
         self.dispose()
 
     def __del__(self) -> None:
-        if not getattr(self, "_disposed", True):
-            self._handle.let_go()
+        if not self._disposed:
+            self._handle.let_go_later()
 
     def __repr__(self) -> str:
         return "<RpcStub, disposed>" if self._disposed else "<RpcStub>"
+
+
+def stub_of(handle: RpcHandle) -> RpcStub:
+    """For the host: a stub of what it holds."""
+    stub = RpcStub.__new__(RpcStub)
+    stub._handle = handle
+    stub._disposed = False
+    handle.hold()
+    return stub
+
+
+def handle_of(stub: RpcStub) -> RpcHandle:
+    """For the host: what it holds."""
+    return stub._handle
+
+
+def itself(stub: RpcStub) -> RpcMember:
+    """What a stub stands for, to be called."""
+    return stub._member()
 
 
 _AFTER_DISPOSAL = "RPC stub used after being disposed."

@@ -31,9 +31,9 @@ MARK: Final = "\0roost"
 _MARK_BYTES: Final = MARK.encode()
 
 
-def encode_rpc(value: Any, context: IoContext | None = None) -> bytes:
-    """The bytes of arguments or a result that leave `context` (None: the current one). Raises DataCloneError with the path
-    to what cannot travel."""
+def encode_rpc(value: Any, context: IoContext | None = None, exported: list[Any] | None = None) -> bytes:
+    """The bytes of arguments or a result that leave `context` (None: the current one); the references in them are appended
+    to `exported`. Raises DataCloneError with the path to what cannot travel."""
     try:
         data = encode(value)
         if _MARK_BYTES not in data:
@@ -42,10 +42,13 @@ def encode_rpc(value: Any, context: IoContext | None = None) -> bytes:
         pass
     leaving = _Leaving(context or current_context.get(None))
     try:
-        return encode(leaving.marked(value))
+        data = encode(leaving.marked(value))
     except BaseException:
         leaving.withdraw()
         raise
+    if exported is not None:
+        exported += leaving.exported
+    return data
 
 
 def decode_rpc(
@@ -68,12 +71,12 @@ class _Leaving:
     def __init__(self, context: IoContext | None) -> None:
         self._context = context
         self._seen: dict[int, Any] = {}
-        self._exported: list[Any] = []
+        self.exported: list[Any] = []
 
     def withdraw(self) -> None:
         """It does not leave."""
         if self._context is not None:
-            self._context.withdraw_rpc(self._exported)
+            self._context.withdraw_rpc(self.exported)
 
     def marked(self, value: Any) -> Any:
         """The same of what can be encoded, with its cycles; what cannot stays, and is refused with its path."""
@@ -101,7 +104,7 @@ class _Leaving:
         if self._context is None:
             raise DataCloneError("functions, targets and streams can only be passed while a request or an event is served.")
         parts = self._context.export_rpc(target)
-        self._exported.append(parts)
+        self.exported.append(parts)
         return {MARK: [kind, *parts]}
 
     def _marked_container(self, value: Any) -> Any:

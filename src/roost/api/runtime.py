@@ -119,6 +119,10 @@ class IoContext(Protocol):
         """The stub of what somebody has exported; this context holds it."""
         ...
 
+    def begin(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Any:
+        """Begin a coroutine as a task of this context: a future, which can be cancelled."""
+        ...
+
     def failed_in(self, what: str, error: BaseException) -> None:
         """Log an error of worker code."""
         ...

@@ -91,13 +91,20 @@ async def fetch(app: App, req: Any, env: Any, ctx: Any = None, *, serialize: boo
     time, for an app that is not made for threads."""
     request = req if isinstance(req, Request) else Request(req)
     body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - the thread closes it
+    threads = _alone if serialize else _threads
+    entered = False
     try:
         await _spool(request, body)
-        await (_alone if serialize else _threads).enter()
+        await threads.enter()
+        entered = True
+        exchange = _Exchange(app, build_environ(request, env, body), body, threads)
+        exchange.start()  # the place and the body are the thread's from here on
     except BaseException:
         body.close()
+        if entered:
+            threads.leave()
         raise
-    return await _Exchange(app, build_environ(request, env, body), body, _alone if serialize else _threads).answer()
+    return await exchange.answer()
 
 
 def entrypoint(app: App) -> type[WorkerEntrypoint]:
@@ -118,6 +125,16 @@ class FromThread:
 
     def __init__(self, target: Any) -> None:
         self.__dict__["_target"] = target
+        self.__dict__["_loop"] = _loop.get(None)
+
+    def __del__(self) -> None:
+        """What it stands for may only go where it belongs."""
+        loop = self.__dict__.get("_loop")
+        if loop is not None and not loop.is_closed() and asyncio._get_running_loop() is not loop:
+            try:
+                loop.call_soon_threadsafe(_let_go, [self.__dict__.pop("_target")])
+            except RuntimeError:
+                pass  # it was closed meanwhile
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -137,6 +154,10 @@ class FromThread:
         return repr(self.__dict__["_target"])
 
 
+def _let_go(last: list[Any]) -> None:
+    last.clear()
+
+
 class _Begun:
     """What goes on on the loop."""
 
@@ -145,6 +166,10 @@ class _Begun:
 
     async def wait(self) -> Any:
         return await self.task
+
+
+def _unwrapped(value: Any) -> Any:
+    return value.__dict__["_target"] if isinstance(value, FromThread) else value
 
 
 def _for_thread(value: Any) -> Any:
@@ -158,7 +183,8 @@ def _on_loop(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     loop = _loop.get(None)
     if loop is None or asyncio._get_running_loop() is not None:
         return function(*args, **kwargs)
-    args = tuple(each.__dict__["_target"] if isinstance(each, FromThread) else each for each in args)
+    args = tuple(map(_unwrapped, args))
+    kwargs = {name: _unwrapped(value) for name, value in kwargs.items()}
 
     async def call() -> Any:
         result = function(*args, **kwargs)
@@ -180,6 +206,7 @@ def _blocking(coroutine: Any, loop: asyncio.AbstractEventLoop) -> Any:
 
 def _run_sync(awaitable: Any) -> Any:
     """`pyodide.ffi.run_sync`, in an app's thread."""
+    awaitable = _unwrapped(awaitable)  # a property of a stub
     coroutine = awaitable.wait() if isinstance(awaitable, _Begun) else _awaited(awaitable)
     return _for_thread(_blocking(coroutine, _loop.get()))
 
@@ -274,11 +301,14 @@ class _Exchange:
         self._started: tuple[str, list[tuple[str, str]]] | None = None
         self._said = False  # the head has left
 
-    async def answer(self) -> Response:
+    def start(self) -> None:
+        """Raises RuntimeError if there can be no more threads."""
         variables = contextvars.copy_context()
         variables.run(_loop.set, self._loop)
         variables.run(blocking_wait.set, _run_sync)
         threading.Thread(target=variables.run, args=(self._run,), name="wsgi", daemon=True).start()
+
+    async def answer(self) -> Response:
         try:
             status, fields = await self._head
         except BaseException:
@@ -404,8 +434,10 @@ class _Exchange:
             self._call(self._begun, self._started, piece, size == str(len(piece)))
             return
         self._room.acquire()
-        if not self._gone:
-            self._call(self._came, piece)
+        if self._gone:
+            self._room.release()
+            raise ConnectionAbortedError("The client has left.")
+        self._call(self._came, piece)
 
 
 def _checked(piece: Any) -> bytes:

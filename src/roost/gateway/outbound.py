@@ -136,7 +136,7 @@ class Outbound:
             return
         gateway.counters.dials += 1
         connection = ClientConnection(gateway, -1, gateway.new_virtual_number(), slot.plain)
-        connection.state = State.ENDED
+        connection.state = State.GONE
         connection.dial = event.dial
         gateway.router.aliases[connection.number] = connection
         gateway.router.keep(connection, slot, event.keep)

@@ -311,11 +311,12 @@ class Router:
             connection.owner = Owner(None, 0)
             connection.close(code, reason)
 
-    def _keep(self, slot: HostSlot, event: KeepSocket) -> None:
+    def _keep(self, slot: HostSlot | Departed, event: KeepSocket) -> None:
         """A dialled socket becomes an object's; if it has ended in the meantime, its program hears so as of any other."""
         connection = self.find(event.socket)
-        if isinstance(connection, ClientConnection) and connection.owner is slot.plain:
-            self.keep(connection, slot, event)
+        owner = slot.slot if isinstance(slot, Departed) else slot  # whose successor has the object
+        if isinstance(connection, ClientConnection) and connection.owner is owner.plain:
+            self.keep(connection, owner, event)
 
     def keep(self, connection: ClientConnection, slot: HostSlot, event: KeepSocket) -> None:
         """From now on it is an object's."""
@@ -354,6 +355,12 @@ class Router:
             slot.link.send(Dialled(event.dial, 0, 0, [], "This code was replaced; it can open no more sockets."))
             return
         self.gateway.outbound.dial(slot, event)
+
+    def _dial_kept(self, slot: HostSlot | Departed, event: DialKept) -> None:
+        if isinstance(slot, Departed):
+            self._dial(slot, event.dial)
+        else:
+            self.gateway.outbound.dial_kept(slot, event)
 
     def _hello(self, slot: HostSlot, event: Hello) -> None:
         raise RemoteProtocolError(1002, "a host said hello twice")
@@ -420,7 +427,7 @@ class Router:
         Asleep: _asleep,
         Dial: _dial,
         KeepSocket: _keep,
-        DialKept: lambda router, slot, event: router.gateway.outbound.dial_kept(slot, event),
+        DialKept: _dial_kept,
         Hello: _hello,
         Leaving: lambda router, slot, event: slot.leave(),
     }

@@ -43,6 +43,7 @@ from roost.events import (
 from roost.host.actor_port import ActorPort
 from roost.host.actor_storage import ActorStorage
 from roost.host.blocking import block_while, call_chain, deadlock
+from roost.host.bodies import WatchedBody
 from roost.host.calls import answer_when_durable
 from roost.host.gates import OutputGate
 from roost.host.io_context import MAX_PENDING, NOTHING, Context, drop_unused, not_a_response, received_sockets, request_link
@@ -605,7 +606,7 @@ class Actor(Context):
         try:
             response = await self._serve(request, chain)
             if response.web_socket is None and not isinstance(response._body, bytes | None):
-                body = response._body = _PinnedBody(self, response._body, pinned)
+                body = response._body = WatchedBody(response._body, partial(self.unpin, pinned))
             return response
         finally:
             if body is None:
@@ -947,8 +948,7 @@ class Actor(Context):
         self.phase = Phase.GONE
         self.is_over = True
         self.shut()
-        if self._rpc is not None:
-            self._rpc.close()
+        self.end_rpc()
         if self._store is not None:
             self._store.close()
         for socket, link in self.sockets.items():
@@ -956,35 +956,6 @@ class Actor(Context):
                 link.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None
-
-
-class _PinnedBody:
-    """A response's stream, which its object's code makes: it keeps the object awake until it ends or is let go."""
-
-    def __init__(self, actor: Actor, pieces: Any, pinned: int) -> None:
-        self._actor = actor
-        self._pieces = pieces
-        self._pinned = pinned
-
-    def __aiter__(self) -> _PinnedBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            piece: bytes = await anext(self._pieces)
-        except BaseException:
-            self._actor.unpin(self._pinned)
-            raise
-        return piece
-
-    async def aclose(self) -> None:
-        self._actor.unpin(self._pinned)
-        close = getattr(self._pieces, "aclose", None)
-        if close is not None:
-            await close()
-
-    def __del__(self) -> None:
-        self._actor.unpin(self._pinned)
 
 
 class _Opening:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from roost.host.gateway_link import GatewayLink
 
@@ -49,7 +49,7 @@ class BodyReader:
 
     def __del__(self) -> None:
         if not self._complete and not self._broken:  # nobody will read the rest: let its sender stop
-            self._link.link.send(Abort(self._request, "The body was not read."))
+            self._link.later(Abort(self._request, "The body was not read."))
 
     def __aiter__(self) -> BodyReader:
         return self
@@ -72,6 +72,34 @@ class BodyReader:
         piece = self._pieces.popleft()
         self._link.link.send(BodyCredit(self._request, len(piece)))
         return piece
+
+
+class WatchedBody:
+    """A body of whose end `over` is told: that it was read, broken, closed, or dropped. It may be told more than once."""
+
+    def __init__(self, pieces: Any, over: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._over = over
+
+    def __aiter__(self) -> WatchedBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece: bytes = await anext(self._pieces)
+        except BaseException:
+            self._over()
+            raise
+        return piece
+
+    async def aclose(self) -> None:
+        self._over()
+        close = getattr(self._pieces, "aclose", None)
+        if close is not None:
+            await close()
+
+    def __del__(self) -> None:
+        self._over()
 
 
 class ReceiverGone(ConnectionError):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from roost.errors import OverloadError
+from roost.errors import OverloadError, RoostError
 from roost.host.shared_files import SharedFiles
-from roost.storage.database import StorageError
 from roost.storage.http_cache import Entry, HttpCache
 
 if TYPE_CHECKING:
@@ -32,12 +31,12 @@ class Caches:
     def now_s(self) -> float:
         return self._host.disk.clock.wall_ms() / 1000
 
-    async def _try(self, what: str, operation: Callable[[HttpCache], Any], otherwise: Any) -> Any:
+    async def _try(self, what: str, operation: Callable[[HttpCache], Any], otherwise: Any, size: int = 0) -> Any:
         try:
-            return await self._files.begin(self._path, what, operation)
+            return await self._files.begin(self._path, what, operation, size)
         except OverloadError:
             self._host.counters.cache_refused += 1
-        except StorageError as error:
+        except (RoostError, OSError) as error:
             if not self._host.counters.cache_failures:
                 _log.error("host: %s", error)
             self._host.counters.cache_failures += 1
@@ -56,7 +55,7 @@ class Caches:
         entry = Entry(*stored, expires_s=expires_s)
         now_s = self.now_s()
         if self._max_bytes:
-            gone = await self._try("cache put", lambda store: store.put(cache, url, entry, now_s), 0)
+            gone = await self._try("cache put", lambda store: store.put(cache, url, entry, now_s), 0, len(entry.body))
             self._host.counters.cache_evictions += gone
 
     async def delete(self, cache: str, url: str) -> bool:

@@ -49,7 +49,13 @@ class Calls:
         """Call a method of an object. `reply(value, fault, error, cause)`: its result, what it raised (and the exception
         itself), or why it was not run."""
         if not ref.class_name:
-            self._host.rpc.begin(ref, method, arguments, chain, reply)
+            self.running += 1
+
+            def replied(*outcome: Any) -> None:
+                self.running -= 1
+                reply(*outcome)
+
+            self._host.rpc.begin(ref, method, arguments, chain, replied)
             return
         self._host.counters.calls += 1
         try:

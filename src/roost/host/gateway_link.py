@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from roost.events import Attach, CloseSocket, Confirm, Done, Event, Roster
+from roost.link.port import NO_CONTEXT
 from roost.protocol.envelope import Splitter
 
 if TYPE_CHECKING:
@@ -109,6 +110,13 @@ class GatewayLink:
 
     def attach(self, number: int, attachment: bytes | None) -> None:
         self.link.send(Attach(number, attachment))
+
+    def later(self, event: Event) -> None:
+        """Send in a turn of its own, from whatever thread."""
+        try:
+            self._host.loop.call_soon_threadsafe(self.link.send, event, context=NO_CONTEXT)
+        except RuntimeError:
+            pass  # the loop is closed: so is the link
 
     # groups of what is said (events.Said)
 

@@ -668,6 +668,7 @@ class Host:
 
     def _let_go(self, actor: Actor) -> None:
         actor.shut()
+        actor.end_rpc()
         actor.end_storage()
         self.actors.forget(actor)
 

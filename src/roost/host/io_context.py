@@ -300,6 +300,11 @@ class Context:
             self._rpc = RpcSession(self)
         return self._rpc
 
+    def end_rpc(self) -> None:
+        """What it has exported is gone, and what it holds is let go."""
+        if self._rpc is not None:
+            self._rpc.close()
+
     def export_rpc(self, target: Any) -> list[Any]:
         return self.rpc.export(target)
 
@@ -431,6 +436,9 @@ class Context:
         self._timers.clear()
 
 
+_WHILE_ANSWERING: Final = ("request", PIN_EXPORTS)  # pins that go with the request
+
+
 class RequestContext(Context):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
 
@@ -451,7 +459,7 @@ class RequestContext(Context):
 
     def answered(self) -> None:
         """The handler has ended, and its response has left: what it has not read nobody will, unless something goes on."""
-        if self._fetched is not None and all(what == "request" for what in self.pins.values()):
+        if self._fetched is not None and all(what in _WHILE_ANSWERING for what in self.pins.values()):
             for body in list(self._fetched):
                 body.let_go()
         self._answered = True
@@ -469,9 +477,9 @@ class RequestContext(Context):
 
     def _look(self) -> None:
         """Once nothing goes on here, stubs end that were made or are held here."""
-        if self._rpc is None or (self._exports_stay and self._rpc.exports):
+        if self._rpc is None or (self._exports_stay and self._rpc.is_held):
             return
-        if all(what in ("request", PIN_EXPORTS) for what in self.pins.values()):
+        if all(what in _WHILE_ANSWERING for what in self.pins.values()):
             self._rpc.close()
 
     def fresh_variables(self) -> contextvars.Context:

@@ -30,11 +30,11 @@ class KvStores:
     def now_s(self) -> float:
         return self._host.disk.clock.wall_ms() / 1000
 
-    def begin(self, path: Path, what: str, operation: Callable[[KeyValues], Any]) -> asyncio.Future[Any]:
+    def begin(self, path: Path, what: str, operation: Callable[[KeyValues], Any], size: int = 0) -> asyncio.Future[Any]:
         """Raises OverloadError."""
         if self._files.is_full:
             self._host.counters.kv_refused += 1
-        return self._files.begin(path, what, operation)
+        return self._files.begin(path, what, operation, size)
 
     def close(self) -> None:
         self._files.close()
@@ -59,7 +59,7 @@ class _Namespace:
 
     def put(self, key: str, value: bytes, metadata: str | None, expires_s: int | None) -> asyncio.Future[None]:
         pair = Pair(value, metadata, expires_s)
-        return self._stores.begin(self._path, "KV put", lambda store: store.put(key, pair, self.now_s()))
+        return self._stores.begin(self._path, "KV put", lambda store: store.put(key, pair, self.now_s()), len(value))
 
     def delete(self, keys: Sequence[str]) -> asyncio.Future[None]:
         return self._stores.begin(self._path, "KV delete", lambda store: store.delete(keys))

@@ -19,7 +19,8 @@ from weakref import WeakSet, WeakValueDictionary, ref
 from roost.api.entrypoint import RpcTarget
 from roost.api.promises import Failed
 from roost.api.rpc import GONE, BrokenStubError, call_function, encode_result, error_of, fault_of, find_method
-from roost.api.rpc_stubs import RpcStub
+from roost.api.rpc_streams import Readable, Writable
+from roost.api.rpc_stubs import RpcStub, handle_of, itself, stub_of
 from roost.errors import JsException, JsRangeError, WorkerError
 from roost.events import Chain, Fault, ObjectRef
 from roost.host.blocking import call_chain
@@ -128,12 +129,18 @@ class RpcTable:
         return handle
 
     def let_go(self, home: str, number: int) -> None:
-        """Nobody here holds that export any more. It is said in a later turn: `__del__` may run anywhere."""
-        loop = self._host.loop
+        """Nobody here holds that export any more. What goes in one turn is said at once, in the next."""
         numbers = self._dropped.setdefault(home, [])
         numbers.append(number)
-        if len(numbers) == 1 and not loop.is_closed():
-            loop.call_soon_threadsafe(self._say_dropped, home, context=NO_CONTEXT)
+        if len(numbers) == 1:
+            self._host.loop.call_soon(self._say_dropped, home, context=NO_CONTEXT)
+
+    def later(self, function: Callable[[], None]) -> None:
+        """Call it on the loop, from whatever thread: `__del__` may run anywhere."""
+        try:
+            self._host.loop.call_soon_threadsafe(function, context=NO_CONTEXT)
+        except RuntimeError:
+            pass  # the loop is closed, and all is over
 
     def _say_dropped(self, home: str) -> None:
         numbers = self._dropped.pop(home, [])
@@ -235,11 +242,16 @@ class Export:
         self.handle = ref(handle)
         self.until = float("inf")
 
+    def is_held_by(self, session: RpcSession) -> bool:
+        """Whether its holder is that one's context."""
+        handle = self.handle()
+        return handle is not None and handle.session is session
+
     def start(self, method: str, arguments: bytes, received: list[Any]) -> Any:
         """Call it: the awaitable or value."""
         if type(self.target) is RpcStub:  # passed on: the call goes on to where it came from
             args, kwargs = self._taken(arguments, received)
-            through = self.target.itself() if not method else getattr(self.target, method)
+            through = itself(self.target) if not method else getattr(self.target, method)
             return through(*args, **kwargs) if arguments else through
         if not method:
             return call_function(self.target, arguments, received)
@@ -259,16 +271,28 @@ class Export:
 class Handle:
     """`api.rpc_stubs.RpcHandle`: what the stubs of one export share."""
 
-    __slots__ = ("__weakref__", "_callbacks", "_holders", "_home", "_number", "_running", "_session", "_table", "_why")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_holders",
+        "_home",
+        "_number",
+        "_running",
+        "_table",
+        "_why",
+        "passed_on",
+        "session",
+    )
 
     def __init__(self, table: RpcTable, session: RpcSession, home: str, number: int) -> None:
         self._table = table
-        self._session = session
+        self.session = session
         self._home = home
         self._number = number
         self._holders = 0
         self._running = 0
         self._why: Fault | None = None
+        self.passed_on: list[int] = []  # exports that stand for this, too
         self._callbacks: list[Callable[[Any], Any]] = []
         session.handles.add(self)
 
@@ -294,10 +318,13 @@ class Handle:
         self._holders -= 1
         self._look()
 
+    def let_go_later(self) -> None:
+        self._table.later(self.let_go)
+
     def _look(self) -> None:
         if self._holders <= 0 and not self._running and not self._why:
             self._why = _gone("it was released")
-            self._session.handles.discard(self)
+            self.session.handles.discard(self)
             self._table.let_go(self._home, self._number)
 
     def when_broken(self, callback: Callable[[Any], Any]) -> None:
@@ -311,7 +338,8 @@ class Handle:
         if self._why:
             return
         self._why = why
-        self._session.handles.discard(self)
+        self.session.handles.discard(self)
+        self._table.end(self.passed_on, "what it was passed on from is gone")
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._tell(callback)
@@ -324,7 +352,7 @@ class Handle:
             self._table.let_go(self._home, self._number)
 
     def _tell(self, callback: Callable[[Any], Any]) -> None:
-        context = self._session.context
+        context = self.session.context
         if not context.is_over:
             soon = context.host.loop.call_soon
             soon(lambda: context.run_callback(callback, self._error(), what="onRpcBroken"), context=NO_CONTEXT)
@@ -347,15 +375,25 @@ class RpcSession:
         self._pinned = 0
 
     def export(self, target: Any) -> list[Any]:
+        handle = None
         if type(target) is RpcStub:
             target = target.dup()  # for as long as it is passed on
+            handle = handle_of(target)
         export = self.table.export(self, target)
-        if not self._pinned:
-            self._pinned = self.context.pin_io(PIN_EXPORTS)
+        if isinstance(handle, Handle):
+            handle.passed_on.append(export.number)
+        if self._pinned:  # for as long from now on
+            self.context.unpin(self._pinned)
+        self._pinned = self.context.pin_io(PIN_EXPORTS)
         return [self.table.home, export.number]
 
     def adopt(self, home: str, number: int) -> RpcStub:
-        return RpcStub.of(self.table.adopt(self, home, number))
+        return stub_of(self.table.adopt(self, home, number))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether others may hold something of it, and not only this context itself."""
+        return any(not export.is_held_by(self) for export in self.exports.values())
 
     def withdraw(self, references: list[Any]) -> None:
         self.table.end([number for _, number in references], "it was never passed on")
@@ -366,12 +404,15 @@ class RpcSession:
         if not self.exports and self._pinned:
             pinned, self._pinned = self._pinned, 0
             self.context.unpin(pinned)
-        if type(export.target) is RpcStub:
-            export.target.dispose()
-        released = getattr(type(export.target), "_released", None)
-        if released is not None and not self.context.is_over:
+        target = export.target
+        if type(target) is RpcStub:
+            handle = handle_of(target)
+            if isinstance(handle, Handle) and export.number in handle.passed_on:
+                handle.passed_on.remove(export.number)
+            target.dispose()
+        elif isinstance(target, Readable | Writable) and not self.context.is_over:
             soon = self.context.host.loop.call_soon
-            soon(lambda: self.context.run_callback(released, export.target, what="a stream's end"), context=NO_CONTEXT)
+            soon(lambda: self.context.run_callback(target.released, what="a stream's end"), context=NO_CONTEXT)
 
     def close(self) -> None:
         """The object sleeps or is reset, or the request is over."""
@@ -384,11 +425,12 @@ class RpcSession:
 class RpcCall:
     """One call of a function, a method or a property in a context, until it is answered."""
 
-    __slots__ = ("_context", "_method", "received")
+    __slots__ = ("_context", "_method", "passes_on", "received")
 
-    def __init__(self, context: Context, method: str) -> None:
+    def __init__(self, context: Context, method: str, export: Export | None = None) -> None:
         self._context = context
         self._method = method
+        self.passes_on = export is not None and type(export.target) is RpcStub
         self.received: list[Any] = []
 
     def outcome(self, result: Any, error: BaseException | None) -> tuple[bytes, Fault | None, BaseException | None]:
@@ -401,14 +443,16 @@ class RpcCall:
                 error = refused
         for stub in self.received:
             stub.dispose()
-        if error is not None and not isinstance(error, WorkerError):
+        if type(error) is BrokenStubError and self.passes_on:
+            fault = Fault(GONE, error.message)
+        elif error is not None and not isinstance(error, WorkerError):
             fault = fault_of(error)
         return value, fault, error
 
 
 def begin_in_request(context: Context, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
     """A call on what a request without an object has exported."""
-    call = RpcCall(context, method)
+    call = RpcCall(context, method, export)
     variables = context.fresh_variables()
     variables.run(call_chain.set, chain)
     pinned = context.pin(export.name_of(method))

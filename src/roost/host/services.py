@@ -12,6 +12,7 @@ from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
 from roost.host.aborting import unless_aborted
 from roost.host.blocking import call_chain, chain_of_call
+from roost.host.bodies import WatchedBody
 from roost.host.io_context import RequestContext, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.promise import RpcPromise
 from roost.host.rpc_table import RpcCall
@@ -75,6 +76,8 @@ class EntrypointCaller:
                 received.append(client)
             if response is None or isinstance(response._body, bytes | None):
                 context.answered()
+            else:
+                response._body = WatchedBody(response._body, context.answered)
 
     async def _fetch(self, request: Request, context: RequestContext) -> Response:
         handler = getattr(self._instance(context), "fetch", None)

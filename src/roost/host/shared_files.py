@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from roost.host.host import Host
 
 MAX_WAITING: Final = 1_000
+MAX_WAITING_BYTES: Final = 128 * 1024 * 1024  # of what is to be written
 
 S = TypeVar("S", bound=SharedDatabase)
 
@@ -38,16 +39,16 @@ class SharedFiles(Generic[S]):
         self._opened = opened
         self._begin_anew = begin_anew  # removes a file that is damaged; None: it stays for `roost check`
         self._executor: ThreadPoolExecutor | None = None
-        self._waiting = 0
+        self._waiting = self._waiting_bytes = 0
         self._open: dict[Path, S] = {}
 
     @property
     def is_full(self) -> bool:
-        return self._waiting >= MAX_WAITING
+        return self._waiting >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
 
-    def begin(self, path: Path, what: str, operation: Callable[[S], Any]) -> asyncio.Future[Any]:
-        """An operation in the thread, behind those begun before and the writes that the calling object has made. Raises
-        OverloadError."""
+    def begin(self, path: Path, what: str, operation: Callable[[S], Any], size: int = 0) -> asyncio.Future[Any]:
+        """An operation in the thread, behind those begun before and the writes that the calling object has made. `size`: of
+        what it writes. Raises OverloadError."""
         if self.is_full:
             raise OverloadError(f"{self._waiting} {self._kind} operations are waiting for the disk; try again later.")
         if self._executor is None:
@@ -61,9 +62,11 @@ class SharedFiles(Generic[S]):
         pinned = context.pin(what) if isinstance(context, Context) else 0
         answered: asyncio.Future[Any] = loop.create_future()
         self._waiting += 1
+        self._waiting_bytes += size
 
         def over(done: asyncio.Future[Any]) -> None:
             self._waiting -= 1
+            self._waiting_bytes -= size
             if isinstance(context, Context):
                 context.unpin(pinned)
             if answered.done():
@@ -101,9 +104,11 @@ class SharedFiles(Generic[S]):
             except (apsw.CorruptError, apsw.NotADBError):
                 if self._begin_anew is None:
                     raise
-                if (store := self._open.pop(path, None)) is not None:
+                store = self._open.pop(path, None)
+                if store is not None:
                     store.close()
-                self._begin_anew(path)
+                if store is None or store.is_at(path):  # else another host has begun anew already
+                    self._begin_anew(path)
                 return operation(self._opened_at(path))
         except apsw.Error as error:
             raise StorageError(

@@ -123,9 +123,22 @@ class StubCaller:
         del self._soon[key]
 
     def turn(self, ref: ObjectRef) -> Turn:
-        passing = _Passing(self._host.loop, is_first=(ref.class_name, ref.id) not in self._soon)
-        self._in_turn(ref, passing)
-        return passing
+        caller = calling_actor()
+        if caller is None or not caller.gate.shut:
+            passing = _Passing(self._host.loop, is_first=(ref.class_name, ref.id) not in self._soon)
+            self._in_turn(ref, passing)
+            return passing
+        caller.check_may_wait()
+        behind_writes = _Passing(self._host.loop, is_first=False)
+
+        def durable(error: BaseException | None) -> None:
+            if error is None:
+                self._in_turn(ref, behind_writes)
+            else:
+                behind_writes.fail(error)
+
+        caller.gate.hold(durable)
+        return behind_writes
 
     def ask(self, target: ObjectRef, method: str, arguments: bytes, answered: asyncio.Future[Result]) -> None:
         """A call of the host itself. Raises JsException if no gateway is there."""
@@ -160,19 +173,17 @@ class StubCaller:
     # fetch
 
     async def fetch_object(self, ref: ObjectRef, request: Request, turn: Turn) -> Response:
-        response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request, turn))
+        assert type(turn) is _Passing
+        await turn.come()
+        response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request))
         return response
 
-    async def _fetch_object(self, ref: ObjectRef, request: Request, turn: Turn) -> Response:
+    async def _fetch_object(self, ref: ObjectRef, request: Request) -> Response:
         caller = calling_actor()
         number = self._new_request()
         chain = chain_of_call(caller, number)
-        assert type(turn) is _Passing
-        await turn.come()
         if caller is None:
             return await self._fetch(number, ref, request, chain)
-        if caller.gate.shut:
-            await caller.store.durable()
         pinned = caller.pin(f"fetch to {ref.class_name}")
         if current_section() is not None:
             caller.called_in_block(number, ref)
@@ -243,12 +254,13 @@ def calling_actor() -> Actor | None:
 class _Passing:
     """A fetch's place in the row: the calls before it begin first. Awaited with none before it, it does not wait."""
 
-    __slots__ = ("_come", "_loop", "_waiting", "begin")
+    __slots__ = ("_come", "_error", "_loop", "_waiting", "begin")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, is_first: bool) -> None:
         self.begin: Callable[[], None] = _nobody
         self._loop = loop
         self._come = is_first
+        self._error: BaseException | None = None
         self._waiting: asyncio.Future[None] | None = None
 
     def __call__(self) -> None:
@@ -258,10 +270,17 @@ class _Passing:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    def fail(self, error: BaseException) -> None:
+        """What the caller has written is not on the disk."""
+        self._error = error
+        self()
+
     async def come(self) -> None:
         if not self._come:
             self._waiting = self._loop.create_future()
             await self._waiting
+        if self._error is not None:
+            raise self._error
 
 
 def _nobody() -> None:

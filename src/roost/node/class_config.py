@@ -82,6 +82,7 @@ def exports_of(raw: dict[str, Any], path: Path, bindings: dict[str, str], warnin
             )
         if class_name not in found.created:
             warnings.append(f"{path.name}: the class {class_name} is bound, but exports does not declare it; add it.")
+            found.created.append(class_name)  # it will have objects
     return found
 
 

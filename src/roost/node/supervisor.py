@@ -585,14 +585,24 @@ class Node:
         waiting = dict(enumerate(loaded))
         deadline = asyncio.get_running_loop().time() + (0.0 if plan.moves_objects else wait_s)
         while waiting:
-            index = await self._next_asleep(waiting, deadline)
             try:
+                index = await self._next_asleep(waiting, deadline)
                 await self._hand_over(index, waiting[index])
-            except WorkerError:
-                for child in waiting.values():
-                    child.kill()
+            except WorkerError as error:
                 if len(waiting) == len(loaded) and not plan.moves_objects:  # nothing runs the new code: the old one goes on
                     self._app = before
+                if len(waiting) == len(loaded) or self._stopping.is_set():
+                    for child in waiting.values():
+                        child.kill()
+                    raise
+                _log.error("node: host %d: %s It is started again, with the new code.", index, error)
+                waiting[index].kill()
+                current = self._hosts[index]
+                if current is not None and current is not waiting[index] and not current.has_left:
+                    await self._let_go(current, wholly=True)
+            except BaseException:
+                for child in waiting.values():
+                    child.kill()
                 raise
             del waiting[index]
         for index in list(self._breakers):
@@ -605,8 +615,10 @@ class Node:
         while loop.time() < deadline and not self._stopping.is_set():
             for index in places:
                 current = self._hosts[index]
-                answer = None if current is None else await current.ask("awake", timeout_s=MUTE_S)
-                if answer is None or not answer["awake"]:
+                if current is None or current.health is Health.GONE:
+                    return index
+                answer = await current.ask("awake", timeout_s=MUTE_S)
+                if answer is not None and not answer["awake"]:  # one that does not answer is busy
                     return index
             await asyncio.sleep(0.1)
         return min(places)

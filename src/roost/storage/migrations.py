@@ -151,7 +151,7 @@ class Migrations:
     def _not_applied(record: _Record, wanted: Sequence[Migration]) -> list[Migration]:
         tags = [migration.tag for migration in wanted]
         for migration in record.applied:
-            if migration.moves_objects and migration.tag not in tags and not migration.tag.startswith(_EXPORTS):
+            if migration.moves_objects and migration.tag not in tags:
                 raise ConfigError(
                     f"migrations: {migration.tag!r} was applied to this data folder and moved or deleted objects, but the"
                     " configuration does not have it; code from before it cannot run here any more.",

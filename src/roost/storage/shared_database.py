@@ -30,6 +30,8 @@ class SharedDatabase:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.touch(mode=0o600, exist_ok=True)
+        self._inode = path.stat().st_ino
         self._connection = connection = apsw.Connection(str(path))
         connection.set_busy_timeout(_BUSY_MS)
         try:
@@ -71,6 +73,13 @@ class SharedDatabase:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this is still the file there."""
+        try:
+            return path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     def close(self) -> None:
         self._connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def run_sync(awaitable: Any) -> Any:
     """Wait for an awaitable in a WSGI app, which has a thread of its own. Elsewhere that would stop every object of this
     host: RuntimeError."""
     wait = blocking_wait.get(None)
-    if wait is None:
+    if wait is None or asyncio._get_running_loop() is not None:
         raise RuntimeError("run_sync() is for WSGI apps in Roost; make the function async and await it.")
     return wait(awaitable)
 
