@@ -463,7 +463,8 @@ class RequestContext(Context):
             for body in list(self._fetched):
                 body.let_go()
         self._answered = True
-        self._look()
+        if self._rpc is not None:
+            self._look()
 
     def called(self) -> None:
         """Like `answered`, of a call: what its result passes on stays for as long as somebody holds it."""
@@ -472,7 +473,7 @@ class RequestContext(Context):
 
     def unpin(self, number: int) -> None:
         super().unpin(number)
-        if self._answered:
+        if self._answered and self._rpc is not None:
             self._look()
 
     def _look(self) -> None:
