@@ -71,6 +71,9 @@ compare: $(STAMP)  ## what this tree did to the speed of a commit: BASE=<commit>
 	$(BIN)/python benchmarks/compare.py --base $(BASE) --rows $(or $(ROWS),P1,P3) --pairs $(or $(PAIRS),20) \
 	--modes $(or $(MODES),split,inline)
 
+measure-code:  ## sizes, circles of imports and access to others' private parts of the code base (ARGS=--json)
+	@$(PYTHON) tools/measure_code.py $(ARGS)
+
 soak: $(STAMP)  ## a year in half an hour: load, alarms, births, kills, freezes, deploys (MINUTES=30 SEED=1)
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
 

@@ -1,5 +1,6 @@
 """The map is true: import contracts hold and catch violations, and a message takes six files."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -128,6 +129,58 @@ def test_a_message_takes_six_files(tmp_path):
             "roost/host/actor_port.py", "roost/host/mark.py",
     }  # fmt: skip
     assert {file for file, _ in route if file.startswith("roost/")} <= known
+
+
+# What may only fall. Who makes one smaller writes the smaller figure here.
+RATCHETS = {
+    "typed_circles": [28, 12, 8],
+    "run_time_circles": [],
+    "private_accesses": 116,
+    "files_over_400": 26,
+    "functions_over_60": 10,
+    "largest_file": 976,
+}
+
+
+def test_the_shape_of_the_code_only_gets_better():
+    """`make measure-code` shows where each comes from."""
+    spec = importlib.util.spec_from_file_location("measure_code", ROOT / "tools/measure_code.py")
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tool  # as its classes look for their module
+    spec.loader.exec_module(tool)
+    found = tool.measure(ROOT / "src/roost")
+    figures = {
+        "typed_circles": [len(circle) for circle in found["typed_circles"]],
+        "run_time_circles": [len(circle) for circle in found["run_time_circles"]],
+        "files_over_400": len(found["files_over_400"]),
+        "functions_over_60": len(found["functions_over_60"]),
+        **{name: found[name] for name in ("private_accesses", "largest_file")},
+    }
+    worse = {name: figure for name, figure in figures.items() if figure > RATCHETS[name]}
+    assert not worse, f"worse than {RATCHETS}: {worse}"
+    assert figures == RATCHETS, "better: write the new figures into RATCHETS"
+
+
+def test_the_tool_sees_circles_and_private_access(tmp_path):
+    package = tmp_path / "app"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "one.py").write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from app.two import Two\n"
+        "def use(two: Two) -> int:\n    if two._hidden:\n        return two._hidden\n    return 0\n"
+    )
+    (package / "two.py").write_text(
+        "from app.one import use\nclass Two:\n    def __init__(self) -> None:\n        self._hidden = use(self)\n"
+    )
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, ROOT / "tools/measure_code.py", "--json", package], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert found["typed_circles"] == [["app.one", "app.two"]]
+    assert found["run_time_circles"] == []
+    assert (found["private_accesses"], found["private_accesses_by_file"]) == (2, {"app.one": 2})
 
 
 def test_nothing_dangerous_near_data():
