@@ -109,7 +109,7 @@ def test_a_gateway_stopped_across_the_death_of_a_host(tmp_path):
     with node_with(tmp_path) as node, Load(node, seed=SEED, strict=False) as load:
         load.start()
         load.go_on(300)
-        for _ in range(3):
+        for _ in range(2):
             stop_across_a_death(node, rng)
             load.go_on(300)
         load.check()
@@ -135,7 +135,7 @@ def test_with_a_second_fault(tmp_path, second):
 
 def test_crash_every_second(tmp_path):
     """The acceptance's row: a host killed every second, for ROOST_CRASH_S seconds."""
-    seconds = float(os.environ.get("ROOST_CRASH_S", "6"))
+    seconds = float(os.environ.get("ROOST_CRASH_S", "4"))
     sockets = int(os.environ.get("ROOST_CRASH_SOCKETS", "200"))
     rng = random.Random(SEED)
     with (

@@ -153,7 +153,7 @@ def test_thousands_of_alarms_in_one_minute(tmp_path):
     settings = "[hibernation]\nidle_s = 0.2\n[limits]\nmax_open_databases = 100\n"
     app = write_app(tmp_path / "app", MANY, "Room", settings=settings)
     with running(app, "--hosts", "1") as node:
-        wait_s = max(20, objects / 60)
+        wait_s = max(12, objects / 60)
         due = (time.time() + wait_s) * 1000
         for first in range(0, objects, 250):
             assert ask(node, f"/arm/{first}/250/{due:.0f}/2000") == 250

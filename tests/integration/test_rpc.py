@@ -365,7 +365,7 @@ class Default(WorkerEntrypoint):
         return got
 """
 
-NAMES = [f"hub-{number}" for number in range(6)]  # on both hosts
+NAMES = [f"hub-{number}" for number in (1, 4, 5, 6)]  # on both hosts, in turn
 
 
 @pytest.fixture(scope="module", params=["inline", "one host", "two of each"])
