@@ -26,9 +26,10 @@ class Box(DurableObject):
         # Behind a write that is on its way to the disk.
         other = self.env.BOX.getByName("other")
         self.ctx.storage.put("w", 1)
-        other.fetch("http://x/a")
+        other.hit("a")
+        fetching = other.fetch("http://x/c")                            # begins where it is awaited
         other.hit("b")
-        other.fetch("http://x/c")
+        await fetching
         await other.hit("d")
 
     async def hit(self, what):
@@ -127,14 +128,16 @@ class Default(WorkerEntrypoint):
             HITS.clear()
             box.hit("1")
             box.hit("2")
-            box.fetch("http://x/3")
-            box.hit("4")
+            fetching = box.fetch("http://x/4")                              # a coroutine: begins where it is awaited
+            box.hit("3")
+            await fetching
             await box.hit("5")
             self.env.SELF.selfhit("6")
             self.env.SELF.fetch("http://x/7")
             await asyncio.sleep(0)
-            box.fetch("http://x/8")
-            box.hit("9")
+            fetching = asyncio.create_task(box.fetch("http://x/9"))
+            box.hit("8")
+            await fetching
             await box.order()
             await asyncio.sleep(0.1)
             return Response.json(HITS)

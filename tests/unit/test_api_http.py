@@ -100,10 +100,7 @@ def test_response_and_sockets():
 
 
 class Caller:
-    def turn(self, ref):
-        return None
-
-    async def fetch_object(self, ref, request, turn):
+    async def fetch_object(self, ref, request):
         return Response(f"{ref.class_name} {request.method} {request.url}")
 
 

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from roost import ids
 from roost.api.aliases import with_snake_case
 from roost.api.http import Request, Response
-from roost.api.promises import begun
 from roost.api.rpc import member
-from roost.api.runtime import current_context
 from roost.errors import JsException, JsTypeError
 from roost.events import ObjectRef
 from roost.values import is_unicode
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from roost.api.rpc import RpcMember
-    from roost.api.runtime import Turn
 
 _KNOWN_NAMES = 16  # whose ids are kept: two digests cost as much as the rest of a call; each keeps a page of heap
 _MAX_NAME_BYTES = 1024  # of a name that its object is told of
@@ -32,11 +29,7 @@ _HINTS = ("wnam", "enam", "sam", "weur", "eeur", "apac", "apac-ne", "apac-se", "
 class ObjectCaller(Protocol):
     """What carries a stub's call to its object."""
 
-    def turn(self, ref: ObjectRef) -> Turn:
-        """A place behind the calls that were made before, and in front of those that come."""
-        ...
-
-    async def fetch_object(self, ref: ObjectRef, request: Request, turn: Turn) -> Response: ...
+    async def fetch_object(self, ref: ObjectRef, request: Request) -> Response: ...
 
     def call_object(self, ref: ObjectRef, method: str, arguments: bytes) -> Awaitable[Any]: ...
 
@@ -98,7 +91,7 @@ class _Methods:
 class DurableObjectStub:
     """A handle on an object, wherever it is: `await stub.fetch(request_or_url, **options)`, `await stub.method(...)`.
 
-    Its calls arrive in the order they were made.
+    Its calls arrive in the order they were made. A method is called at once, `fetch` where it is awaited, as in the SDK.
     """
 
     def __init__(self, object_id: DurableObjectId, caller: ObjectCaller) -> None:
@@ -109,8 +102,7 @@ class DurableObjectStub:
     def name(self) -> str | None:
         return self.id.name
 
-    @begun
-    def fetch(self, resource: Any, options: Any = None, **opts: Any) -> Awaitable[Response]:
+    async def fetch(self, resource: Any, options: Any = None, **opts: Any) -> Response:
         """Call the object's `fetch`. The URL must be absolute; its host does not matter."""
         if isinstance(resource, Request) and not opts and options is None:
             request = resource
@@ -118,10 +110,7 @@ class DurableObjectStub:
             request = Request(resource, options, **opts)
         if "://" not in request.url:
             raise JsTypeError(f"Fetch API cannot load: {request.url} (a stub needs a full URL, such as http://object/path)")
-        turn = self._caller.turn(self.id.ref)
-        answering = self._caller.fetch_object(self.id.ref, request, turn)
-        context = current_context.get(None)
-        return answering if context is None else context.promise(answering, "fetch()", turn)
+        return await self._caller.fetch_object(self.id.ref, request)
 
     def __getattr__(self, name: str) -> RpcMember:
         return member(_Methods(self.id.ref, self._caller), name)

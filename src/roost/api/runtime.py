@@ -49,13 +49,6 @@ class SocketPort(Protocol):
     def attach(self, number: int, attachment: bytes | None) -> None: ...
 
 
-class Turn(Protocol):
-    """A place in a row of calls."""
-
-    begin: Callable[[], None]
-    """Called when it has come."""
-
-
 class IoContext(Protocol):
     """Where worker code runs: an object, or one request of a stateless worker."""
 
@@ -101,7 +94,7 @@ class IoContext(Protocol):
 
     async def fetch(self, request: Request) -> Response: ...
 
-    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str, turn: Turn | None = None) -> Awaitable[Any]:
+    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Awaitable[Any]:
         """Begin a coroutine where the result is awaited, or else in the next turn of the loop (or in its own); a failure
         nobody awaits is logged."""
         ...

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from roost.api.cache import CachePort
     from roost.api.http import Request, Response
     from roost.api.rpc_stubs import RpcStub
-    from roost.api.runtime import SocketPort, Turn
+    from roost.api.runtime import SocketPort
     from roost.events import Chain, SocketClose, SocketError, SocketMessage
     from roost.host.calls import Reply
     from roost.host.gateway_link import GatewayLink
@@ -320,8 +320,8 @@ class Context:
 
     # promises
 
-    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str, turn: Turn | None = None) -> Promise:
-        return Promise(self, coroutine, what, turn)
+    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Promise:
+        return Promise(self, coroutine, what)
 
     def begin(self, coroutine: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
         """A task of this context in the current variables; it ends with the context."""

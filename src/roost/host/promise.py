@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from roost.api.promises import calling_line, nobody_awaits
@@ -14,26 +12,22 @@ from roost.errors import JsException
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
-    from roost.api.runtime import Turn
     from roost.host.io_context import Context
 
 
 class Promise:
-    """What `fetch()`, `stub.fetch()` and the like return. May be awaited more than once."""
+    """What `fetch()`, `env.NAME.fetch()` and the like return. May be awaited more than once."""
 
     __slots__ = ("__weakref__", "_awaited", "_context", "_coroutine", "_outcome", "_what", "_where")
 
-    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, Any], what: str, turn: Turn | None = None) -> None:
+    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, Any], what: str) -> None:
         self._context = context
         self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
         self._outcome: asyncio.Future[Any] | None = None
         self._awaited = False
         self._what = what
         self._where = calling_line()
-        if turn is None:
-            context.host.loop.call_soon(self._begin)  # in the caller's context variables
-        else:
-            turn.begin = partial(contextvars.copy_context().run, self._begin)
+        context.host.loop.call_soon(self._begin)  # in the caller's context variables
 
     def _begin(self) -> None:
         coroutine, self._coroutine = self._coroutine, None

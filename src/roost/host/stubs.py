@@ -24,7 +24,7 @@ from roost.link.port import NO_CONTEXT
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from roost.api.runtime import IoContext, Turn
+    from roost.api.runtime import IoContext
     from roost.events import ObjectRef, Result
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
@@ -122,7 +122,8 @@ class StubCaller:
                 return
         del self._soon[key]
 
-    def turn(self, ref: ObjectRef) -> Turn:
+    def _turn(self, ref: ObjectRef) -> _Passing:
+        """A place behind the calls that were made before, and in front of those that come."""
         caller = calling_actor()
         if caller is None or not caller.gate.shut:
             passing = _Passing(self._host.loop, is_first=(ref.class_name, ref.id) not in self._soon)
@@ -172,9 +173,8 @@ class StubCaller:
 
     # fetch
 
-    async def fetch_object(self, ref: ObjectRef, request: Request, turn: Turn) -> Response:
-        assert type(turn) is _Passing
-        await turn.come()
+    async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
+        await self._turn(ref).come()
         response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request))
         return response
 
@@ -254,10 +254,9 @@ def calling_actor() -> Actor | None:
 class _Passing:
     """A fetch's place in the row: the calls before it begin first. Awaited with none before it, it does not wait."""
 
-    __slots__ = ("_come", "_error", "_loop", "_waiting", "begin")
+    __slots__ = ("_come", "_error", "_loop", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, is_first: bool) -> None:
-        self.begin: Callable[[], None] = _nobody
         self._loop = loop
         self._come = is_first
         self._error: BaseException | None = None
@@ -265,8 +264,6 @@ class _Passing:
 
     def __call__(self) -> None:
         self._come = True
-        begin, self.begin = self.begin, _nobody
-        begin()  # as a task, if nobody has awaited it
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
@@ -281,10 +278,6 @@ class _Passing:
             await self._waiting
         if self._error is not None:
             raise self._error
-
-
-def _nobody() -> None:
-    """Waits for it."""
 
 
 class Answer:
