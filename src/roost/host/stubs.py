@@ -122,24 +122,26 @@ class StubCaller:
                 return
         del self._soon[key]
 
-    def _turn(self, ref: ObjectRef) -> _Passing:
-        """A place behind the calls that were made before, and in front of those that come."""
+    async def _behind_calls(self, ref: ObjectRef) -> None:
+        """Let the calls begin that were made before, and what the caller has written reach the disk."""
         caller = calling_actor()
-        if caller is None or not caller.gate.shut:
-            passing = _Passing(self._host.loop, is_first=(ref.class_name, ref.id) not in self._soon)
+        if caller is not None and caller.gate.shut:
+            caller.check_may_wait()
+            passing = _Passing(self._host.loop)
+
+            def durable(error: BaseException | None) -> None:
+                if error is None:
+                    self._in_turn(ref, passing)
+                else:
+                    passing.fail(error)
+
+            caller.gate.hold(durable)
+        elif (ref.class_name, ref.id) in self._soon:
+            passing = _Passing(self._host.loop)
             self._in_turn(ref, passing)
-            return passing
-        caller.check_may_wait()
-        behind_writes = _Passing(self._host.loop, is_first=False)
-
-        def durable(error: BaseException | None) -> None:
-            if error is None:
-                self._in_turn(ref, behind_writes)
-            else:
-                behind_writes.fail(error)
-
-        caller.gate.hold(durable)
-        return behind_writes
+        else:
+            return
+        await passing.future
 
     def ask(self, target: ObjectRef, method: str, arguments: bytes, answered: asyncio.Future[Result]) -> None:
         """A call of the host itself. Raises JsException if no gateway is there."""
@@ -174,7 +176,7 @@ class StubCaller:
     # fetch
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
-        await self._turn(ref).come()
+        await self._behind_calls(ref)
         response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request))
         return response
 
@@ -252,32 +254,21 @@ def calling_actor() -> Actor | None:
 
 
 class _Passing:
-    """A fetch's place in the row: the calls before it begin first. Awaited with none before it, it does not wait."""
+    """A fetch's place in the row: the calls before it begin first."""
 
-    __slots__ = ("_come", "_error", "_loop", "_waiting")
+    __slots__ = ("future",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_first: bool) -> None:
-        self._loop = loop
-        self._come = is_first
-        self._error: BaseException | None = None
-        self._waiting: asyncio.Future[None] | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
 
     def __call__(self) -> None:
-        self._come = True
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        if not self.future.done():
+            self.future.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         """What the caller has written is not on the disk."""
-        self._error = error
-        self()
-
-    async def come(self) -> None:
-        if not self._come:
-            self._waiting = self._loop.create_future()
-            await self._waiting
-        if self._error is not None:
-            raise self._error
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class Answer:
