@@ -78,10 +78,10 @@ def begun(member: RpcMember, arguments: bytes, exported: list[Any]) -> Awaitable
     return answered
 
 
-def withdraw(exported: list[Any]) -> None:
-    """Those were not passed on."""
+def withdraw(exported: list[Any], context: IoContext | None = None) -> None:
+    """Those were not passed on. `context`: whose they are, if not the running code's."""
     if exported:
-        require_context("RPC").withdraw_rpc(exported)
+        (context or require_context("RPC")).withdraw_rpc(exported)
 
 
 class Callee:
@@ -175,22 +175,28 @@ def member(caller: MethodCaller, name: str) -> RpcMember:
     return RpcMember(caller, name)
 
 
-def _checked(payload: bytes, what: str) -> bytes:
-    if len(payload) > MAX_CALL_BYTES:
-        raise JsRangeError(f"{what}(): {len(payload)} bytes are too large for a call; at most {MAX_CALL_BYTES} (32 MiB).")
-    return payload
+def _encoded(value: Any, what: str, context: IoContext | None = None) -> tuple[bytes, list[Any]]:
+    """What travels, and what was exported for it: nothing if it cannot travel."""
+    exported: list[Any] = []
+    data = encode_rpc(value, context, exported)
+    if len(data) > MAX_CALL_BYTES:
+        withdraw(exported, context)
+        raise JsRangeError(f"{what}(): {len(data)} bytes are too large for a call; at most {MAX_CALL_BYTES} (32 MiB).")
+    return data, exported
 
 
 def encoded_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
     """The arguments of a call as they travel, and what was exported for them. Raises DataCloneError, RangeError."""
-    exported: list[Any] = []
     try:
-        return _checked(encode_rpc([list(args), kwargs], None, exported), name), exported
+        return _encoded([list(args), kwargs], name)
     except DataCloneError as error:
         raise DataCloneError(f"{name or 'stub'}(): of its [arguments, named], {error.message}") from None
-    except JsRangeError:
-        withdraw(exported)
-        raise
+
+
+def decoded_arguments(arguments: bytes, received: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments by position and by name, with the stubs in them put into `received`. Raises ValueError for damage."""
+    args, kwargs = decode_rpc(arguments, error_of, None, received)
+    return args, kwargs
 
 
 def call_function(target: Any, arguments: bytes, received: list[Any]) -> Any:
@@ -199,7 +205,7 @@ def call_function(target: Any, arguments: bytes, received: list[Any]) -> Any:
         raise JsException("A function's stub has no properties to be read.", "TypeError")
     if not callable(target):
         raise JsException("The RPC receiver is not a function: call one of its methods.", "TypeError")
-    args, kwargs = decode_rpc(arguments, error_of, None, received)
+    args, kwargs = decoded_arguments(arguments, received)
     return target(*args, **kwargs)
 
 
@@ -220,18 +226,14 @@ def find_method(target: Any, method: str, arguments: bytes, base: type, received
         return getattr(target, method)
     if isinstance(found, property):
         raise JsException(f'"{method}" is not a function; read it by: await stub.{method}', "TypeError")
-    args, kwargs = decode_rpc(arguments, error_of, None, received)
+    args, kwargs = decoded_arguments(arguments, received)
     return getattr(target, method)(*args, **kwargs)
 
 
 def encode_result(value: Any, method: str, context: IoContext) -> bytes:
     """The bytes of a result that leaves `context`. Raises DataCloneError with the path to what cannot be cloned."""
     try:
-        exported: list[Any] = []
-        encoded = encode_rpc(value, context, exported)
-        if len(encoded) > MAX_CALL_BYTES:
-            context.withdraw_rpc(exported)
-        return _checked(encoded, method)
+        return _encoded(value, method, context)[0]
     except DataCloneError as error:
         raise DataCloneError(f"the result of {method}(): {error.message}") from None
 

@@ -18,7 +18,16 @@ from weakref import WeakSet, WeakValueDictionary, ref
 
 from roost.api.entrypoint import RpcTarget
 from roost.api.promises import Failed
-from roost.api.rpc import GONE, BrokenStubError, call_function, encode_result, error_of, fault_of, find_method
+from roost.api.rpc import (
+    GONE,
+    BrokenStubError,
+    call_function,
+    decoded_arguments,
+    encode_result,
+    error_of,
+    fault_of,
+    find_method,
+)
 from roost.api.rpc_streams import Readable, Writable
 from roost.api.rpc_stubs import RpcStub, handle_of, itself, stub_of
 from roost.errors import JsException, JsRangeError, WorkerError
@@ -250,19 +259,12 @@ class Export:
     def start(self, method: str, arguments: bytes, received: list[Any]) -> Any:
         """Call it: the awaitable or value."""
         if type(self.target) is RpcStub:  # passed on: the call goes on to where it came from
-            args, kwargs = self._taken(arguments, received)
+            args, kwargs = decoded_arguments(arguments, received) if arguments else ([], {})
             through = itself(self.target) if not method else getattr(self.target, method)
             return through(*args, **kwargs) if arguments else through
         if not method:
             return call_function(self.target, arguments, received)
         return find_method(self.target, method, arguments, RpcTarget, received)
-
-    @staticmethod
-    def _taken(arguments: bytes, received: list[Any]) -> Any:
-        taken: list[Any] = []
-        if arguments:
-            call_function(lambda *args, **kwargs: taken.extend((args, kwargs)), arguments, received)
-        return taken or ((), {})
 
     def name_of(self, method: str) -> str:
         return f"{self.label}.{method}()" if method else f"{self.label}()"

@@ -73,13 +73,8 @@ def exports_of(raw: dict[str, Any], path: Path, bindings: dict[str, str], warnin
     if len(set(found.renamed.values())) != len(found.renamed):
         raise ConfigError(f"{path}: exports: two classes are renamed to the same name.", key="exports")
     gone = {*found.renamed, *found.deleted}
-    for binding, class_name in bindings.items():
-        if class_name in gone:
-            raise ConfigError(
-                f"{path}: durable_objects.bindings: {binding} is of the class {class_name}, which exports has renamed or"
-                " deleted.",
-                key="durable_objects.bindings",
-            )
+    _refuse_bindings_of(gone, bindings, path, "exports has")
+    for class_name in bindings.values():
         if class_name not in found.created:
             warnings.append(f"{path.name}: the class {class_name} is bound, but exports does not declare it; add it.")
             found.created.append(class_name)  # it will have objects
@@ -143,18 +138,24 @@ def migrations_of(raw: dict[str, Any], path: Path, bindings: dict[str, str], war
         classes -= set(migration.deleted)
         found.append(migration)
     gone = {name for migration in found for name in (*migration.deleted, *migration.renamed)} - classes
-    for name, class_name in bindings.items():
+    _refuse_bindings_of(gone, bindings, path, "migrations have")
+    if found:
+        warnings.extend(
+            f"{path.name}: the class {class_name} is bound, but no migration makes it; add it to new_sqlite_classes."
+            for class_name in bindings.values()
+            if class_name not in classes
+        )
+    return found
+
+
+def _refuse_bindings_of(gone: set[str], bindings: dict[str, str], path: Path, who_has: str) -> None:
+    for binding, class_name in bindings.items():
         if class_name in gone:
             raise ConfigError(
-                f"{path}: durable_objects.bindings: {name} is of the class {class_name}, which migrations have renamed or"
+                f"{path}: durable_objects.bindings: {binding} is of the class {class_name}, which {who_has} renamed or"
                 " deleted.",
                 key="durable_objects.bindings",
             )
-        if found and class_name not in classes:
-            warnings.append(
-                f"{path.name}: the class {class_name} is bound, but no migration makes it; add it to new_sqlite_classes."
-            )
-    return found
 
 
 def _migration(entry: Any, path: Path) -> Migration:
