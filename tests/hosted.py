@@ -8,7 +8,7 @@ from pathlib import Path
 from roost import events as e
 from roost.api.runtime import Compat
 from roost.host.host import Host
-from roost.host.loader import load_worker
+from roost.host.worker.loader import load_worker
 from roost.ids import id_from_name, namespace_key
 from roost.link.memory import memory_pair
 

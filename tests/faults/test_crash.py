@@ -45,15 +45,15 @@ class Default(WorkerEntrypoint):
 """
 
 REPLY_BEFORE_COMMIT = """
-from roost.host.actor_storage import ActorStorage
-from roost.host.gates import OutputGate
+from roost.host.objects.actor_storage import ActorStorage
+from roost.host.objects.output_gate import OutputGate
 OutputGate.shut = property(lambda self: False, lambda self, value: None)
 OutputGate.hold = lambda self, release: release(None)
 ActorStorage._schedule = lambda self: (setattr(self, "_scheduled", True), self._loop.call_later(0.05, self._commit))
 """
 
 NO_DELIVERED_CHECK = """
-from roost.host.actor_storage import ActorStorage
+from roost.host.objects.actor_storage import ActorStorage
 ActorStorage.was_finished = lambda self, epoch, event: False
 """
 

@@ -168,20 +168,20 @@ def test_crash_every_second(tmp_path):
 
 MUTANTS = {
     "I5": """
-from roost.host.actor_storage import ActorStorage
-from roost.host.gates import OutputGate
+from roost.host.objects.actor_storage import ActorStorage
+from roost.host.objects.output_gate import OutputGate
 OutputGate.shut = property(lambda self: False, lambda self, value: None)
 OutputGate.hold = lambda self, release: release(None)
 ActorStorage._schedule = lambda self: (setattr(self, "_scheduled", True), self._loop.call_later(0.05, self._commit))
 """,
     "I6": """
 import random
-from roost.host.actor_port import ActorPort
+from roost.host.objects.actor_port import ActorPort
 send_message = ActorPort.send_message
 ActorPort.send_message = lambda self, *a: random.random() > 0.01 and send_message(self, *a)
 """,
     "I7": """
-from roost.host.actor import Actor
+from roost.host.objects.actor import Actor
 end = Actor._end
 def twice(self, socket, item, link, event):
     self.instance.ended(socket, "again")
@@ -199,7 +199,7 @@ def forgetful(cls, entry, context, port):
 WebSocket.restored = classmethod(forgetful)
 """,
     "I9": """
-from roost.host.alarms import Alarms
+from roost.host.objects.alarms import Alarms
 from roost.clock import SystemClock
 class Early(SystemClock):
     def wall_ms(self):
@@ -208,7 +208,7 @@ init = Alarms.__init__
 Alarms.__init__ = lambda self, host, clock, random_bytes: init(self, host, Early(), random_bytes)
 """,
     "I12": """
-from roost.host.actor_port import ActorPort
+from roost.host.objects.actor_port import ActorPort
 send_message, kept = ActorPort.send_message, []
 ActorPort.send_message = lambda self, *a: (kept.append(bytearray(20_000)), send_message(self, *a))[1]
 """,
@@ -246,7 +246,7 @@ def test_a_mutant_turns_its_checker_red(tmp_path, invariant):
 
 GATEWAY_MUTANTS = {
     "I1 or I10": """
-from roost.gateway.host_slot import HostSlot
+from roost.gateway.routing.host_slot import HostSlot
 def forgets(self, upto, stragglers):
     self.unfinished.clear()
     self.late.clear()
@@ -260,9 +260,9 @@ HostSlot.attach = attach
 """,
     "I6": """
 import random
-from roost.gateway.connection import Connection
+from roost.gateway.io.connection import Connection
 send_frame = Connection.send_frame
-from roost.gateway import router
+from roost.gateway.routing import router
 from_host = router.Router.from_host
 def twice(self, slot, events):
     from roost.events import Send
@@ -271,9 +271,9 @@ def twice(self, slot, events):
 router.Router.from_host = twice
 """,
     "I7": """
-from roost.gateway.journal import Journal
+from roost.gateway.routing.journal import Journal
 Journal.forgotten = lambda self, number: None
-from roost.gateway.router import Router
+from roost.gateway.routing.router import Router
 tell_end = Router._tell_end
 def silent(self, connection, slot, event):
     if connection.number % 3:
@@ -283,12 +283,12 @@ def silent(self, connection, slot, event):
 Router._tell_end = silent
 """,
     "I8": """
-from roost.gateway.router import Router
+from roost.gateway.routing.router import Router
 import msgspec
 Router._attach_value = lambda self, slot, event: None
 Router._HANDLERS = {kind: (Router._attach_value if kind.__name__ == "Attach" else handler)
                     for kind, handler in Router._HANDLERS.items()}
-from roost.gateway import exchanges
+from roost.gateway.routing import exchanges
 bind = exchanges.Exchanges._bind
 def forgetful(self, slot, http, answer, number, response):
     if answer.binding is not None and answer.binding.attachment is not None:
@@ -299,7 +299,7 @@ def forgetful(self, slot, http, answer, number, response):
 exchanges.Exchanges._bind = forgetful
 """,
     "I14": """
-from roost.gateway.host_slot import HostSlot
+from roost.gateway.routing.host_slot import HostSlot
 HostSlot.done = lambda self, upto, stragglers: None
 """,
 }
@@ -344,7 +344,7 @@ def test_a_broken_gateway_turns_its_checker_red(tmp_path, invariant):
 
 WAITS_FOR_READERS = """
 import time
-from roost.host.actor_port import ActorPort
+from roost.host.objects.actor_port import ActorPort
 send_message = ActorPort.send_message
 def patient(self, number, payload, text):
     if payload.startswith(b'["flood"'):

@@ -133,7 +133,7 @@ from roost.api.runtime import Compat
 from roost.clock import SystemClock
 from roost.gateway.gateway import Gateway
 from roost.host.host import Host
-from roost.host.loader import load_worker
+from roost.host.worker.loader import load_worker
 from roost.link.memory import memory_pair
 from roost.protocol.websocket import encode_message, mask_frame
 

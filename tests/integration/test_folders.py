@@ -130,7 +130,7 @@ def test_a_killed_node_leaves_a_folder_that_the_next_one_makes_anew(tmp_path):
 
 
 def test_a_journal_that_cannot_be_made_anew_is_given_up(tmp_path, monkeypatch, caplog):
-    from roost.gateway import journal
+    from roost.gateway.routing import journal
 
     monkeypatch.setattr(journal, "_ANEW_FROM", 2)
     made = journal.Journal(str(tmp_path / "gateway.journal"))

@@ -1,8 +1,8 @@
-"""gateway/access.py: which pages may open WebSockets, and whose word about a client counts."""
+"""gateway/io/access.py: which pages may open WebSockets, and whose word about a client counts."""
 
 import pytest
 
-from roost.gateway.access import Access
+from roost.gateway.io.access import Access
 
 
 def allowed(access, origin, host="rooms.example.com"):

@@ -1,4 +1,4 @@
-"""host/alarms.py: alarms by a clock of our own, without network. Numbers are those of the observed behaviour."""
+"""host/objects/alarms.py: alarms by a clock of our own, without network. Numbers are those of the observed behaviour."""
 
 import asyncio
 
@@ -434,7 +434,7 @@ def test_a_rolled_back_alarm_does_not_reset_the_retries(tmp_path):
 
 
 def test_many_due_at_once_run_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("roost.host.alarms.MAX_RUNNING", 4)
+    monkeypatch.setattr("roost.host.objects.alarms.MAX_RUNNING", 4)
 
     async def body(host, clock, module):
         most = 0

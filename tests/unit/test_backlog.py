@@ -1,7 +1,7 @@
-"""gateway/connection.py's Backlog, and what a gateway has heard of a host: plain state."""
+"""gateway/io/connection.py's Backlog, and what a gateway has heard of a host: plain state."""
 
-from roost.gateway.connection import Backlog
-from roost.gateway.host_slot import Heard
+from roost.gateway.io.connection import Backlog
+from roost.gateway.routing.host_slot import Heard
 
 
 def filled(*chunks):
@@ -46,9 +46,9 @@ def test_groups_that_arrive_in_another_order():
 
 def test_a_journal_is_read_up_to_where_it_is_whole(tmp_path):
     from roost.events import ObjectRef
-    from roost.gateway.connection import Connection
-    from roost.gateway.journal import Journal, Lost, read
-    from roost.gateway.sockets import ActorRecord, SocketTable
+    from roost.gateway.io.connection import Connection
+    from roost.gateway.routing.journal import Journal, Lost, read
+    from roost.gateway.routing.sockets import ActorRecord, SocketTable
 
     path = str(tmp_path / "journal")
     assert read(path) == []

@@ -1,4 +1,4 @@
-"""host/calls.py, host/stubs.py, host/services.py: method calls between objects and entrypoints of one host."""
+"""host/calls (answering, stubs, services): method calls between objects and entrypoints of one host."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""host/crons.py: when `scheduled` runs, by a clock of our own."""
+"""host/calls/crons.py: when `scheduled` runs, by a clock of our own."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ import pytest
 from hosted import run_hosted, until
 from roost.clock import ManualClock
 from roost.errors import ConfigError
-from roost.host.crons import next_time_ms
+from roost.host.calls.crons import next_time_ms
 
 SOURCE = """
 from workers import DurableObject, Response, WorkerEntrypoint

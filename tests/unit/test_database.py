@@ -1,4 +1,4 @@
-"""storage/database.py and host/actor_storage.py on real files: what a review found, each as a test."""
+"""storage/database.py and host/objects/actor_storage.py on real files: what a review found, each as a test."""
 
 import asyncio
 
@@ -9,8 +9,8 @@ from roost.api.storage import DurableObjectStorage
 from roost.clock import SystemClock
 from roost.errors import ConfigError
 from roost.events import ObjectRef
-from roost.host.actor_storage import ActorStorage
-from roost.host.disk import Disk
+from roost.host.objects.actor_storage import ActorStorage
+from roost.host.objects.disk import Disk
 from roost.storage.database import Database, SqlError, StorageError
 
 REF = ObjectRef("Room", "ab" * 32, "x")

@@ -1,6 +1,6 @@
-"""host/delivered.py: which events count as finished after a crash, what is said again, and that the record stays small."""
+"""host/objects/delivered.py: which events count as finished after a crash, what is said again, and its size."""
 
-from roost.host.delivered import MAX_SAID_BYTES, MAX_TURN_SAID_BYTES, Delivered
+from roost.host.objects.delivered import MAX_SAID_BYTES, MAX_TURN_SAID_BYTES, Delivered
 
 
 class Life(Delivered):

@@ -1,9 +1,9 @@
-"""host/gates.py: the output gate, without network, disk or time. Numbers are those of the observed behaviour."""
+"""host/objects/output_gate.py: the output gate, without network, disk or time. Numbers: observed behaviour."""
 
 import pytest
 
 from roost.errors import RoostError
-from roost.host.gates import OutputGate
+from roost.host.objects.output_gate import OutputGate
 
 
 @pytest.fixture

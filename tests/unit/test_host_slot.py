@@ -1,11 +1,11 @@
-"""gateway/host_slot.py: what is owed to a host that dies, leaves or departs."""
+"""gateway/routing/host_slot.py: what is owed to a host that dies, leaves or departs."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from roost import events as e
-from roost.gateway.router import Router
+from roost.gateway.routing.router import Router
 from unit.test_router import HELLO, REF, Link, Socket, bound, gateway, messages, slot  # noqa: F401 - fixtures
 
 

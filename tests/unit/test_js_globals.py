@@ -11,7 +11,7 @@ from pyodide.ffi import create_once_callable, create_proxy, to_js
 
 from roost.api.runtime import Compat
 from roost.errors import JsException, WorkerError
-from roost.host.loader import load_worker
+from roost.host.worker.loader import load_worker
 from roost.values import DataCloneError, JsDate, JsDict, JsList
 
 

@@ -1,4 +1,4 @@
-"""gateway/listener.py: what is accepted has the options of what accepts, which are set once."""
+"""gateway/io/listener.py: what is accepted has the options of what accepts, which are set once."""
 
 import select
 import socket
@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from roost.gateway.gateway import Gateway
+from roost.gateway.io.listener import Listener
 from roost.gateway.limits import GatewayLimits
-from roost.gateway.listener import Listener
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each one's options are set")
 

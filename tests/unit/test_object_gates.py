@@ -339,7 +339,7 @@ def test_w46_a_failed_section_rejects_what_waited_and_the_object_starts_anew(tmp
 
 def test_a_mutant_whose_gate_holds_nothing_is_seen(tmp_path, monkeypatch):
     """W25's checker is proven."""
-    from roost.host.gates import OutputGate
+    from roost.host.objects.output_gate import OutputGate
 
     async def body(host, gateway, module, actor, disk):
         async def act(room, ws):

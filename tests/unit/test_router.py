@@ -1,4 +1,4 @@
-"""gateway/router.py and gateway/sockets.py: what is kept, done, redelivered and forgotten. No socket, no loop."""
+"""gateway/routing (router, sockets): what is kept, done, redelivered and forgotten. No socket, no loop."""
 
 from types import SimpleNamespace
 
@@ -9,12 +9,12 @@ from roost.api.state import MAX_TAG_BYTES, MAX_TAGS
 from roost.api.websocket import MAX_ATTACHMENT_BYTES
 from roost.clock import ManualClock
 from roost.errors import RemoteProtocolError
-from roost.gateway.connection import State
-from roost.gateway.host_slot import check_hello
-from roost.gateway.journal import Journal
+from roost.gateway.io.connection import State
 from roost.gateway.limits import Counters, GatewayLimits
-from roost.gateway.router import Router
-from roost.gateway.sockets import SocketTable
+from roost.gateway.routing.host_slot import check_hello
+from roost.gateway.routing.journal import Journal
+from roost.gateway.routing.router import Router
+from roost.gateway.routing.sockets import SocketTable
 from roost.link.unix import MAX_ENVELOPE_BYTES
 from roost.protocol.envelope import encode
 

@@ -1,10 +1,10 @@
-"""host/rpc_table.py between hosts: leases, what is said about them, and ends. The test is the other host."""
+"""host/worker/rpc_table.py between hosts: leases, what is said about them, and ends. The test is the other host."""
 
 import pytest
 
 from hosted import REF, run_hosted, until
 from roost import events as e
-from roost.host import rpc_table
+from roost.host.worker import rpc_table
 from roost.ids import id_from_name, namespace_key, slot_of
 from roost.values import decode, encode
 

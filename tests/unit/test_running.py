@@ -1,9 +1,9 @@
-"""host/running.py: in place if it can, one task identity throughout, cancellation and context variables as in asyncio."""
+"""host/worker/running.py: in place if it can, one task identity throughout, cancellation and context as asyncio."""
 
 import asyncio
 import contextvars
 
-from roost.host.running import Runner, Suspended, in_context
+from roost.host.worker.running import Runner, Suspended, in_context
 
 mark = contextvars.ContextVar("mark", default="unset")
 

@@ -1,4 +1,4 @@
-"""host/actor.py and gateway_link.py: what an object had said before its host died is said again, once, and only to a
+"""host/objects/actor.py and gateway_link.py: what an object had said before its host died is said again, once, only to a
 gateway that has not heard it."""
 
 import pytest

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from roost.events import ObjectRef
-from roost.gateway.sockets import ActorRecord, shared_tags
+from roost.gateway.routing.sockets import ActorRecord, shared_tags
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -6,7 +6,7 @@ import json
 import msgspec
 
 from roost import events
-from roost.gateway import handover
+from roost.gateway.handover import handover
 from roost.protocol import envelope
 
 

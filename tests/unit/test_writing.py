@@ -1,4 +1,4 @@
-"""gateway/connection.py: how frames leave at the end of a turn, whatever the kernel takes. Real descriptors."""
+"""gateway/io/connection.py: how frames leave at the end of a turn, whatever the kernel takes. Real descriptors."""
 
 import asyncio
 import socket
@@ -7,10 +7,10 @@ import pytest
 
 from roost import events as e
 from roost.clock import ManualClock
-from roost.gateway.connection import Backlog, Connection, State
 from roost.gateway.gateway import Gateway
+from roost.gateway.io.connection import Backlog, Connection, State
+from roost.gateway.io.reactor import WRITE
 from roost.gateway.limits import GatewayLimits
-from roost.gateway.reactor import WRITE
 from roost.protocol.websocket import encode_message
 
 REF = e.ObjectRef("Room", "ab" * 32, "x")

@@ -1,7 +1,7 @@
 """What the values in worker code need from the host around them: ports, and the context that is current.
 
-The api does no I/O. Whatever sends, waits or dials goes through `IoContext`, which `host/io_context.py` fills in. One is
-current (by context variable) while any worker code runs: an object's, or a request's.
+The api does no I/O. Whatever sends, waits or dials goes through `IoContext`, which `host/worker/io_context.py` fills in.
+One is current (by context variable) while any worker code runs: an object's, or a request's.
 """
 
 from __future__ import annotations

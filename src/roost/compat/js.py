@@ -1,4 +1,4 @@
-"""`js`: the JavaScript globals that Cloudflare's Python sources import. Served to worker code by `host/loader.py`.
+"""`js`: the JavaScript globals that Cloudflare's Python sources import. Served to worker code by `host/worker/loader.py`.
 
 The proxy protocol is kept where sources use it: `.new(...)`, trailing keyword options, `object_values()`.
 Source: reference 1.4.

@@ -16,19 +16,19 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from roost.gateway.access import Access
-from roost.gateway.busy_poll import BusyPoll
-from roost.gateway.connection import Backlog, Channel, Connection, State, flush_all
-from roost.gateway.host_slot import check_hello
-from roost.gateway.http_connection import HttpConnection
-from roost.gateway.journal import Journal
+from roost.gateway.io.access import Access
+from roost.gateway.io.busy_poll import BusyPoll
+from roost.gateway.io.connection import Backlog, Channel, Connection, State, flush_all
+from roost.gateway.io.http_connection import HttpConnection
+from roost.gateway.io.listener import RESERVED_FILES, Listener
+from roost.gateway.io.reactor import WRITE, Deadlines, Reactor
+from roost.gateway.io.tls import ServerTls, TlsHttpConnection
 from roost.gateway.limits import Counters, GatewayLimits
-from roost.gateway.listener import RESERVED_FILES, Listener
-from roost.gateway.outbound import Outbound
-from roost.gateway.reactor import WRITE, Deadlines, Reactor
-from roost.gateway.router import Router
-from roost.gateway.sockets import SocketTable, shared_tags
-from roost.gateway.tls import ServerTls, TlsHttpConnection
+from roost.gateway.routing.host_slot import check_hello
+from roost.gateway.routing.journal import Journal
+from roost.gateway.routing.router import Router
+from roost.gateway.routing.sockets import SocketTable, shared_tags
+from roost.gateway.upstreams.dialling import Outbound
 from roost.protocol.http import http_date, simple_response
 from roost.protocol.websocket import CloseCode, deflate_frame
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from roost.clock import Clock
     from roost.events import Event
-    from roost.gateway.journal import Lost
+    from roost.gateway.routing.journal import Lost
     from roost.link.port import Link
     from roost.storage.assets import Assets
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from roost.gateway.access import SAME_HOST
+from roost.gateway.io.access import SAME_HOST
 from roost.protocol.http import HeadLimits
 
 

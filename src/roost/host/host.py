@@ -51,28 +51,28 @@ from roost.events import (
     Welcome,
 )
 from roost.host import memory
-from roost.host.actor import Actor, Phase
-from roost.host.alarms import Alarms
 from roost.host.bodies import BodyReader
-from roost.host.caches import Caches
-from roost.host.calls import Calls
-from roost.host.crons import Crons
-from roost.host.disk import Disk
-from roost.host.farewell import say_farewell
+from roost.host.calls.answering import Calls
+from roost.host.calls.caches import Caches
+from roost.host.calls.crons import Crons
+from roost.host.calls.kv import KvStores
+from roost.host.calls.outbound import Outbound
+from roost.host.calls.requests import Requests
+from roost.host.calls.services import EntrypointCaller
+from roost.host.calls.stubs import StubCaller, raised
 from roost.host.gateway_link import GatewayLink
-from roost.host.kv import KvStores
-from roost.host.leftovers import fold_leftovers
 from roost.host.limits import HostCounters, HostLimits
-from roost.host.mark import Mark
-from roost.host.outbound import Outbound
-from roost.host.promise import awaiting
-from roost.host.registry import Actors
-from roost.host.requests import Requests
-from roost.host.rpc_table import RpcTable
-from roost.host.running import Runner
-from roost.host.services import EntrypointCaller
-from roost.host.stubs import StubCaller, raised
-from roost.host.waking import GATEWAY_WAITS_S, ONE_MORE_POLL_S, Waking
+from roost.host.objects.actor import Actor, Phase
+from roost.host.objects.alarms import Alarms
+from roost.host.objects.disk import Disk
+from roost.host.objects.farewell import say_farewell
+from roost.host.objects.leftovers import fold_leftovers
+from roost.host.objects.registry import Actors
+from roost.host.objects.waking import GATEWAY_WAITS_S, ONE_MORE_POLL_S, Waking
+from roost.host.worker.mark import Mark
+from roost.host.worker.promise import awaiting
+from roost.host.worker.rpc_table import RpcTable
+from roost.host.worker.running import Runner
 from roost.ids import id_from_random, namespace_key, slot_of
 from roost.link.port import NO_CONTEXT
 from roost.storage.dump import Restored, restoring_path
@@ -84,9 +84,9 @@ if TYPE_CHECKING:
 
     from roost.clock import Clock
     from roost.events import Event
-    from roost.host.delivered import Words
-    from roost.host.disk import LogBounds
-    from roost.host.loader import Worker
+    from roost.host.objects.delivered import Words
+    from roost.host.objects.disk import LogBounds
+    from roost.host.worker.loader import Worker
     from roost.link.port import Link
     from roost.storage.assets import Assets
 

@@ -1,6 +1,6 @@
 """A link over a unix stream socket: envelopes, one write a loop turn, one read for hundreds of them.
 
-This is one of the two places where asyncio callbacks are allowed (the other is `gateway/reactor.py`): a stream reader's
+This is one of the two places where asyncio callbacks are allowed (the other is `gateway/io/reactor.py`): a stream reader's
 task switch per batch would double the cost of a short batch.
 """
 

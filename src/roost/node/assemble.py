@@ -15,7 +15,7 @@ from roost.clock import SystemClock
 from roost.errors import ConfigError, RoostError, WorkerError
 from roost.events import ObjectRef
 from roost.gateway.gateway import Gateway
-from roost.gateway.tls import ServerTls
+from roost.gateway.io.tls import ServerTls
 from roost.node.config import AssetsConfig
 from roost.observe import logs
 from roost.storage.assets import Assets
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from roost.host.host import Host
-    from roost.host.loader import Worker
-    from roost.host.watchdog import Stuck, Watchdog
+    from roost.host.worker.loader import Worker
+    from roost.host.worker.watchdog import Stuck, Watchdog
     from roost.node.config import App
     from roost.node.settings import Settings
 
@@ -88,7 +88,7 @@ def load(app: App) -> Worker:
     """The app's worker. Raises WorkerError or ConfigError."""
     # Here, so that a gateway's process never imports what only hosts need.
     from roost.api.entrypoint import Env
-    from roost.host.loader import load_worker
+    from roost.host.worker.loader import load_worker
 
     assets = [] if app.assets is None or not app.assets.binding else [app.assets.binding]
     metadata = [app.version_metadata] if app.version_metadata else []
@@ -115,9 +115,9 @@ def make_host(
     dev: bool = False,
 ) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
-    from roost.host.disk import LogBounds
     from roost.host.host import Host
     from roost.host.limits import HostLimits
+    from roost.host.objects.disk import LogBounds
 
     host = Host(
         loop,
@@ -196,7 +196,7 @@ def watch(
     host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None], debugged: Callable[[], None]
 ) -> Watchdog:
     """A watchdog for the host, not started."""
-    from roost.host.watchdog import Watchdog
+    from roost.host.worker.watchdog import Watchdog
 
     limits = settings.limits
     by_class = {name: cpu_ms / 1000 for name, cpu_ms in limits.class_cpu_ms.items()}

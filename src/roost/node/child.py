@@ -18,7 +18,8 @@ import msgspec
 import uvloop
 
 from roost.errors import ConfigError, InternalError, RemoteProtocolError, WorkerError
-from roost.gateway import handover, journal
+from roost.gateway.handover import handover
+from roost.gateway.routing import journal
 from roost.host.forking import Forks, die_with_parent
 from roost.link.port import NO_CONTEXT
 from roost.link.unix import UnixLink
@@ -44,9 +45,9 @@ from roost.observe import logs
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
-    from roost.gateway.tls_pump import TlsPump
-    from roost.host.loader import Worker
-    from roost.host.watchdog import Stuck
+    from roost.gateway.handover.tls_pump import TlsPump
+    from roost.host.worker.loader import Worker
+    from roost.host.worker.watchdog import Stuck
     from roost.node.config import App
 
 _log = logging.getLogger("roost.node")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from roost.host.mark import STACK_SIGNAL
+from roost.host.worker.mark import STACK_SIGNAL
 from roost.node.orphans import end_orphans
 from roost.node.spec import FromChild, ToChild
 

@@ -360,7 +360,7 @@ def _crons(raw: dict[str, Any], path: Path) -> list[str]:
     if not isinstance(crons, list) or not all(isinstance(cron, str) for cron in crons):
         raise ConfigError(f"{path}: triggers.crons must be a list of strings.", key="triggers.crons")
     if crons:
-        from roost.host.crons import next_time_ms
+        from roost.host.calls.crons import next_time_ms
 
         for cron in crons:
             next_time_ms(cron, 0)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from roost.errors import ConfigError
-from roost.gateway.access import SAME_HOST, Access
+from roost.gateway.io.access import SAME_HOST, Access
+from roost.gateway.io.tls import ServerTls
 from roost.gateway.limits import GatewayLimits
-from roost.gateway.tls import ServerTls
 from roost.protocol.http import HeadLimits
 
 if TYPE_CHECKING:

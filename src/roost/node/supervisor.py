@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from roost.errors import ConfigError, InternalError, RoostError, WorkerError
-from roost.host import mark
+from roost.host.worker import mark
 from roost.ids import is_object_id, slot_of
 from roost.link.memory import memory_pair
 from roost.node import control, orphans

@@ -550,7 +550,7 @@ class Database:
         return self._connection is not None and self._connection.txn_state() == _WRITE
 
     def delivered(self) -> bytes | None:
-        """The finished socket events whose gateway may not know it (`host/delivered.py`)."""
+        """The finished socket events whose gateway may not know it (`host/objects/delivered.py`)."""
         if not self.exists():
             return None
         row = self._row("SELECT value FROM _cf_METADATA WHERE key = 'delivered'", ())

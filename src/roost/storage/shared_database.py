@@ -1,6 +1,6 @@
 """A SQLite file that the hosts of a node share: opened, set up once, and written under one lock at a time.
 
-Everything here blocks on the disk; `host/shared_files.py` has the threads.
+Everything here blocks on the disk; `host/calls/shared_files.py` has the threads.
 """
 
 from __future__ import annotations

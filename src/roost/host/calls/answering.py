@@ -1,0 +1,89 @@
+"""Answering method calls on objects: what they return or raise leaves behind the object's output gate."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from roost.api.entrypoint import DurableObject
+from roost.api.rpc import fault_of, find_method
+from roost.errors import ConfigError, Superseded, UnavailableError, WorkerError
+from roost.events import Call, Fault, Result
+from roost.host.worker.rpc_table import RpcCall
+from roost.link.port import NO_CONTEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from roost.events import Chain, ObjectRef
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+    from roost.host.objects.actor import Actor
+
+    Reply = Callable[[bytes, Fault | None, BaseException | None, BaseException | None], None]
+
+_log = logging.getLogger("roost.worker")
+
+
+class Calls:
+    """The method calls that one host answers. Not to be begun within a task."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.running = 0  # also those that wait to begin
+
+    def from_link(self, link: GatewayLink, event: Call) -> None:
+        """A call of another host."""
+
+        def reply(value: bytes, fault: Fault | None, error: BaseException | None, cause: BaseException | None) -> None:
+            if cause is not None:
+                what = event.target.class_name or "a stub"
+                _log.info("%s.%s() raised %s (told to its caller)", what, event.method, fault)
+            if error is not None:
+                fault = fault_of(error)
+            link.link.send(Result(event.request, value, fault))
+
+        self.begin(event.target, event.method, event.arguments, event.chain, reply)
+
+    def begin(self, ref: ObjectRef, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+        """Call a method of an object. `reply(value, fault, error, cause)`: its result, what it raised (and the exception
+        itself), or why it was not run."""
+        if not ref.class_name:
+            self.running += 1
+
+            def replied(*outcome: Any) -> None:
+                self.running -= 1
+                reply(*outcome)
+
+            self._host.rpc.begin(ref, method, arguments, chain, replied)
+            return
+        self._host.counters.calls += 1
+        try:
+            actor = self._host.waking.awaken(ref, f"{method}()")
+        except ConfigError as error:
+            reply(b"", None, WorkerError(str(error)), None)
+            return
+        except UnavailableError as error:
+            reply(b"", None, error, None)
+            return
+        self.running += 1
+        call = RpcCall(actor, method)
+
+        def start() -> Any:
+            return find_method(actor.instance, method, arguments, DurableObject, call.received)
+
+        def done(result: Any, error: BaseException | None) -> None:
+            self.running -= 1
+            if type(error) is Superseded:
+                self._host.loop.call_soon(self.begin, ref, method, arguments, chain, reply, context=NO_CONTEXT)
+            else:
+                answer_when_durable(actor, call, result, error, reply)
+
+        actor.run_event(start, f"{method}()", chain, done)
+
+
+def answer_when_durable(actor: Actor, call: RpcCall, result: Any, error: BaseException | None, reply: Reply) -> None:
+    """Also an error is an answer, and waits for what was written before it."""
+    value, fault, raised = call.outcome(result, error)
+    failure = raised if isinstance(raised, WorkerError) else None
+    actor.gate.hold(lambda broken: reply(value, fault, failure or broken, raised))

@@ -1,0 +1,181 @@
+"""What worker code asks of the outside: HTTP by `fetch`, WebSockets by dialling through a gateway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from roost.api.headers import Headers
+from roost.api.http import Request, Response
+from roost.api.websocket import Accept, Item, WebSocket
+from roost.errors import JsException, JsTypeError
+from roost.events import Dial, DialKept, Dialled, KeepSocket
+from roost.host.calls.http_client import HttpClient
+from roost.host.worker.aborting import ends_body
+from roost.host.worker.io_context import request_link
+from roost.protocol.websocket import CloseCode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+    from roost.host.worker.io_context import Context
+
+
+_OF_THE_FRAMING: Final = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"})
+
+
+class Outbound:
+    """The outgoing side of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._last_dial = host.unique_numbers()
+        self._client = HttpClient(host.limits.max_fetch_connections, host.ca_file, host.counters)
+
+    # WebSockets
+
+    def dial(self, context: Context, socket: WebSocket, url: str, protocols: list[str]) -> None:
+        """`new WebSocket(url)`: the socket hears `open`, or `error` and `close`."""
+        pinned = context.pin(f"dialling {url}")
+
+        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+            context.unpin(pinned)
+            if not socket._connecting:  # closed by the program in the meantime
+                if outcome.socket:
+                    link.close_socket(outcome.socket, 1000, "")
+                return
+            if outcome.status != 101:
+                socket.dial_failed(_why(outcome))
+                return
+            link.adopt(socket, outcome.socket, context.port_for(link))
+            _agreed(socket, outcome)
+            context.socket_opened(socket)
+            socket.dispatch(Item("open"))
+
+        def failed(reason: str) -> None:
+            context.unpin(pinned)
+            socket.dial_failed(reason)
+
+        self._send(url, protocols, [], dialled, failed)
+
+    async def dial_kept(
+        self, url: str, protocols: list[str], headers: Any, keep: KeepSocket, kept: Callable[[GatewayLink, int], None]
+    ) -> None:
+        """Have an object's socket dialled; `kept(link, number)` once it has one. Raises Error (as JsException)."""
+        answered: asyncio.Future[None] = self._host.loop.create_future()
+
+        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+            try:
+                if not outcome.socket:
+                    raise JsException(outcome.error)
+                kept(link, outcome.socket)
+            except JsException as error:
+                if outcome.socket:
+                    link.close_socket(outcome.socket, CloseCode.NORMAL, "")
+                if not answered.done():
+                    answered.set_exception(error)
+            else:
+                if not answered.done():
+                    answered.set_result(None)
+
+        def failed(reason: str) -> None:
+            if not answered.done():
+                answered.set_exception(JsException(f"The upstream cannot be dialled: {reason}."))
+
+        self._send(url, protocols, headers, dialled, failed, keep)
+        await answered
+
+    def _send(
+        self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any, keep: KeepSocket | None = None
+    ) -> None:
+        links = self._host.links
+        link = request_link.get()
+        if link is None or link not in links:
+            if not links:
+                self._host.loop.call_soon(failed, "no gateway is connected")
+                return
+            link = links[0]
+        if not self._host.worker.compat.compression:
+            headers = without_compression(headers)
+        self._last_dial += 2
+        number = self._last_dial + 1
+        link.dials[number] = dialled
+        dial = Dial(number, url, protocols, headers)
+        link.link.send(dial if keep is None else DialKept(dial, keep))
+
+    # fetch
+
+    async def fetch(self, context: Context, request: Request) -> Response:
+        """An HTTP request, or an upgraded one. Raises TypeError (as JsException) for what cannot be fetched."""
+        scheme = request.url.split(":", 1)[0]
+        if scheme not in ("http", "https"):
+            raise JsTypeError(f"Fetch API cannot load: {request.url} (the URL must begin with http:// or https://)")
+        if str(request.headers.get("upgrade", "")).lower() == "websocket":
+            return await self._upgrade(context, request)
+        signal = request._signal
+        opened = context.body_opened if signal is None else ends_body(signal, context.body_opened)
+        return await self._client.fetch(request, opened)
+
+    async def _upgrade(self, context: Context, request: Request) -> Response:
+        answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._host.loop.create_future()
+
+        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+            if not answered.done():
+                answered.set_result((link, outcome))
+                if outcome.socket:
+                    _agreed(socket, outcome)
+                    socket._dialled_url = request.url
+                    socket._context = context
+                    link.adopt(socket, outcome.socket, context.port_for(link))
+            elif outcome.socket:
+                link.close_socket(outcome.socket, 1000, "")  # the caller no longer waits
+
+        def failed(reason: str) -> None:
+            if not answered.done():
+                answered.set_exception(JsException(reason))
+
+        socket = WebSocket()
+        protocols = [p.strip() for p in str(request.headers.get("sec-websocket-protocol", "")).split(",") if p.strip()]
+        headers = [(n, v) for n, v in request.headers.pairs if n.lower() != "sec-websocket-protocol"]
+        self._send(request.url, protocols, headers, dialled, failed)
+        _, outcome = await answered
+        if outcome.status == 101:
+            return Response(None, 101, "Switching Protocols", outcome.headers, socket)
+        if outcome.status == 0:
+            raise JsTypeError(f"Network connection failed: {outcome.error}")
+        kept = [pair for pair in outcome.headers if pair[0].lower() not in _OF_THE_FRAMING]
+        return Response.received(outcome.body, outcome.status, "", kept)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _agreed(socket: WebSocket, outcome: Dialled) -> None:
+    socket._outbound = True
+    headers = Headers.of(outcome.headers)
+    socket.protocol = headers.get("sec-websocket-protocol")
+    socket.extensions = headers.get("sec-websocket-extensions")
+
+
+def without_compression(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The headers of a handshake in which no extension is to be agreed on."""
+    kept = [(name, value) for name, value in headers if name.lower() != "sec-websocket-extensions"]
+    return [*kept, ("Sec-WebSocket-Extensions", "")]
+
+
+def _why(outcome: Dialled) -> str:
+    if outcome.status:
+        return f"Failed to establish the WebSocket connection: expected status 101, the server answered {outcome.status}."
+    return f"Failed to establish the WebSocket connection: {outcome.error}"
+
+
+def is_unaccepted_upstream(socket: WebSocket) -> bool:
+    """An upgraded `fetch` response's socket that the worker passes on without accepting it."""
+    return socket._port is not None and socket._accept == Accept.NONE and socket._peer is None
+
+
+def same_gateway(socket: WebSocket, link: GatewayLink) -> bool:
+    """Whether the gateway of `link` holds the socket."""
+    return link.sockets.get(socket._number) is socket or socket._port is link

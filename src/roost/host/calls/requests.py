@@ -1,0 +1,227 @@
+"""Answering requests: the worker's `fetch`, or an object's, and the way of its Response back, body or socket."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from roost.api.http import Request, Response
+from roost.api.rpc import fault_of
+from roost.api.state import ExecutionContext
+from roost.api.urls import normalised
+from roost.api.websocket import Accept, WebSocket
+from roost.errors import JsTypeError, UnavailableError, WorkerError
+from roost.events import BODY_WINDOW_BYTES, Abort, Binding
+from roost.events import Request as RequestEvent
+from roost.events import Response as ResponseEvent
+from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
+from roost.host.calls.outbound import is_unaccepted_upstream, same_gateway, without_compression
+from roost.host.calls.stubs import SocketReference
+from roost.host.objects.actor import Actor
+from roost.host.worker.io_context import Context, RequestContext, drop_unused, not_a_response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+
+_log = logging.getLogger("roost.worker")
+
+_SCHEDULED = "/cdn-cgi/handler/scheduled"
+
+
+class Requests:
+    """The requests under way on one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.open = 0
+        self._writers: dict[tuple[int, int], BodyWriter] = {}  # by link and request
+
+    def begin(self, link: GatewayLink, event: RequestEvent) -> None:
+        """Start to serve; in place as far as it goes without waiting."""
+        host = self._host
+        path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
+        context = RequestContext(host, f"{event.method} /{path}", host.worker.compat, link)
+        self.open += 1
+        context.run_coroutine(self._serve(link, event, context), context.fresh_variables(), "request")
+
+    async def _serve(self, link: GatewayLink, event: RequestEvent, context: RequestContext) -> None:
+        body: Any = event.body or None
+        if event.more_body:
+            body = link.bodies[event.request] = BodyReader(link, event.request, event.body)
+            body.length = _said_length(event.headers)
+        request = Request.incoming(event.method, normalised(event.url) or event.url, event.headers, body)
+        if event.peer:
+            request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
+        link.served[event.request] = request
+        try:
+            response = await self._run(event, request, context)
+            await self._answer(link, event, response, context)
+        except BaseException as error:  # noqa: BLE001 - the user's
+            context.failed_in("fetch", error)
+            self._error(link, event, error)
+        finally:
+            self.open -= 1
+            link.served.pop(event.request, None)
+            context.answered()
+            link.bodies.pop(event.request, None)
+            drop_unused(context.received)
+
+    async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
+        host = self._host
+        if event.target is not None:
+            return await host.waking.awaken(event.target, f"fetch {event.method}").serve(request, event.chain)
+        if host.dev and urlsplit(request.url).path == _SCHEDULED:
+            return await self._scheduled(request)
+        return await self.default_fetch(request, context)
+
+    async def _scheduled(self, request: Request) -> Response:
+        """`roost dev` only: run the cron that a query names, now. Source: platform documentation, "Cron Triggers"."""
+        query = parse_qs(urlsplit(request.url).query)
+        cron = query.get("cron", [""])[0]
+        given = query.get("time", [""])[0]
+        at_ms = int(given) if given.isdigit() else round(time.time() * 1000)
+        succeeded = await self._host.crons.run(cron, at_ms)
+        return Response("ok" if succeeded else "exception", 200 if succeeded else 500)
+
+    async def default_fetch(self, request: Request, context: RequestContext) -> Response:
+        """The default entrypoint's answer."""
+        host = self._host
+        entrypoint = host.worker.entrypoint
+        ctx = ExecutionContext(context)
+        if isinstance(entrypoint, type):
+            handler = getattr(entrypoint(ctx, host.worker.env), "fetch", None)
+            if handler is None:
+                raise WorkerError("class Default has no fetch method; add `async def fetch(self, request)`.")
+            result = handler(*(request,)[: host.entrypoint_takes])
+        else:
+            result = entrypoint(*(request, host.worker.env, ctx)[: host.entrypoint_takes])
+        response = await result if hasattr(result, "__await__") else result
+        if not isinstance(response, Response):
+            raise not_a_response("fetch", response)
+        return response
+
+    def _error(self, link: GatewayLink, event: RequestEvent, error: BaseException) -> None:
+        if self._writers.pop((link.index, event.request), None) is not None:  # its head has left: the honest end is a cut
+            link.link.send(Abort(event.request, "The worker failed."))
+            return
+        if event.target is not None:  # a stub of another host asked: its caller gets the exception
+            fault = None if type(error) is WorkerError else fault_of(error)
+            link.link.send(Abort(event.request, str(error) if fault is None else f"{fault.name}: {fault.message}", fault))
+            return
+        headers = [("Content-Type", "text/plain;charset=UTF-8")]
+        if isinstance(error, UnavailableError):
+            headers.append(("Retry-After", str(error.retry_after_s)))
+            link.link.send(ResponseEvent(event.request, 503, "", headers, b"Service Unavailable", False))
+            return
+        link.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))
+
+    # responses
+
+    async def _answer(self, link: GatewayLink, event: RequestEvent, response: Response, context: Context) -> None:
+        headers = response.headers.pairs
+        if response.web_socket is not None:
+            self._couple(link, event, response, response.web_socket, context)
+            return
+        if response.status == 101:
+            raise JsTypeError("A response with status 101 must carry a WebSocket.")
+        body = response.take_body()
+        if isinstance(body, bytes) and len(body) > BODY_WINDOW_BYTES and event.method != "HEAD":
+            headers = [*((n, v) for n, v in headers if n.lower() != "content-length"), ("Content-Length", str(len(body)))]
+            body = _once(body)  # in pieces, so that no envelope is huge
+        if isinstance(body, bytes):
+            link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, body, False))
+            return
+        writer = self._writers[link.index, event.request] = BodyWriter(link, event.request)
+        link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, b"", True))
+        try:
+            await writer.send(body)
+        except ReceiverGone as error:
+            _log.debug("response body: %s", error)
+        self._writers.pop((link.index, event.request), None)
+
+    def _couple(
+        self, link: GatewayLink, event: RequestEvent, response: Response, client: WebSocket, context: Context
+    ) -> None:
+        """The client's connection becomes the other side of the pair's server end."""
+        if not event.upgrade:
+            raise JsTypeError(
+                "Worker tried to return a WebSocket in a response to a request which did not contain the header "
+                '"Upgrade: websocket".'
+            )
+        headers = response.headers.pairs
+        if not context.compat.compression:
+            headers = without_compression(headers)
+        if (isinstance(client, SocketReference) or is_unaccepted_upstream(client)) and not same_gateway(client, link):
+            raise JsTypeError("This WebSocket came through another gateway than the client and cannot be passed on.")
+        if isinstance(client, SocketReference):
+            link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client._number))
+            return
+        if client._accept != Accept.NONE:
+            raise JsTypeError(
+                "Can't return WebSocket in a Response after calling accept(): return the other end of its pair."
+            )
+        if client._used:
+            raise JsTypeError("Can't return WebSocket that was already used in a response.")
+        client._used = True
+        if is_unaccepted_upstream(client):
+            binding = Binding(relay=client._number)
+            link.relay(client, event.socket)
+        else:
+            binding = self._bind(link, event, client, context)
+        link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, binding, event.socket))
+        for item in client._pending:  # sent before the 101: it goes right behind it
+            if item.kind == "message":
+                text = isinstance(item.data, str)
+                link.send_message(event.socket, item.data.encode() if isinstance(item.data, str) else item.data, text)
+            elif item.kind == "close":
+                link.close_socket(event.socket, item.code, item.reason)
+        client._pending = ()
+
+    def _bind(self, link: GatewayLink, event: RequestEvent, client: WebSocket, context: Context) -> Binding:
+        server = client._peer
+        if server is None:
+            raise JsTypeError("Can't return a WebSocket made by its constructor or already connected.")
+        owner = server._context
+        if server._accept == Accept.HIBERNATABLE and isinstance(owner, Actor):
+            return owner.bind(server, link, event.socket)
+        if server._context is None:
+            server._context = context  # accepted later: until then its events wait
+        port = server._context.port_for(link) if isinstance(server._context, Context) else None
+        link.adopt(server, event.socket, port)
+        if isinstance(server._context, Context):
+            server._context.socket_opened(server)
+        return Binding()
+
+    def credit(self, link: GatewayLink, request: int, size: int) -> None:
+        writer = self._writers.get((link.index, request))
+        if writer is not None:
+            writer.credit(size)
+
+    def gateway_lost(self, link: GatewayLink) -> None:
+        """Bodies that were on their way to that gateway end; its clients have gone."""
+        for request in list(link.served.values()):
+            request.client_left()
+        for (index, _), writer in list(self._writers.items()):
+            if index == link.index:
+                writer.abort()
+
+    def abort(self, link: GatewayLink, request: int) -> None:
+        served = link.served.get(request)
+        if served is not None:
+            served.client_left()
+        writer = self._writers.get((link.index, request))
+        if writer is not None:
+            writer.abort()
+
+
+def _said_length(headers: list[tuple[str, str]]) -> int | None:
+    return next((int(value) for name, value in headers if name.lower() == "content-length"), None)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

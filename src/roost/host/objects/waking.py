@@ -1,0 +1,263 @@
+"""Objects that wake: which sockets they have at each gateway is told or asked for, and what came for them waits meanwhile.
+
+A gateway sends the roster of an object that sleeps with the message that wakes it (`WakingMessage`), or ahead of it; for
+any other event of a socket that is not known here it is asked for. The invariant: an object is built when each gateway has
+said which sockets it has, or has had its time to do so; until then its events are in `GatewayLink.waking` or held by the
+actor, and count as running.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from roost.errors import ConfigError, OverloadError, QuarantineError, UnavailableError
+from roost.events import Roster, RosterRequest, SocketMessage, WakingMessage
+from roost.host.objects.actor import Actor, Phase
+from roost.protocol.websocket import CloseCode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+
+    from roost.events import ObjectRef
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host, SocketEvent
+
+_log = logging.getLogger("roost.host")
+
+GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
+ONE_MORE_POLL_S = 0.05
+_ROOM_RETRY_S = 0.5
+_ELSEWHERE: Any = object()  # awaited like a gateway's roster: that an earlier host lets go of the object
+
+
+class Waking:
+    """One host's."""
+
+    def __init__(self, host: Host, quarantined: frozenset[tuple[str, str]]) -> None:
+        self._host = host
+        self.quarantined = quarantined  # objects (class, id) that have brought their hosts down
+        self._quarantine_told: set[tuple[str, str]] = set()
+        self._slow: asyncio.TimerHandle | None = None
+
+    def unknown(self, link: GatewayLink, event: Any) -> None:
+        """A socket of a sleeping object: ask its gateway whose it is, and keep the event until then."""
+        waking = link.waking.get(event.actor)
+        if event.actor == 0 and type(event) is SocketMessage and event.socket in link.relayed:
+            payload = event.data.encode() if isinstance(event.data, str) else event.data
+            link.send_message(link.relayed[event.socket], payload, isinstance(event.data, str))
+        elif event.actor == 0:
+            self._host.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
+        elif waking is not None:
+            link.running.add(event.event)
+            waking.append(event)
+        else:
+            link.running.add(event.event)
+            offered, link.offered = link.offered, []
+            if offered and offered[0].actor == event.actor:
+                self._wake_by(link, offered[0], [event])  # its end is told at the end of this batch
+                for piece in offered[1:]:
+                    self._further(link, piece)
+            else:
+                link.waking[event.actor] = [event]
+                link.link.send(RosterRequest(event.actor, None))
+
+    def message(self, link: GatewayLink, event: WakingMessage) -> None:
+        """A message for an object that its gateway believes asleep."""
+        roster = event.roster
+        data: Any = event.binary if event.string is None else event.string
+        message = SocketMessage(event.event, roster.actor, event.socket, data)
+        if roster.object is None or roster.actor in link.waking:
+            self.roster(link, roster)
+            self._host.socket_event(link, message)
+        else:
+            self._wake_by(link, roster, [message])
+
+    def roster(self, link: GatewayLink, roster: Roster) -> None:
+        host = self._host
+        if roster.piece:
+            self._further(link, roster)
+            return
+        events = link.waking.pop(roster.actor, []) if roster.actor else []
+        if roster.object is None:  # the socket is over and its record gone
+            for event in events:
+                link.running.discard(event.event)
+            host.counters.events_unknown += len(events)
+        elif not events and host.actors.get(roster.object) is None:
+            link.offered = [roster]  # for the event behind it; or answered too late
+            return
+        else:
+            self._wake_by(link, roster, events)
+        link.say_done()
+
+    def _further(self, link: GatewayLink, roster: Roster) -> None:
+        """Another piece of the roster before it. No event is between them."""
+        assert roster.object is not None
+        if link.offered and link.offered[0].actor == roster.actor:
+            link.offered.append(roster)
+        elif self._host.actors.get(roster.object) is not None:  # else there was no room for it
+            self._wake_by(link, roster, [])
+            link.say_done()
+
+    def _wake_by(self, link: GatewayLink, roster: Roster, events: list[Any]) -> None:
+        """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events.
+        Those that have to wait are in `link.running` until it is their turn."""
+        host = self._host
+        if host.released:
+            return  # not done: the successor's
+        assert roster.object is not None
+        actor = host.actors.get(roster.object)
+        if actor is not None and actor.phase is Phase.GONE:
+            actor = None
+        if actor is None or actor.phase is Phase.WAKING:
+            try:
+                actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
+            except OverloadError as error:
+                kept = []
+                for event in events:
+                    if type(event) is SocketMessage and event.event > link.given_before:
+                        link.running.discard(event.event)
+                        self.shed(link, event, str(error))
+                    else:
+                        link.running.add(event.event)
+                        kept.append(event)
+                if kept:  # how a socket ended, and what was given before, waits for room
+                    link.waking[roster.actor] = kept
+                    host.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
+                return
+            except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
+                key = roster.object.class_name, roster.object.id
+                if key not in self._quarantine_told:  # once an object: its clients may go on sending
+                    self._quarantine_told.add(key)
+                    _log.error("host: events of %s are dropped: %s", roster.object.name, error)
+                for event in events:
+                    link.running.discard(event.event)
+                return
+            if roster.more:
+                actor.ask(link)
+            else:
+                actor.asked.pop(link, None)
+            actor.adopt(link, roster, None)
+            if actor.asked:
+                for event in events:
+                    actor.hold(link, event)
+                return
+            actor.wake()
+            for event in events:
+                link.running.discard(event.event)
+                if actor.phase is not Phase.GONE:
+                    host.socket_event(link, event)
+            return
+        late = link in actor.late
+        if not roster.more:
+            actor.late.pop(link, None)
+        actor.adopt(link, roster, None if late else {event.socket for event in events})
+        for event in events:  # it was awake after all: what it does not know of is over
+            link.running.discard(event.event)
+            if event.socket in link.sockets:
+                host.socket_event(link, event)
+
+    def awaken(self, ref: ObjectRef, why: str) -> Actor:
+        """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
+        actor = self._host.actors.get(ref)
+        if actor is None:
+            actor = self._new_actor(ref, why, ask_all_but=None)
+            self._wake_if_ready(actor)
+        return actor
+
+    def _new_actor(self, ref: ObjectRef, why: str, ask_all_but: GatewayLink | None) -> Actor:
+        host = self._host
+        if host.released:
+            raise UnavailableError("this code was just replaced; try again.")
+        kind = host.worker.classes.get(ref.class_name)
+        if kind is None:
+            raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
+        if (ref.class_name, ref.id) in self.quarantined:
+            host.counters.events_quarantined += 1
+            raise QuarantineError(
+                f"{ref.label} has twice brought its host down and is not woken any more;"
+                f" mend it, then `roost objects release {ref.id}`."
+            )
+        if len(host.actors) >= host.limits.max_live_objects:
+            self._make_room()
+        actor = Actor(host, ref, kind)
+        actor.woke_for = why
+        host.actors.add(actor)
+        host.counters.wakes += 1
+        for link in host.links:
+            if link is not ask_all_but:
+                self.ask(actor, link)
+        if (ref.class_name, ref.id) in host.elsewhere:
+            actor.ask(_ELSEWHERE)
+        host.arm_sweep()
+        return actor
+
+    def _make_room(self) -> None:
+        """Put some objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
+        host = self._host
+        slept = host.actors.put_oldest_to_sleep(host.loop.time(), max(1, host.limits.max_live_objects // 100))
+        host.counters.sleeps += slept
+        host.counters.sleeps_early += slept
+        if not slept:
+            host.counters.wakes_refused += 1
+            raise OverloadError(
+                f"{len(host.actors)} objects are awake and none can sleep (limits.max_live_objects); try again in a moment."
+            )
+
+    def shed(self, link: GatewayLink, event: SocketEvent, reason: str) -> None:
+        """There is no room for an event: its client is told to come back later."""
+        self._host.counters.events_shed += 1
+        if type(event) is SocketMessage:
+            link.close_socket(event.socket, CloseCode.TRY_AGAIN_LATER, reason)
+
+    def came(self, objects: Iterable[tuple[str, str]]) -> None:
+        """An earlier host has let these objects go: they may wake here."""
+        host = self._host
+        host.elsewhere.difference_update(objects)
+        for actor in list(host.actors):
+            if _ELSEWHERE in actor.asked and (actor.ref.class_name, actor.ref.id) not in host.elsewhere:
+                del actor.asked[_ELSEWHERE]
+                self._wake_if_ready(actor)
+        host.alarms.check()  # it may have set one
+
+    def _wake_if_ready(self, actor: Actor) -> None:
+        if actor.phase is Phase.WAKING and not actor.asked:
+            actor.wake()
+
+    def ask(self, actor: Actor, link: GatewayLink) -> None:
+        """Ask a gateway for an object's sockets; the object waits, unless that gateway is known not to answer."""
+        link.link.send(RosterRequest(0, actor.ref))
+        if link.slow or actor.phase is not Phase.WAKING:
+            actor.do_not_await(link)
+            return
+        actor.ask(link)
+        if self._slow is None:
+            self._slow = self._host.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait_soon)
+
+    def _do_not_wait_soon(self) -> None:
+        self._slow = self._host.loop.call_later(ONE_MORE_POLL_S, self._do_not_wait)
+
+    def _do_not_wait(self) -> None:
+        """A gateway that hangs must not keep objects from waking: they learn of their sockets there when it answers."""
+        host = self._host
+        self._slow = None
+        for actor in host.actors:
+            if actor.phase is Phase.WAKING and actor.asked:
+                if host.loop.time() - actor.asked_at < GATEWAY_WAITS_S:
+                    self._slow = self._slow or host.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait)
+                    continue
+                for link in [link for link in actor.asked if link is not _ELSEWHERE]:
+                    if not link.slow:
+                        _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
+                    link.slow = True
+                    actor.do_not_await(link)
+                actor.asked = {link: None for link in actor.asked if link is _ELSEWHERE}
+                self._wake_if_ready(actor)
+
+    def gateway_lost(self, link: GatewayLink) -> None:
+        """It need not be waited for any more."""
+        for actor in self._host.actors:
+            actor.asked.pop(link, None)
+            actor.late.pop(link, None)
+            self._wake_if_ready(actor)

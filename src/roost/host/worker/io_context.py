@@ -1,0 +1,479 @@
+"""Where worker code runs: what it started, what keeps it awake, and how its failures are told.
+
+`Context` is what an object (`Actor`) and a stateless request (`RequestContext`) share. What pins it is a table with a name
+for each entry, so that "why is it awake?" always has an answer. It fills in the api's `IoContext` port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from roost.api.runtime import Compat, current_context
+from roost.api.websocket import Accept, Item, WebSocket
+from roost.errors import JsException, WorkerError
+from roost.host import memory
+from roost.host.bodies import SenderGone
+from roost.host.worker.aborting import unless_aborted
+from roost.host.worker.pins import NOTHING
+from roost.host.worker.promise import Promise
+from roost.host.worker.rpc_table import PIN_EXPORTS, RpcSession, begin_in_request
+from roost.host.worker.running import Suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from roost.api.cache import CachePort
+    from roost.api.http import Request, Response
+    from roost.api.rpc_stubs import RpcStub
+    from roost.api.runtime import SocketPort
+    from roost.events import Chain, SocketClose, SocketError, SocketMessage
+    from roost.host.calls.answering import Reply
+    from roost.host.calls.http_client import FetchedBody
+    from roost.host.gateway_link import GatewayLink
+    from roost.host.host import Host
+    from roost.host.worker.rpc_table import Export
+
+_log = logging.getLogger("roost.worker")
+
+MAX_TIMERS = 10_000
+MAX_PENDING = 1_000  # events that may wait for a socket to be accepted
+
+request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", default=None)
+"""The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
+
+
+received_sockets: ContextVar[list[WebSocket] | None] = ContextVar("roost_received_sockets", default=None)
+"""The client ends that stubs have answered the current code with: used, or dropped at its end."""
+
+
+def not_a_response(what: str, value: Any) -> WorkerError:
+    """The error for a handler's wrong result, with what was probably meant."""
+    if hasattr(value, "__await__"):
+        getattr(value, "close", lambda: None)()
+        return WorkerError(f"{what} returned a coroutine, not a Response; did you forget `await`?")
+    hint = "a Response"
+    if isinstance(value, dict | list):
+        hint = "Response.json(value)"
+    elif isinstance(value, str):
+        hint = "Response(text)"
+    return WorkerError(f"{what} returned {type(value).__name__}, not a Response; return {hint}.")
+
+
+def drop_unused(received: list[WebSocket], but: WebSocket | None = None) -> None:
+    """Tell objects whose `fetch` was answered with a socket that nobody uses it: it never gets a client."""
+    for client in received:
+        server = client._peer
+        used = client._used or client._accept != Accept.NONE or client is but
+        if not used and server is not None and isinstance(server._context, Context):
+            server._context.drop_unbound(server)
+
+
+class Context:
+    """The surroundings of running worker code. `label` names it in logs: `Room(lobby)`, `GET /`."""
+
+    __slots__ = (
+        "__weakref__", "_io_pins", "_last_pin", "_rpc", "_socket_pins", "_timers", "_waited_for", "compat", "host",
+        "is_over", "label", "last_active", "pins",
+    )  # fmt: skip
+
+    def __init__(self, host: Host, label: str, compat: Compat) -> None:
+        self.host = host
+        self.is_over = False
+        self.label = label
+        self.compat = compat
+        self.pins: dict[int, str] = NOTHING
+        self.last_active = host.now
+        self._last_pin = 0
+        self._timers: dict[int, asyncio.TimerHandle] = NOTHING
+        self._socket_pins: dict[WebSocket, int] = NOTHING
+        self._io_pins: dict[int, float] = NOTHING  # until when a pin counts, for those that do not for ever
+        self._waited_for: dict[asyncio.Task[None], None] = NOTHING
+        self._rpc: RpcSession | None = None
+
+    def fresh_variables(self) -> contextvars.Context:
+        """Context variables for one run of worker code: only who it belongs to is set.
+
+        Not kept: a context that knows its variables and they it would be a cycle, and there is one each request.
+        """
+        variables = contextvars.Context()
+        variables.run(current_context.set, self)
+        return variables
+
+    def port_for(self, link: GatewayLink) -> SocketPort:
+        """What this context's sockets speak through: an object's waits for its writes."""
+        return link
+
+    # pins
+
+    def pin(self, what: str) -> int:
+        """Something keeps this context alive until `unpin`; `what` says what."""
+        self._last_pin = number = self._last_pin + 1
+        if self.pins is NOTHING:
+            self.pins = {}
+        self.pins[number] = what
+        return number
+
+    def pin_io(self, what: str, *, dated: bool = False) -> int:
+        """A pin of something that may never end: it counts for `io_pin_s`, and one that is `dated` only from the
+        compatibility date 2026-10-01 on (reference 4.5)."""
+        number = self.pin(what)
+        if self._io_pins is NOTHING:
+            self._io_pins = {}
+        if dated and not self.compat.io_pins:
+            self._io_pins[number] = 0.0
+        elif self.host.io_pin_s:
+            self._io_pins[number] = self.host.loop.time() + self.host.io_pin_s
+        return number
+
+    def pins_expired(self, now: float) -> bool:
+        """Whether none of the pins counts any more."""
+        return all(self._io_pins.get(number, now) < now for number in self.pins)
+
+    def unpin(self, number: int) -> None:
+        self.pins.pop(number, None)
+        if self._io_pins:
+            self._io_pins.pop(number, None)
+        self.last_active = self.host.loop.time()
+
+    # running
+
+    def run_callback(self, function: Callable[..., Any], *args: Any, what: str) -> None:
+        """Call user code; if it is async, run it in place or as a task of this context."""
+        variables = self.fresh_variables()
+        try:
+            result = variables.run(function, *args)
+        except BaseException as error:  # noqa: BLE001 - the user's
+            self.failed_in(what, error)
+            return
+        if inspect.iscoroutine(result):
+            self.run_coroutine(result, variables, what)
+        elif inspect.isawaitable(result):
+            self.wait_until(result)
+
+    def run_coroutine(self, coroutine: Any, variables: contextvars.Context, what: str) -> None:
+        """Run a coroutine of user code in this context; in place if nothing else is running."""
+        if self.host.in_task():
+            self._as_task(coroutine, what)
+            return
+        pinned = 0
+
+        def done(result: Any, error: BaseException | None) -> None:
+            self.unpin(pinned)
+            if error is not None:
+                self.failed_in(what, error)
+
+        try:
+            result = self.host.runner.start(variables, coroutine)
+            if type(result) is Suspended:
+                result.then(done)
+                pinned = self.pin(what)
+        except BaseException as error:  # noqa: BLE001 - the user's
+            self.failed_in(what, error)
+
+    def _as_task(self, awaitable: Any, what: str, pinned: int = 0) -> asyncio.Task[None]:
+        pinned = pinned or self.pin(what)
+
+        async def run() -> None:
+            try:
+                await awaitable
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the user's, also sys.exit()
+                self.failed_in(what, error)
+            finally:
+                self.unpin(pinned)
+
+        return self.host.spawn(run(), self.fresh_variables())
+
+    def failed_in(self, what: str, error: BaseException) -> None:
+        """The user's code raised: a log line with its traceback. Nothing else changes."""
+        if isinstance(error, asyncio.CancelledError):
+            return
+        text = str(error) if isinstance(error, JsException) else f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            text = f"MemoryError: {str(error) or memory.what_failed()}"
+        if isinstance(error, SenderGone):  # nobody's fault here: no traceback
+            self.fresh_variables().run(_log.info, "%s: a body was not complete: %s", what, error)
+        elif isinstance(
+            error, WorkerError
+        ):  # ours: its text is all there is to say, and its cause was logged where it rose
+            self.fresh_variables().run(_log.error, "%s failed: %s", what, error)
+        else:
+            self.fresh_variables().run(_log.error, "%s failed: %s", what, text, exc_info=error)
+
+    def wait_until(self, awaitable: Awaitable[Any]) -> None:
+        if not inspect.isawaitable(awaitable):
+            raise TypeError(f"waitUntil() needs an awaitable, not {type(awaitable).__name__}.")
+        task = self._as_task(awaitable, "waitUntil", self.pin_io("waitUntil", dated=True))
+        self._wait_for(task)
+        task.add_done_callback(self._wait_over)
+
+    def _wait_for(self, task: asyncio.Task[None]) -> None:
+        if self._waited_for is NOTHING:
+            self._waited_for = {}
+        self._waited_for[task] = None
+
+    def _wait_over(self, task: asyncio.Task[None]) -> None:
+        self._waited_for.pop(task, None)
+
+    # timers
+
+    def set_timer(self, function: Callable[..., Any], args: tuple[Any, ...], delay_ms: float, *, repeat: bool) -> int:
+        if not callable(function):
+            raise TypeError(f"setTimeout() needs a function, not {type(function).__name__}.")
+        if len(self._timers) >= MAX_TIMERS:
+            raise RuntimeError(f"More than {MAX_TIMERS} timers are pending in {self.label}.")
+        delay = max(0.0, float(delay_ms or 0)) / 1000
+        what = "setInterval" if repeat else "setTimeout"
+        number = self.pin_io(what)
+        loop = self.host.loop
+
+        def due() -> None:
+            if repeat:
+                self._timers[number] = loop.call_later(max(delay, 0.001), due)
+                if number not in self._io_pins or self._io_pins[number] >= loop.time():
+                    self.last_active = loop.time()  # else it keeps nothing awake any more
+            else:
+                self._timers.pop(number, None)
+                self.unpin(number)
+            self.run_callback(function, *args, what=f"{what} callback")
+
+        if self._timers is NOTHING:
+            self._timers = {}
+        self._timers[number] = loop.call_later(delay, due)
+        return number
+
+    def clear_timer(self, timer: int) -> None:
+        handle = self._timers.pop(timer, None)
+        if handle is not None:
+            handle.cancel()
+            self.unpin(timer)
+
+    # the outside
+
+    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+        self.host.outbound.dial(self, socket, url, protocols)
+
+    async def fetch(self, request: Request) -> Response:
+        pinned = self.pin(f"fetch {request.url.split('?', 1)[0]}")
+        try:
+            response: Response = await unless_aborted(request._signal, self.host.outbound.fetch(self, request))
+            return response
+        finally:
+            self.unpin(pinned)
+
+    def body_opened(self, body: FetchedBody) -> None:
+        """A response of `fetch` that is to be read. An object may keep it; a request's are let go of at its end."""
+
+    @property
+    def caches(self) -> CachePort:
+        return self.host.caches
+
+    # what is passed by reference
+
+    @property
+    def rpc(self) -> RpcSession:
+        """What this context has exported and holds, made when it is first used."""
+        if self._rpc is None:
+            self._rpc = RpcSession(self)
+        return self._rpc
+
+    def end_rpc(self) -> None:
+        """What it has exported is gone, and what it holds is let go."""
+        if self._rpc is not None:
+            self._rpc.close()
+
+    def export_rpc(self, target: Any) -> list[Any]:
+        return self.rpc.export(target)
+
+    def withdraw_rpc(self, references: list[Any]) -> None:
+        self.rpc.withdraw(references)
+
+    def adopt_rpc(self, reference: list[Any]) -> RpcStub:
+        return self.rpc.adopt(*reference)
+
+    def begin_rpc(self, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+        """Run a call on what this context has exported."""
+        begin_in_request(self, export, method, arguments, chain, reply)
+
+    # promises
+
+    def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Promise:
+        return Promise(self, coroutine, what)
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
+        """A task of this context in the current variables; it ends with the context."""
+        task = asyncio.Task(coroutine, loop=self.host.loop)
+        self.started(task, what)
+        return task
+
+    def future(self) -> asyncio.Future[Any]:
+        return self.host.loop.create_future()
+
+    # socket events
+
+    def deliver(self, socket: WebSocket, item: Item) -> None:
+        """An event that did not come over the network: in a later turn, so that `send` never re-enters a handler."""
+        pinned = self.pin("event on a socket pair")
+
+        def hand_over() -> None:
+            self.unpin(pinned)
+            self.take(socket, item)
+
+        self.host.loop.call_soon(hand_over)
+
+    def deliver_pending(self, socket: WebSocket) -> None:
+        pinned = self.pin("events that waited for accept()")
+
+        def hand_over() -> None:
+            self.unpin(pinned)
+            while socket._pending:
+                self.take(socket, socket._pending.pop(0))
+
+        self.host.loop.call_soon(hand_over)
+
+    def take(self, socket: WebSocket, item: Item) -> None:
+        """Give an item to an accepted socket's listeners."""
+        socket.dispatch(item)
+
+    def message(self, socket: WebSocket, event: SocketMessage, link: GatewayLink) -> None:
+        """A message from the network for a socket of this context."""
+        self.last_active = self.host.now
+        self._take_or_keep(socket, Item("message", event.data))
+        if len(socket._pending) > MAX_PENDING:
+            socket._pending = ()
+            link.forget(socket)
+            link.close_socket(event.socket, 1013, "Nobody accepted the socket.")
+
+    def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
+        link.forget(socket)
+        self._take_or_keep(socket, Item("close", code=event.code, reason=event.reason, clean=event.clean))
+        self.socket_ended(socket)
+
+    def failed(self, socket: WebSocket, event: SocketError, link: GatewayLink) -> None:
+        link.forget(socket)
+        reason = f"{event.message} (protocolError.statusCode = {event.code})"
+        self._take_or_keep(socket, Item("error", code=event.code, reason=reason))
+        if socket._outbound:  # an upstream's end is always a close event, too
+            self._take_or_keep(socket, Item("close", code=event.code, reason=event.message, clean=False))
+        self.socket_ended(socket)
+
+    def _take_or_keep(self, socket: WebSocket, item: Item) -> None:
+        if socket._accept == Accept.NONE and item.kind == "message" and not socket._pending:
+            self.fresh_variables().run(
+                _log.warning,
+                "a message came for a WebSocket that nobody accepted: call server.accept() or ctx.acceptWebSocket(server).",
+            )
+        if socket._accept == Accept.NONE and item.kind == "close" and socket._port is not None:
+            socket.close_out(item.code, item.reason)  # nobody else will answer it
+        if socket._accept == Accept.NONE or socket._pending:
+            socket.keep(item)
+        else:
+            socket.dispatch(item)
+
+    def socket_ended(self, socket: WebSocket) -> None:
+        """A socket that pinned this context no longer does."""
+        self.unpin(self._socket_pins.pop(socket, 0))
+
+    def started(self, task: asyncio.Task[Any], what: str) -> None:
+        """A task that worker code has started by itself."""
+        if self.is_over:
+            task.cancel()  # a task that was cancelled with its object has made another
+            return
+        pinned = self.pin_io(what)
+        self._wait_for(task)
+
+        def over(_: Any) -> None:
+            self.unpin(pinned)
+            self._waited_for.pop(task, None)
+
+        task.add_done_callback(over)
+
+    def socket_opened(self, socket: WebSocket) -> None:
+        """A socket that lives in memory pins this context."""
+        if socket not in self._socket_pins:
+            pin = self.pin_io if socket.url is not None else self.pin
+            if self._socket_pins is NOTHING:
+                self._socket_pins = {}
+            self._socket_pins[socket] = pin(_socket_pin(socket))
+
+    def listener_on_hibernatable(self, socket: WebSocket) -> None:
+        """A listener was added to a hibernatable socket: see `Actor`."""
+
+    def drop_unbound(self, socket: WebSocket) -> None:
+        """A socket's client will never come."""
+
+    def shut(self) -> None:
+        """Cancel timers and what waitUntil waits for."""
+        current = asyncio.current_task(self.host.loop)
+        for task in self._waited_for:
+            if task is not current:
+                task.cancel()
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+
+
+_WHILE_ANSWERING: Final = ("request", PIN_EXPORTS)  # pins that go with the request
+
+
+class RequestContext(Context):
+    """A stateless request, and the sockets it accepted, for as long as one is open."""
+
+    __slots__ = ("_answered", "_exports_stay", "_fetched", "_link", "received")
+
+    def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
+        super().__init__(host, label, compat)
+        self.received: list[WebSocket] = []
+        self._link = link
+        self._fetched: WeakSet[FetchedBody] | None = None
+        self._answered = False
+        self._exports_stay = False
+
+    def body_opened(self, body: FetchedBody) -> None:
+        if self._fetched is None:
+            self._fetched = WeakSet()
+        self._fetched.add(body)
+
+    def answered(self) -> None:
+        """The handler has ended, and its response has left: what it has not read nobody will, unless something goes on."""
+        if self._fetched is not None and all(what in _WHILE_ANSWERING for what in self.pins.values()):
+            for body in list(self._fetched):
+                body.let_go()
+        self._answered = True
+        if self._rpc is not None:
+            self._look()
+
+    def called(self) -> None:
+        """Like `answered`, of a call: what its result passes on stays for as long as somebody holds it."""
+        self._answered = self._exports_stay = True
+        self._look()
+
+    def unpin(self, number: int) -> None:
+        super().unpin(number)
+        if self._answered and self._rpc is not None:
+            self._look()
+
+    def _look(self) -> None:
+        """Once nothing goes on here, stubs end that were made or are held here."""
+        if self._rpc is None or (self._exports_stay and self._rpc.is_held):
+            return
+        if all(what in _WHILE_ANSWERING for what in self.pins.values()):
+            self._rpc.close()
+
+    def fresh_variables(self) -> contextvars.Context:
+        variables = super().fresh_variables()
+        variables.run(request_link.set, self._link)
+        variables.run(received_sockets.set, self.received)
+        return variables
+
+
+def _socket_pin(socket: WebSocket) -> str:
+    kind = "outbound WebSocket" if socket.url is not None else "accepted WebSocket"
+    return f"{kind} {socket.url or socket._number}"

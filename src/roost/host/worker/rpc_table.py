@@ -1,0 +1,471 @@
+"""What worker code has passed to others by reference, functions, targets and streams, and what it holds of others.
+
+What is exported has a number at its home, which is one life of one host; a call on it is an ordinary call on an object
+without a class, whose id is the home and whose name is the number. So it takes its turn among all other calls, waits for
+the caller's writes, and finds its host through a gateway.
+
+An export ends when its holder lets go of it, when the context ends that it belongs to, or when nobody says for `LEASE_S`
+that it is held: an answer may be lost, and a holder's host may die. Source: platform documentation, "Remote-procedure call
+(RPC)", "Lifecycle".
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet, WeakValueDictionary, ref
+
+from roost.api.entrypoint import RpcTarget
+from roost.api.promises import Failed
+from roost.api.rpc import (
+    GONE,
+    BrokenStubError,
+    call_function,
+    decoded_arguments,
+    encode_result,
+    error_of,
+    fault_of,
+    find_method,
+)
+from roost.api.rpc_streams import Readable, Writable
+from roost.api.rpc_stubs import RpcStub, handle_of, itself, stub_of
+from roost.errors import JsException, JsRangeError, WorkerError
+from roost.events import Chain, Fault, ObjectRef
+from roost.host.objects.blocking import call_chain
+from roost.ids import id_from_name, slot_of
+from roost.link.port import NO_CONTEXT
+from roost.values import decode, encode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from roost.events import Result
+    from roost.host.calls.answering import Reply
+    from roost.host.host import Host
+    from roost.host.worker.io_context import Context
+
+_log = logging.getLogger("roost.worker")
+
+MAX_OF_CONTEXT: Final = 1000  # exports of one object or request at a time
+LEASE_S: Final = 60.0
+RENEW_S: Final = 15.0
+PIN_EXPORTS: Final = "RPC stubs that others hold"
+_NO_CLASS: Final = ""  # of the objects that calls on exports name
+_UNKNOWN: Final = "it was released, or what it belongs to sleeps or has ended"
+_MAX_NUMBERS: Final = 10_000  # in one message between hosts
+
+
+class RpcTable:
+    """The exports and the handles of one host."""
+
+    def __init__(self, host: Host, random_bytes: Callable[[int], bytes]) -> None:
+        self._host = host
+        self.home = _home_of(host.slot, host.slots, random_bytes)
+        self._exports: dict[int, Export] = {}
+        self._numbers = itertools.count(1)
+        self._held: dict[str, WeakValueDictionary[int, Handle]] = {}  # what others have exported, by home and number
+        self._dropped: dict[str, list[int]] = {}  # of those, what nobody here holds any more
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._exports)
+
+    # exporting
+
+    def export(self, session: RpcSession, target: Any) -> Export:
+        """Raises RangeError (as JsException) if there are too many."""
+        counters, limit = self._host.counters, self._host.limits.max_rpc_stubs
+        if len(session.exports) >= MAX_OF_CONTEXT or len(self._exports) >= limit:
+            counters.rpc_stubs_refused += 1
+            what = f"{MAX_OF_CONTEXT} functions, targets and streams of {session.context.label}"
+            if len(session.exports) < MAX_OF_CONTEXT:
+                what = f"{limit} functions, targets and streams of this host (limits.max_rpc_stubs)"
+            raise JsRangeError(f"{what} are held by others; dispose stubs that are not needed any more.")
+        counters.rpc_stubs += 1
+        number = next(self._numbers)
+        export = self._exports[number] = Export(session, target, number, self._host.loop.time() + LEASE_S)
+        session.exports[number] = export
+        counters.rpc_stubs_held = len(self._exports)
+        self._watch()
+        return export
+
+    def end(self, numbers: Iterable[int], why: str) -> None:
+        """Nobody holds them any more, or what they stand for is gone."""
+        for number in numbers:
+            export = self._exports.pop(number, None)
+            if export is not None:
+                self._host.counters.rpc_stubs_held = len(self._exports)
+                export.session.ended(export)
+                handle = export.handle()
+                if handle is not None:
+                    handle.broke(_gone(why))
+
+    # calls
+
+    def is_ours(self, target: ObjectRef) -> bool:
+        return not target.class_name and target.id == self.home
+
+    def call(self, home: str, number: int, method: str, arguments: bytes) -> asyncio.Future[Any]:
+        return self._host.stubs.call_object(ObjectRef(_NO_CLASS, home, str(number)), method, arguments)
+
+    def begin(self, target: ObjectRef, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+        """A call on an export, or of another host's table on this one."""
+        if target.id != self.home:
+            reply(b"", _gone("its host has ended: a deploy, or a crash"), None, None)
+        elif target.name is None:
+            reply(encode(self._asked_by_table(method, decode(arguments))), None, None, None)
+        elif (export := self._exports.get(int(target.name))) is None:
+            reply(b"", _gone(_UNKNOWN), None, None)
+        else:
+            self._host.counters.calls += 1
+            export.session.context.begin_rpc(export, method, arguments, chain, reply)
+
+    # holding
+
+    def adopt(self, session: RpcSession, home: str, number: int) -> Handle:
+        handle = Handle(self, session, home, number)
+        if home == self.home:
+            export = self._exports.get(number)
+            if export is None:
+                handle.broke(_gone(_UNKNOWN))
+            else:
+                export.held_by(handle)
+        else:
+            self._held.setdefault(home, WeakValueDictionary())[number] = handle
+            self._watch()
+        return handle
+
+    def let_go(self, home: str, number: int) -> None:
+        """Nobody here holds that export any more. What goes in one turn is said at once, in the next."""
+        numbers = self._dropped.setdefault(home, [])
+        numbers.append(number)
+        if len(numbers) == 1:
+            self._host.loop.call_soon(self._say_dropped, home, context=NO_CONTEXT)
+
+    def later(self, function: Callable[[], None]) -> None:
+        """Call it on the loop, from whatever thread: `__del__` may run anywhere."""
+        try:
+            self._host.loop.call_soon_threadsafe(function, context=NO_CONTEXT)
+        except RuntimeError:
+            pass  # the loop is closed, and all is over
+
+    def _say_dropped(self, home: str) -> None:
+        numbers = self._dropped.pop(home, [])
+        if home == self.home:
+            self.end(numbers, "it was released")
+        elif self._host.links and not self._host.closing:
+            for start in range(0, len(numbers), _MAX_NUMBERS):
+                self._ask_table(home, "release", numbers[start : start + _MAX_NUMBERS], lambda _: None)
+
+    # between tables
+
+    def _asked_by_table(self, method: str, numbers: list[int]) -> list[int]:
+        """Another host holds some, or does so no longer: those that are not known here."""
+        unknown = [number for number in numbers if number not in self._exports]
+        if method == "release":
+            self.end(numbers, "it was released")
+        else:
+            until = self._host.loop.time() + LEASE_S
+            for number in numbers:
+                if number in self._exports:
+                    self._exports[number].until = until
+        return unknown
+
+    def _ask_table(self, home: str, method: str, numbers: list[int], then: Callable[[list[int]], None]) -> None:
+        answered: asyncio.Future[Result] = self._host.loop.create_future()
+
+        def over(_: Any) -> None:
+            if answered.cancelled() or answered.exception() is not None:
+                return  # no gateway: it is tried again
+            result = answered.result()
+            then(numbers if result.fault is not None else decode(result.value))
+
+        answered.add_done_callback(over, context=NO_CONTEXT)
+        try:
+            self._host.stubs.ask(ObjectRef(_NO_CLASS, home), method, encode(numbers), answered)
+        except JsException:
+            answered.cancel()
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = self._host.loop.call_later(RENEW_S, self._look, context=NO_CONTEXT)
+
+    def _look(self) -> None:
+        """End what nobody has said to hold; say what is held here."""
+        self._timer = None
+        now = self._host.loop.time()
+        over = [number for number, export in self._exports.items() if export.until < now]
+        self._host.counters.rpc_stubs_expired += len(over)
+        self.end(over, "nobody held it")
+        for home, handles in list(self._held.items()):
+            numbers = list(handles)
+            if not numbers:
+                del self._held[home]
+            for start in range(0, len(numbers), _MAX_NUMBERS):
+                part = numbers[start : start + _MAX_NUMBERS]
+                self._ask_table(home, "hold", part, lambda gone, home=home: self._broke(home, gone))  # type: ignore[misc]
+        if self._exports or self._held:
+            self._watch()
+
+    def _broke(self, home: str, numbers: list[int]) -> None:
+        for number in numbers:
+            held = self._held.get(home)
+            handle = None if held is None else held.get(number)
+            if handle is not None:
+                handle.broke(_gone(_UNKNOWN))
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._exports.clear()
+
+
+def _home_of(slot: int, slots: int, random_bytes: Callable[[int], bytes]) -> str:
+    """A random id that belongs to this host's slot, as objects do."""
+    key = random_bytes(16)
+    homes = (id_from_name(key, str(number)) for number in itertools.count())
+    return next(home for home in homes if slot_of(home, slots) == slot)
+
+
+def _gone(why: str) -> Fault:
+    return Fault(GONE, f"This RPC stub can no longer be used: {why}.")
+
+
+class Export:
+    """One function, target or stream that others may call."""
+
+    __slots__ = ("handle", "label", "number", "session", "target", "until")
+
+    def __init__(self, session: RpcSession, target: Any, number: int, until: float) -> None:
+        self.session = session
+        self.target = target
+        self.number = number
+        self.until = until  # when it ends if nobody says that it is held
+        self.handle: Callable[[], Handle | None] = lambda: None
+        self.label = getattr(target, "__qualname__", type(target).__name__)
+
+    def held_by(self, handle: Handle) -> None:
+        """By somebody of this very host, who will say when that ends."""
+        self.handle = ref(handle)
+        self.until = float("inf")
+
+    def is_held_by(self, session: RpcSession) -> bool:
+        """Whether its holder is that one's context."""
+        handle = self.handle()
+        return handle is not None and handle.session is session
+
+    def start(self, method: str, arguments: bytes, received: list[Any]) -> Any:
+        """Call it: the awaitable or value."""
+        if type(self.target) is RpcStub:  # passed on: the call goes on to where it came from
+            args, kwargs = decoded_arguments(arguments, received) if arguments else ([], {})
+            through = itself(self.target) if not method else getattr(self.target, method)
+            return through(*args, **kwargs) if arguments else through
+        if not method:
+            return call_function(self.target, arguments, received)
+        return find_method(self.target, method, arguments, RpcTarget, received)
+
+    def name_of(self, method: str) -> str:
+        return f"{self.label}.{method}()" if method else f"{self.label}()"
+
+
+class Handle:
+    """`api.rpc_stubs.RpcHandle`: what the stubs of one export share."""
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_holders",
+        "_home",
+        "_number",
+        "_running",
+        "_table",
+        "_why",
+        "passed_on",
+        "session",
+    )
+
+    def __init__(self, table: RpcTable, session: RpcSession, home: str, number: int) -> None:
+        self._table = table
+        self.session = session
+        self._home = home
+        self._number = number
+        self._holders = 0
+        self._running = 0
+        self._why: Fault | None = None
+        self.passed_on: list[int] = []  # exports that stand for this, too
+        self._callbacks: list[Callable[[Any], Any]] = []
+        session.handles.add(self)
+
+    def call(self, method: str, arguments: bytes) -> Awaitable[Any]:
+        if self._why:
+            return Failed(self._error(), f"{method or 'stub'}()")
+        answered = self._table.call(self._home, self._number, method, arguments)
+        self._running += 1
+        answered.add_done_callback(self._over, context=NO_CONTEXT)  # which keeps it until then
+        return answered
+
+    def _over(self, answered: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        error = None if answered.cancelled() else answered.exception()
+        if type(error) is BrokenStubError:  # not one that the called has met itself: that is a remote error
+            self.broke(Fault(GONE, error.message))
+        self._look()
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def let_go(self) -> None:
+        self._holders -= 1
+        self._look()
+
+    def let_go_later(self) -> None:
+        self._table.later(self.let_go)
+
+    def _look(self) -> None:
+        if self._holders <= 0 and not self._running and not self._why:
+            self._why = _gone("it was released")
+            self.session.handles.discard(self)
+            self._table.let_go(self._home, self._number)
+
+    def when_broken(self, callback: Callable[[Any], Any]) -> None:
+        if self._why:
+            self._tell(callback)
+        else:
+            self._callbacks.append(callback)
+
+    def broke(self, why: Fault) -> None:
+        """What it stands for is gone."""
+        if self._why:
+            return
+        self._why = why
+        self.session.handles.discard(self)
+        self._table.end(self.passed_on, "what it was passed on from is gone")
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._tell(callback)
+
+    def release(self) -> None:
+        """Its holder has ended."""
+        if not self._why:
+            self._why = _gone("its holder sleeps or has ended")
+            self._callbacks.clear()
+            self._table.let_go(self._home, self._number)
+
+    def _tell(self, callback: Callable[[Any], Any]) -> None:
+        context = self.session.context
+        if not context.is_over:
+            soon = context.host.loop.call_soon
+            soon(lambda: context.run_callback(callback, self._error(), what="onRpcBroken"), context=NO_CONTEXT)
+
+    def _error(self) -> JsException:
+        assert self._why is not None
+        return error_of(self._why)
+
+
+class RpcSession:
+    """What one object or request has exported, and what it holds."""
+
+    __slots__ = ("_pinned", "context", "exports", "handles", "table")
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.table = context.host.rpc
+        self.exports: dict[int, Export] = {}
+        self.handles: WeakSet[Handle] = WeakSet()
+        self._pinned = 0
+
+    def export(self, target: Any) -> list[Any]:
+        handle = None
+        if type(target) is RpcStub:
+            target = target.dup()  # for as long as it is passed on
+            handle = handle_of(target)
+        export = self.table.export(self, target)
+        if isinstance(handle, Handle):
+            handle.passed_on.append(export.number)
+        if self._pinned:  # for as long from now on
+            self.context.unpin(self._pinned)
+        self._pinned = self.context.pin_io(PIN_EXPORTS)
+        return [self.table.home, export.number]
+
+    def adopt(self, home: str, number: int) -> RpcStub:
+        return stub_of(self.table.adopt(self, home, number))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether others may hold something of it, and not only this context itself."""
+        return any(not export.is_held_by(self) for export in self.exports.values())
+
+    def withdraw(self, references: list[Any]) -> None:
+        self.table.end([number for _, number in references], "it was never passed on")
+
+    def ended(self, export: Export) -> None:
+        """One of its exports is over."""
+        self.exports.pop(export.number, None)
+        if not self.exports and self._pinned:
+            pinned, self._pinned = self._pinned, 0
+            self.context.unpin(pinned)
+        target = export.target
+        if type(target) is RpcStub:
+            handle = handle_of(target)
+            if isinstance(handle, Handle) and export.number in handle.passed_on:
+                handle.passed_on.remove(export.number)
+            target.dispose()
+        elif isinstance(target, Readable | Writable) and not self.context.is_over:
+            soon = self.context.host.loop.call_soon
+            soon(lambda: self.context.run_callback(target.released, what="a stream's end"), context=NO_CONTEXT)
+
+    def close(self) -> None:
+        """The object sleeps or is reset, or the request is over."""
+        self.table.end(list(self.exports), "what it belongs to sleeps or has ended")
+        handles, self.handles = list(self.handles), WeakSet()
+        for handle in handles:
+            handle.release()
+
+
+class RpcCall:
+    """One call of a function, a method or a property in a context, until it is answered."""
+
+    __slots__ = ("_context", "_method", "passes_on", "received")
+
+    def __init__(self, context: Context, method: str, export: Export | None = None) -> None:
+        self._context = context
+        self._method = method
+        self.passes_on = export is not None and type(export.target) is RpcStub
+        self.received: list[Any] = []
+
+    def outcome(self, result: Any, error: BaseException | None) -> tuple[bytes, Fault | None, BaseException | None]:
+        """The value or fault that travels, and the error itself. Stubs that were arguments are disposed."""
+        value, fault = b"", None
+        if error is None:
+            try:
+                value = encode_result(result, self._method, self._context)
+            except Exception as refused:  # noqa: BLE001 - it cannot be cloned: the caller is told
+                error = refused
+        for stub in self.received:
+            stub.dispose()
+        if type(error) is BrokenStubError and self.passes_on:
+            fault = Fault(GONE, error.message)
+        elif error is not None and not isinstance(error, WorkerError):
+            fault = fault_of(error)
+        return value, fault, error
+
+
+def begin_in_request(context: Context, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+    """A call on what a request without an object has exported."""
+    call = RpcCall(context, method, export)
+    variables = context.fresh_variables()
+    variables.run(call_chain.set, chain)
+    pinned = context.pin(export.name_of(method))
+
+    async def run() -> Any:
+        result = export.start(method, arguments, call.received)
+        return await result if hasattr(result, "__await__") else result
+
+    def done(result: Any, error: BaseException | None) -> None:
+        value, fault, error = call.outcome(result, error)
+        context.unpin(pinned)
+        reply(value, fault, error if isinstance(error, WorkerError) else None, error)
+
+    context.host.runner.run(variables, run(), done)
