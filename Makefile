@@ -71,6 +71,9 @@ compare: $(STAMP)  ## what this tree did to the speed of a commit: BASE=<commit>
 	$(BIN)/python benchmarks/compare.py --base $(BASE) --rows $(or $(ROWS),P1,P3) --pairs $(or $(PAIRS),20) \
 	--modes $(or $(MODES),split,inline)
 
+measure-calls: $(STAMP)  ## what a message, a wake, an upgrade cost in calls (BASE=<commit>: beside that commit)
+	@$(BIN)/python tools/measure_calls.py $(if $(BASE),--base $(BASE))
+
 measure-code:  ## sizes, circles of imports and access to others' private parts of the code base (ARGS=--json)
 	@$(PYTHON) tools/measure_code.py $(ARGS)
 
@@ -86,4 +89,4 @@ growth: $(STAMP)  ## how the cost of a message grows with sockets, objects, size
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean
+.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean measure-code measure-calls

@@ -194,7 +194,7 @@ from roost.values import encode
 restored = WebSocket.restored.__func__
 def forgetful(cls, entry, context, port):
     socket = restored(cls, entry, context, port)
-    socket._attachment = encode({"id": "somebody else"})
+    socket.raw_attachment = encode({"id": "somebody else"})
     return socket
 WebSocket.restored = classmethod(forgetful)
 """,

@@ -5,7 +5,9 @@ import contextvars
 import pytest
 
 from roost.api.runtime import Compat, current_context
-from roost.api.websocket import Accept, Item, WebSocket, WebSocketPair, check_protocols, check_url
+from roost.api.socket_checks import check_protocols, check_url
+from roost.api.socket_end import Accept, Item, SocketEnd
+from roost.api.websocket import WebSocket, WebSocketPair
 from roost.errors import JsException, JsTypeError
 from roost.events import RosterEntry
 
@@ -31,11 +33,11 @@ class Context:
         self.errors = []
 
     def deliver(self, socket, item):
-        socket.dispatch(item)
+        socket.dispatch_item(item)
 
     def deliver_pending(self, socket):
-        while socket._pending:
-            socket.dispatch(socket._pending.pop(0))
+        while socket.kept_items:
+            socket.dispatch_item(socket.kept_items.pop(0))
 
     def socket_opened(self, socket):
         pass
@@ -61,7 +63,7 @@ def pair(context):
 
 def connected(server):
     port = Port()
-    server.connect(port, 7)
+    server.connect_to(port, 7)
     return port
 
 
@@ -88,7 +90,7 @@ def test_what_is_sent_before_the_other_side_is_there_waits_in_order(pair):
     server.send("one")
     server.send(b"two")
     server.close(4000, "done")
-    assert [(item.kind, item.data, item.code) for item in client._pending] == [
+    assert [(item.kind, item.data, item.code) for item in client.kept_items] == [
         ("message", "one", 0),
         ("message", b"two", 0),
         ("close", "", 4000),
@@ -125,7 +127,7 @@ def test_close_from_the_peer_is_answered_by_the_runtime(pair):
     port = connected(server)
     seen = []
     server.addEventListener("close", lambda e: seen.append((e.code, e.reason, e.wasClean, server.readyState)))
-    server.dispatch(Item("close", code=4001, reason="r"))
+    server.dispatch_item(Item("close", code=4001, reason="r"))
     assert port.said == [("close", 7, 4001, "r")]
     assert seen == [(4001, "r", True, WebSocket.CLOSED)]
     server.close(1000)  # W5: ignored, never throws
@@ -137,7 +139,7 @@ def test_half_open(pair):
     server = pair[1]
     server.accept(allowHalfOpen=True)
     port = connected(server)
-    server.dispatch(Item("close", code=1000))
+    server.dispatch_item(Item("close", code=1000))
     assert server.readyState == WebSocket.CLOSING
     server.send("last words")
     server.close(1000)
@@ -149,7 +151,7 @@ def test_send_after_abrupt_loss_is_silent(pair):
     server = pair[1]
     server.accept()
     port = connected(server)
-    server.dispatch(Item("close", code=1006, reason="gone", clean=False))
+    server.dispatch_item(Item("close", code=1006, reason="gone", clean=False))
     server.send("x")
     server.close()
     assert port.said == []
@@ -230,9 +232,9 @@ def test_binary_type(pair):
     assert server.binaryType == "blob"
     server.binaryType = "nonsense"
     assert server.binaryType == "blob"
-    server.dispatch(Item("message", b"one"))
+    server.dispatch_item(Item("message", b"one"))
     server.binaryType = "arraybuffer"
-    server.dispatch(Item("message", b"two"))
+    server.dispatch_item(Item("message", b"two"))
     assert heard[0].raw == b"one"
     assert heard[1] == b"two"
     assert heard[1].byteLength == 3
@@ -249,13 +251,13 @@ def test_listeners(pair, context):
     server.addEventListener("message", each)
     server.addEventListener("message", lambda event: heard.append(("once", event.data)), {"once": True})
     server.onmessage = lambda event: heard.append(("on", event.data))
-    server.dispatch(Item("message", "1"))
+    server.dispatch_item(Item("message", "1"))
     server.removeEventListener("message", each)
     server.onmessage = None
-    server.dispatch(Item("message", "2"))
+    server.dispatch_item(Item("message", "2"))
     assert heard == [("each", "1"), ("once", "1"), ("on", "1")]
     server.addEventListener("message", lambda event: 1 / 0)
-    server.dispatch(Item("message", "3"))
+    server.dispatch_item(Item("message", "3"))
     assert isinstance(context.errors[0], ZeroDivisionError)
     server.send("still up")
     with pytest.raises(TypeError, match="needs a function"):
@@ -313,6 +315,16 @@ def test_a_restored_socket_lacks_nothing_that_a_new_one_has():
     entry = RosterEntry(7, ("a",), None, 0, "", "chat", close_sent=False)
     restored = WebSocket.restored(entry, Context(), Port())
     new = WebSocket()
-    names = [name for name in WebSocket.__slots__ if name != "__weakref__"]
+    names = (*SocketEnd.__slots__, "__dict__")
     differ = {name for name in names if getattr(restored, name) != getattr(new, name)}
-    assert differ == {"_accept", "_context", "_number", "_port", "_ready", "_tags", "protocol"}
+    assert differ == {"accepted_as", "io_context", "may_send", "protocol", "socket_number", "socket_port", "socket_tags"}
+
+
+def test_attributes_of_worker_code_do_not_meet_those_of_the_host():
+    """People write `ws.tags = …`, `ws.number = …`; what the host keeps on a socket has longer names."""
+    likely = {
+        "accepted", "attachment", "channel", "client", "closed", "connect", "context", "data", "failed", "id", "keep", "kept",
+        "name", "number", "peer", "pending", "player", "port", "ready", "room", "session", "state", "tags", "used", "user",
+    }  # fmt: skip
+    taken = {name for name in dir(WebSocket) if not name.startswith("_")}
+    assert not likely & taken

@@ -118,7 +118,7 @@ def test_w26_an_auto_response_does_not_wait_for_the_gate(tmp_path):
         gateway.link.send(e.AutoAnswered(1, 102, 123))
         await settle()
         assert actor.gate.shut
-        assert max(socket._auto_at_ms for socket in actor.sockets) == 123
+        assert max(socket.auto_answered_ms for socket in actor.sockets) == 123
 
     gated(tmp_path, body)
 

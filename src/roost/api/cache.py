@@ -9,37 +9,20 @@ from __future__ import annotations
 import json
 import re
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from roost.api.conditional import part_of, tag_matches
 from roost.api.http import Request, Response
 from roost.api.promises import eager
-from roost.api.runtime import require_context
+from roost.api.runtime import Stored, require_context
 from roost.errors import JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from roost.api.headers import Headers
 
 MAX_ENTRY_BYTES: Final = 32 * 1024 * 1024
 _DEFAULT_LIVES_S: Final = {200: 7200, 203: 7200, 206: 7200, 301: 7200, 302: 1200, 303: 1200, 404: 180, 410: 180}
 _DIRECTIVE: Final = re.compile(r'\s*([\w-]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^,]*))?\s*(?:,|$)')
-
-Stored = tuple[int, str, str, bytes, float]
-"""Status, reason, headers as JSON, body, and when it was stored (seconds since 1970)."""
-
-
-class CachePort(Protocol):
-    """What carries operations to the node's file."""
-
-    def now_s(self) -> float: ...
-
-    def match(self, cache: str, url: str) -> Awaitable[Stored | None]: ...
-
-    def put(self, cache: str, url: str, stored: Stored, expires_s: float) -> Awaitable[None]: ...
-
-    def delete(self, cache: str, url: str) -> Awaitable[bool]: ...
 
 
 class Cache:

@@ -105,7 +105,7 @@ class DecompressionStream(TransformStream):
                     raise JsTypeError(f"Decompression failed: {error}") from error
                 if piece:
                     controller.enqueue(piece)
-                    await controller._channel.has_room()
+                    await controller.has_room()
                 rest, full = decompressor.unconsumed_tail, len(piece) == _PIECE_BYTES
             if decompressor.eof and (rest or decompressor.unused_data):
                 raise JsTypeError("Decompression failed: there is more behind the end of the data.")

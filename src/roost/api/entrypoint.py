@@ -190,7 +190,6 @@ async def fetch(resource: Any, options: Any = None, **opts: Any) -> Response:
     request = (
         resource if isinstance(resource, Request) and not opts and options is None else Request(resource, options, **opts)
     )
-    if fetcher is not None:
-        answer: Response = await fetcher(request)
-        return answer
-    return await require_context("fetch()").fetch(request)
+    fetching = require_context("fetch()").fetch(request) if fetcher is None else fetcher(request)
+    answer: Response = await fetching
+    return answer

@@ -20,7 +20,7 @@ from roost.api.urls import normalised
 from roost.errors import JsException, JsRangeError, JsTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from roost.api.websocket import WebSocket
 
@@ -58,6 +58,16 @@ class Body:
             raise OSError("Body already used")
         self.body_used = self._body is not None
         return self._body if self._body is not None else b""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the body comes in pieces."""
+        return not isinstance(self._body, bytes | None)
+
+    def watch_stream(self, watched: Callable[[Any], Any]) -> Any:
+        """For the host: have the body that comes in pieces come through `watched(body)`, which is returned."""
+        self._body = watched(self._body)
+        return self._body
 
     def _cloned_body(self) -> bytes | AsyncIterator[bytes] | None:
         if self.body_used or (self._stream is not None and self._stream.locked):
@@ -215,6 +225,11 @@ class Request(Body):
             if self._client_left:
                 self._client_signal.abort_now(_client_left())
         return self._client_signal
+
+    @property
+    def given_signal(self) -> AbortSignal | None:
+        """Not for workers: the signal that the program gave."""
+        return self._signal
 
     def client_left(self) -> None:
         """Not for workers: its client has gone away."""

@@ -16,9 +16,7 @@ from roost.errors import JsException
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from roost.api.cache import CachePort
-    from roost.api.http import Request, Response
-    from roost.api.websocket import Item, WebSocket
+    from roost.api.socket_end import Item, SocketEnd
 
 
 class Compat(msgspec.Struct, frozen=True):
@@ -39,14 +37,20 @@ class Compat(msgspec.Struct, frozen=True):
         return "blob" if self.standard_binary_type else "arraybuffer"
 
 
-class SocketPort(Protocol):
-    """The network's side of a socket: a link to the gateway that holds it."""
+Stored = tuple[int, str, str, bytes, float]
+"""Status, reason, headers as JSON, body, and when it was stored (seconds since 1970)."""
 
-    def send_message(self, number: int, payload: bytes, text: bool) -> None: ...
 
-    def close_socket(self, number: int, code: int, reason: str) -> None: ...
+class CachePort(Protocol):
+    """What carries operations to the node's file."""
 
-    def attach(self, number: int, attachment: bytes | None) -> None: ...
+    def now_s(self) -> float: ...
+
+    def match(self, cache: str, url: str) -> Awaitable[Stored | None]: ...
+
+    def put(self, cache: str, url: str, stored: Stored, expires_s: float) -> Awaitable[None]: ...
+
+    def delete(self, cache: str, url: str) -> Awaitable[bool]: ...
 
 
 class IoContext(Protocol):
@@ -72,15 +76,15 @@ class IoContext(Protocol):
         """Call user code (sync or async) in this context; failures are logged as `what`."""
         ...
 
-    def deliver(self, socket: WebSocket, item: Item) -> None:
+    def deliver(self, socket: SocketEnd, item: Item) -> None:
         """An event for an accepted socket that did not come over the network: hand it over in a later turn."""
         ...
 
-    def deliver_pending(self, socket: WebSocket) -> None:
+    def deliver_pending(self, socket: SocketEnd) -> None:
         """Hand over, in a later turn, what waited for the socket to be accepted; what comes meanwhile stays behind it."""
         ...
 
-    def socket_opened(self, socket: WebSocket) -> None:
+    def socket_opened(self, socket: SocketEnd) -> None:
         """An accepted socket on the network lives in this context from now on."""
         ...
 
@@ -88,11 +92,13 @@ class IoContext(Protocol):
 
     def clear_timer(self, timer: int) -> None: ...
 
-    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+    def dial(self, socket: SocketEnd, url: str, protocols: list[str]) -> None:
         """Open `new WebSocket(url)`; the socket hears of the outcome."""
         ...
 
-    async def fetch(self, request: Request) -> Response: ...
+    async def fetch(self, request: Any) -> Any:
+        """The `api.http.Response` to an `api.http.Request` of worker code."""
+        ...
 
     def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Awaitable[Any]:
         """Begin a coroutine where the result is awaited, or else in the next turn of the loop (or in its own); a failure

@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from roost.api.aliases import with_snake_case
 from roost.api.headers import Headers
 from roost.api.promises import eager
-from roost.api.websocket import (
-    Accept,
-    WebSocket,
-    WebSocketRequestResponsePair,
-    check_protocols,
-    check_url,
-    encode_attachment,
-)
+from roost.api.socket_checks import check_protocols, check_url
+from roost.api.socket_end import Accept
+from roost.api.websocket import WebSocket, WebSocketRequestResponsePair, encode_attachment
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.events import Redial
 from roost.values import JsDate, JsList, to_unicode
@@ -170,20 +165,20 @@ class DurableObjectState:
                 "A WebSocket made by its constructor accepts itself and cannot hibernate; take the socket of"
                 ' (await fetch(url, headers={"Upgrade": "websocket"})).web_socket.'
             )
-        if socket._accept == Accept.NONE and socket._port is not None and socket._peer is None and not socket._used:
+        if socket.is_unaccepted_upstream and not socket.is_used:
             self._host.keep_outbound(socket, check_tags(tags), check_reconnect(reconnect))
             return
         if reconnect:
             raise JsException("reconnect is for upstreams: only what this object has dialled can be dialled again.")
-        if socket._accept == Accept.STANDARD:
+        if socket.accepted_as == Accept.STANDARD:
             raise JsException("Tried to acceptWebSocket() a socket that was already accepted with accept().")
-        if socket._accept == Accept.HIBERNATABLE:
+        if socket.accepted_as == Accept.HIBERNATABLE:
             raise JsException("Tried to acceptWebSocket() a socket that is hibernatable already.")
-        if socket._used or socket._peer is None or socket._port is not None:
+        if socket.is_used or socket.other_end is None or socket.socket_port is not None:
             raise JsException(
                 "The WebSocket's pair was already used: call acceptWebSocket(server) before returning the client end."
             )
-        if socket._peer._accept != Accept.NONE:
+        if socket.other_end.accepted_as != Accept.NONE:
             raise JsException("The other end of this WebSocket's pair was already accepted.")
         self._host.accept_hibernatable(socket, check_tags(tags))
 
@@ -214,12 +209,12 @@ class DurableObjectState:
         """The object's hibernatable sockets: all of them newest first, those with `tag` oldest first."""
         if tag is None:
             return JsList(list(self._host.hibernatable())[::-1])
-        return JsList([socket for socket in self._host.hibernatable() if tag in socket._tags])
+        return JsList([socket for socket in self._host.hibernatable() if tag in socket.socket_tags])
 
     def getTags(self, socket: WebSocket) -> list[str]:
-        if socket._accept != Accept.HIBERNATABLE:
+        if socket.accepted_as != Accept.HIBERNATABLE:
             raise JsException("getTags() works only on a socket that acceptWebSocket() has accepted.")
-        return list(socket._tags)
+        return list(socket.socket_tags)
 
     def setWebSocketAutoResponse(self, pair: WebSocketRequestResponsePair | None = None) -> None:
         """Have the gateway answer a text by itself, without waking the object; no argument turns it off."""
@@ -236,9 +231,9 @@ class DurableObjectState:
 
     def getWebSocketAutoResponseTimestamp(self, socket: WebSocket) -> datetime | None:
         """When this socket was last auto-answered, as the object knew it when it woke; None if never."""
-        if socket._auto_at_ms == 0:
+        if socket.auto_answered_ms == 0:
             return None
-        return JsDate.fromtimestamp(socket._auto_at_ms / 1000, UTC)
+        return JsDate.fromtimestamp(socket.auto_answered_ms / 1000, UTC)
 
     def __getattr__(self, name: str) -> Any:
         raise _missing(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from roost.api.buffers import ArrayBuffer
 from roost.api.promises import Failed
@@ -20,7 +20,6 @@ from roost.values import JsDict
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from roost.api.writable_streams import StreamWriter
 
 AHEAD: Final = 16  # chunks written and not read; then `write` waits
 MAX_BUFFERED_BYTES: Final = 32 * 1024 * 1024  # by those who do not wait, and for the slower branch of a `tee`
@@ -172,6 +171,10 @@ class ReadableStreamDefaultController:
     @property
     def desiredSize(self) -> int:
         return self._channel.room
+
+    async def has_room(self) -> None:
+        """Return when the reader has taken enough of what was put."""
+        await self._channel.has_room()
 
     desired_size = desiredSize
 
@@ -539,7 +542,23 @@ class _Branch:
         await self._tee.left()
 
 
-async def _pipe(source: Any, writer: StreamWriter, options: dict[str, Any]) -> None:
+class _PipeTarget(Protocol):
+    """`writable_streams.StreamWriter`, as much of it as a pipe needs."""
+
+    def write(self, chunk: Any = None) -> Awaitable[None]: ...
+
+    def close(self) -> Awaitable[None]: ...
+
+    def abort(self, reason: Any = None) -> Awaitable[None]: ...
+
+    def check(self) -> None: ...
+
+    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None: ...
+
+    def releaseLock(self) -> None: ...
+
+
+async def _pipe(source: Any, writer: _PipeTarget, options: dict[str, Any]) -> None:
     chunks = _chunks_of(source)
     context = require_context("pipeTo()")
     if not options.get("preventCancel"):  # also while the source is silent: its read then fails, or ends

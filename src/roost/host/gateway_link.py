@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from roost.api.http import Request
-    from roost.api.runtime import SocketPort
-    from roost.api.websocket import WebSocket
+    from roost.api.socket_end import SocketEnd, SocketPort
     from roost.host.bodies import BodyReader
     from roost.host.host import Host
     from roost.link.port import Link
@@ -76,7 +75,7 @@ class GatewayLink:
         self._host = host
         self.link = link
         self.index = index
-        self.sockets: dict[int, WebSocket] = {}
+        self.sockets: dict[int, SocketEnd] = {}
         self.last_event = 0
         self._groups = 0
         self._confirms = 0  # how often it was asked to confirm, and up to which of those it has
@@ -161,20 +160,20 @@ class GatewayLink:
 
     # sockets
 
-    def adopt(self, socket: WebSocket, number: int, port: SocketPort | None = None) -> None:
+    def adopt(self, socket: SocketEnd, number: int, port: SocketPort | None = None) -> None:
         """The gateway's socket `number` is this end's other side from now on, through `port` if it has a gate."""
-        socket.connect(port or self, number)
+        socket.connect_to(port or self, number)
         self.sockets[number] = socket
 
-    def forget(self, socket: WebSocket) -> None:
-        if self.sockets.get(socket._number) is socket:  # not a successor's
-            del self.sockets[socket._number]
+    def forget(self, socket: SocketEnd) -> None:
+        if self.sockets.get(socket.socket_number) is socket:  # not a successor's
+            del self.sockets[socket.socket_number]
 
-    def relay(self, upstream: WebSocket, client: int) -> None:
+    def relay(self, upstream: SocketEnd, client: int) -> None:
         """The gateway joins an upstream to a client's socket: pass on what arrives here until it has done so."""
         self.forget(upstream)
-        self.relayed[upstream._number] = client
-        self._host.loop.call_later(_RELAY_WINDOW_S, self.relayed.pop, upstream._number, None)
+        self.relayed[upstream.socket_number] = client
+        self._host.loop.call_later(_RELAY_WINDOW_S, self.relayed.pop, upstream.socket_number, None)
 
     def shrink(self) -> None:
         """A table that was large and is nearly empty is made anew: a dict never shrinks by itself."""

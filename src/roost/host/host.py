@@ -20,7 +20,7 @@ from roost.api.namespace import DurableObjectNamespace
 from roost.api.rate_limits import RateLimit, Window
 from roost.api.runtime import current_context
 from roost.api.service import AssetsStub, ServiceStub
-from roost.api.websocket import Accept
+from roost.api.socket_end import Accept
 from roost.clock import SystemClock
 from roost.compat.pyodide.code import accepted_positionals
 from roost.errors import ConfigError, Superseded, UnavailableError, WorkerError
@@ -292,11 +292,11 @@ class Host:
             self.links.remove(link)
         text = "WebSocket disconnected without sending Close frame."
         for number, socket in list(link.sockets.items()):
-            context = socket._context
-            if isinstance(context, Actor) and socket._accept == Accept.HIBERNATABLE and self._gateways_outlive:
+            context = socket.io_context
+            if isinstance(context, Actor) and socket.accepted_as == Accept.HIBERNATABLE and self._gateways_outlive:
                 context.disconnected(socket)  # its end is told by that gateway's successor
             elif context is not None:
-                context.closed(socket, SocketClose(0, 0, number, 1006, text, False), link)  # type: ignore[attr-defined]
+                context.closed(socket, SocketClose(0, 0, number, 1006, text, False), link)
         for answered in link.responses.values():
             if not answered.done():
                 answered.set_exception(WorkerError("The gateway that carried this call is gone."))
@@ -342,7 +342,7 @@ class Host:
                     link.last_event = event.event
                     socket = sockets.get(event.socket)
                     if socket is not None:
-                        socket._context.message(socket, event, link)  # type: ignore[union-attr]
+                        socket.io_context.message(socket, event, link)
                     else:
                         self.waking.unknown(link, event)
                 elif type(event) is WakingMessage:
@@ -391,17 +391,17 @@ class Host:
     def socket_event(self, link: GatewayLink, event: SocketEvent) -> None:
         """An event of a socket that may not be known here (yet)."""
         socket = link.sockets.get(event.socket)
-        if socket is None or socket._context is None:
+        if socket is None or socket.io_context is None:
             self.waking.unknown(link, event)
         elif type(event) is SocketMessage:
             self.handled += 1  # many may have waited for one gate
-            socket._context.message(socket, event, link)  # type: ignore[attr-defined]
+            socket.io_context.message(socket, event, link)
         elif type(event) is SocketClose:
-            socket._context.closed(socket, event, link)  # type: ignore[attr-defined]
+            socket.io_context.closed(socket, event, link)
         elif type(event) is SocketOpened:
-            socket._context.opened(socket, event, link)  # type: ignore[attr-defined]
+            socket.io_context.opened(socket, event, link)
         else:
-            socket._context.failed(socket, event, link)  # type: ignore[attr-defined]
+            socket.io_context.failed(socket, event, link)
 
     def _welcome(self, link: GatewayLink, event: Welcome) -> None:
         link.epoch, link.given_before, link.again = event.epoch, event.given_before, set(event.again)
@@ -435,7 +435,7 @@ class Host:
         if socket is None:
             link.link.send(Asleep(event.actor))
         else:
-            socket._auto_at_ms = event.at_ms
+            socket.auto_answered_ms = event.at_ms
 
     # requests
 

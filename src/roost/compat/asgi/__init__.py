@@ -731,7 +731,7 @@ class _Endpoint:
         """Make the state of the endpoint's own the socket's attachment."""
         own = {key: value for key, value in state.items() if self.shared.get(key, _ABSENT) is not value}
         attachment = {**kept, "state": own}
-        if encode(attachment) != socket._attachment:
+        if encode(attachment) != socket.raw_attachment:
             socket.serializeAttachment(attachment)
 
 

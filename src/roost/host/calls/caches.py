@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from roost.api.cache import Stored
+    from roost.api.runtime import Stored
     from roost.host.host import Host
 
 _log = logging.getLogger("roost.host")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from roost.api.headers import Headers
 from roost.api.http import Request, Response
-from roost.api.websocket import Accept, Item, WebSocket
+from roost.api.socket_end import Item, SocketEnd
+from roost.api.websocket import WebSocket
 from roost.errors import JsException, JsTypeError
 from roost.events import Dial, DialKept, Dialled, KeepSocket
 from roost.host.calls.http_client import HttpClient
@@ -36,13 +37,13 @@ class Outbound:
 
     # WebSockets
 
-    def dial(self, context: Context, socket: WebSocket, url: str, protocols: list[str]) -> None:
+    def dial(self, context: Context, socket: SocketEnd, url: str, protocols: list[str]) -> None:
         """`new WebSocket(url)`: the socket hears `open`, or `error` and `close`."""
         pinned = context.pin(f"dialling {url}")
 
         def dialled(link: GatewayLink, outcome: Dialled) -> None:
             context.unpin(pinned)
-            if not socket._connecting:  # closed by the program in the meantime
+            if not socket.is_connecting:  # closed by the program in the meantime
                 if outcome.socket:
                     link.close_socket(outcome.socket, 1000, "")
                 return
@@ -52,7 +53,7 @@ class Outbound:
             link.adopt(socket, outcome.socket, context.port_for(link))
             _agreed(socket, outcome)
             context.socket_opened(socket)
-            socket.dispatch(Item("open"))
+            socket.dispatch_item(Item("open"))
 
         def failed(reason: str) -> None:
             context.unpin(pinned)
@@ -114,7 +115,7 @@ class Outbound:
             raise JsTypeError(f"Fetch API cannot load: {request.url} (the URL must begin with http:// or https://)")
         if str(request.headers.get("upgrade", "")).lower() == "websocket":
             return await self._upgrade(context, request)
-        signal = request._signal
+        signal = request.given_signal
         opened = context.body_opened if signal is None else ends_body(signal, context.body_opened)
         return await self._client.fetch(request, opened)
 
@@ -126,8 +127,7 @@ class Outbound:
                 answered.set_result((link, outcome))
                 if outcome.socket:
                     _agreed(socket, outcome)
-                    socket._dialled_url = request.url
-                    socket._context = context
+                    socket.upgrade_dialled(context, request.url)
                     link.adopt(socket, outcome.socket, context.port_for(link))
             elif outcome.socket:
                 link.close_socket(outcome.socket, 1000, "")  # the caller no longer waits
@@ -152,11 +152,9 @@ class Outbound:
         await self._client.close()
 
 
-def _agreed(socket: WebSocket, outcome: Dialled) -> None:
-    socket._outbound = True
+def _agreed(socket: SocketEnd, outcome: Dialled) -> None:
     headers = Headers.of(outcome.headers)
-    socket.protocol = headers.get("sec-websocket-protocol")
-    socket.extensions = headers.get("sec-websocket-extensions")
+    socket.handshake_agreed(headers.get("sec-websocket-protocol"), headers.get("sec-websocket-extensions"))
 
 
 def without_compression(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -171,11 +169,6 @@ def _why(outcome: Dialled) -> str:
     return f"Failed to establish the WebSocket connection: {outcome.error}"
 
 
-def is_unaccepted_upstream(socket: WebSocket) -> bool:
-    """An upgraded `fetch` response's socket that the worker passes on without accepting it."""
-    return socket._port is not None and socket._accept == Accept.NONE and socket._peer is None
-
-
-def same_gateway(socket: WebSocket, link: GatewayLink) -> bool:
+def same_gateway(socket: SocketEnd, link: GatewayLink) -> bool:
     """Whether the gateway of `link` holds the socket."""
-    return link.sockets.get(socket._number) is socket or socket._port is link
+    return link.sockets.get(socket.socket_number) is socket or socket.socket_port is link

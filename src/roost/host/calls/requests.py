@@ -9,15 +9,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from roost.api.http import Request, Response
 from roost.api.rpc import fault_of
+from roost.api.socket_end import Accept, SocketEnd
 from roost.api.state import ExecutionContext
 from roost.api.urls import normalised
-from roost.api.websocket import Accept, WebSocket
 from roost.errors import JsTypeError, UnavailableError, WorkerError
 from roost.events import BODY_WINDOW_BYTES, Abort, Binding
 from roost.events import Request as RequestEvent
 from roost.events import Response as ResponseEvent
 from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
-from roost.host.calls.outbound import is_unaccepted_upstream, same_gateway, without_compression
+from roost.host.calls.outbound import same_gateway, without_compression
 from roost.host.calls.stubs import SocketReference
 from roost.host.objects.actor import Actor
 from roost.host.worker.io_context import Context, RequestContext, drop_unused, not_a_response
@@ -145,7 +145,7 @@ class Requests:
         self._writers.pop((link.index, event.request), None)
 
     def _couple(
-        self, link: GatewayLink, event: RequestEvent, response: Response, client: WebSocket, context: Context
+        self, link: GatewayLink, event: RequestEvent, response: Response, client: SocketEnd, context: Context
     ) -> None:
         """The client's connection becomes the other side of the pair's server end."""
         if not event.upgrade:
@@ -156,45 +156,44 @@ class Requests:
         headers = response.headers.pairs
         if not context.compat.compression:
             headers = without_compression(headers)
-        if (isinstance(client, SocketReference) or is_unaccepted_upstream(client)) and not same_gateway(client, link):
+        if (isinstance(client, SocketReference) or client.is_unaccepted_upstream) and not same_gateway(client, link):
             raise JsTypeError("This WebSocket came through another gateway than the client and cannot be passed on.")
         if isinstance(client, SocketReference):
-            link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client._number))
+            link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client.socket_number))
             return
-        if client._accept != Accept.NONE:
+        if client.accepted_as != Accept.NONE:
             raise JsTypeError(
                 "Can't return WebSocket in a Response after calling accept(): return the other end of its pair."
             )
-        if client._used:
+        if client.is_used:
             raise JsTypeError("Can't return WebSocket that was already used in a response.")
-        client._used = True
-        if is_unaccepted_upstream(client):
-            binding = Binding(relay=client._number)
+        client.is_used = True
+        if client.is_unaccepted_upstream:
+            binding = Binding(relay=client.socket_number)
             link.relay(client, event.socket)
         else:
             binding = self._bind(link, event, client, context)
         link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, binding, event.socket))
-        for item in client._pending:  # sent before the 101: it goes right behind it
+        for item in client.take_kept():  # sent before the 101: it goes right behind it
             if item.kind == "message":
                 text = isinstance(item.data, str)
                 link.send_message(event.socket, item.data.encode() if isinstance(item.data, str) else item.data, text)
             elif item.kind == "close":
                 link.close_socket(event.socket, item.code, item.reason)
-        client._pending = ()
 
-    def _bind(self, link: GatewayLink, event: RequestEvent, client: WebSocket, context: Context) -> Binding:
-        server = client._peer
+    def _bind(self, link: GatewayLink, event: RequestEvent, client: SocketEnd, context: Context) -> Binding:
+        server = client.other_end
         if server is None:
             raise JsTypeError("Can't return a WebSocket made by its constructor or already connected.")
-        owner = server._context
-        if server._accept == Accept.HIBERNATABLE and isinstance(owner, Actor):
+        owner = server.io_context
+        if server.accepted_as == Accept.HIBERNATABLE and isinstance(owner, Actor):
             return owner.bind(server, link, event.socket)
-        if server._context is None:
-            server._context = context  # accepted later: until then its events wait
-        port = server._context.port_for(link) if isinstance(server._context, Context) else None
+        if server.io_context is None:
+            server.io_context = context  # accepted later: until then its events wait
+        port = server.io_context.port_for(link) if isinstance(server.io_context, Context) else None
         link.adopt(server, event.socket, port)
-        if isinstance(server._context, Context):
-            server._context.socket_opened(server)
+        if isinstance(server.io_context, Context):
+            server.io_context.socket_opened(server)
         return Binding()
 
     def credit(self, link: GatewayLink, request: int, size: int) -> None:

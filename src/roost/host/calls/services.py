@@ -54,7 +54,7 @@ class EntrypointCaller:
         return cls(ctx, self._host.worker.env)
 
     async def fetch(self, request: Request) -> Response:
-        response: Response = await unless_aborted(request._signal, self._answered(request))
+        response: Response = await unless_aborted(request.given_signal, self._answered(request))
         return response
 
     async def _answered(self, request: Request) -> Response:
@@ -74,10 +74,10 @@ class EntrypointCaller:
             received = received_sockets.get()
             if received is not None and client is not None:
                 received.append(client)
-            if response is None or isinstance(response._body, bytes | None):
+            if response is None or not response.is_streamed:
                 context.answered()
             else:
-                response._body = WatchedBody(response._body, context.answered)
+                response.watch_stream(lambda pieces: WatchedBody(pieces, context.answered))
 
     async def _fetch(self, request: Request, context: RequestContext) -> Response:
         handler = getattr(self._instance(context), "fetch", None)

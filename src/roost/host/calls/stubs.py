@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from roost.api.runtime import IoContext
+    from roost.api.socket_end import SocketPort
     from roost.events import ObjectRef, Result
     from roost.host.gateway_link import GatewayLink
     from roost.host.host import Host
@@ -37,6 +38,11 @@ class SocketReference(WebSocket):
     """The client end of a pair whose server end is an object on another host: it can only be passed on in a Response."""
 
     __slots__ = ()
+
+    def refers_to(self, port: SocketPort, number: int) -> None:
+        """It stands for a gateway's socket."""
+        self.socket_port = port
+        self.socket_number = number
 
     def accept(self, options: Any = None, *, allowHalfOpen: bool | None = None) -> NoReturn:
         raise JsTypeError(
@@ -177,7 +183,7 @@ class StubCaller:
 
     async def fetch_object(self, ref: ObjectRef, request: Request) -> Response:
         await self._behind_calls(ref)
-        response: Response = await unless_aborted(request._signal, self._fetch_object(ref, request))
+        response: Response = await unless_aborted(request.given_signal, self._fetch_object(ref, request))
         return response
 
     async def _fetch_object(self, ref: ObjectRef, request: Request) -> Response:
@@ -236,8 +242,7 @@ class StubCaller:
     def _response(self, link: GatewayLink, event: ResponseEvent) -> Response:
         if event.status == 101:
             socket = SocketReference()
-            socket._number = event.socket
-            socket._port = link
+            socket.refers_to(link, event.socket)
             return Response(None, 101, event.reason, event.headers, socket)
         body: Any = event.body
         if event.more_body:

@@ -24,9 +24,10 @@ from roost.api.buffers import ArrayBuffer
 from roost.api.http import Response
 from roost.api.namespace import DurableObjectId
 from roost.api.runtime import current_context
+from roost.api.socket_end import Accept, Item, SocketEnd
 from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
-from roost.api.websocket import Accept, Item, WebSocket, WebSocketRequestResponsePair
+from roost.api.websocket import WebSocket, WebSocketRequestResponsePair
 from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, Superseded, WorkerError
 from roost.events import (
     Asleep,
@@ -104,13 +105,13 @@ class Actor(Context):
         self.instance: Any = None
         self.built = False  # the constructor has succeeded; stays so
         self.woke_for = ""
-        self.sockets: dict[WebSocket, GatewayLink | None] = {}  # oldest first; None until the 101 has left
+        self.sockets: dict[SocketEnd, GatewayLink | None] = {}  # oldest first; None until the 101 has left
         self._waiting: deque[Any] | tuple[()] | None = _NOBODY  # None: the gate is open
         self.asked: dict[GatewayLink, None] = NOTHING  # gateways whose roster is awaited
         self.asked_at = 0.0
         self.late: dict[GatewayLink, None] = NOTHING  # those that were asked and are not waited for
         self._auto: AutoResponse | None = None
-        self._fetches: dict[WebSocket, object | None] = NOTHING
+        self._fetches: dict[SocketEnd, object | None] = NOTHING
         self._on_message: Any = None
         self._listening = 0
         self._blocks = 0
@@ -188,7 +189,7 @@ class Actor(Context):
         if host.some_come_again:
             self._say_again()
         if len(host.links) > 1 and len(self.sockets) > 1:  # gateways number them by the time at which they connected
-            self.sockets = dict(sorted(self.sockets.items(), key=lambda pair: pair[0]._number))
+            self.sockets = dict(sorted(self.sockets.items(), key=lambda pair: pair[0].socket_number))
         ctx = DurableObjectState(DurableObjectId(self.ref), self, self)
         host.handled += 1
         try:
@@ -348,7 +349,7 @@ class Actor(Context):
 
     # events from the network
 
-    def message(self, socket: WebSocket, event: SocketMessage, link: GatewayLink) -> None:
+    def message(self, socket: SocketEnd, event: SocketMessage, link: GatewayLink) -> None:
         """A message: start its handler now, or keep it until the gate opens."""
         if self._waiting is not None:
             self._not_now(socket, event, link)
@@ -363,10 +364,10 @@ class Actor(Context):
             self._shed(link, event)
             return
         handler = self._on_message
-        if handler is None or socket._accept != _HIBERNATABLE or socket._pending:
-            if socket._pending and len(socket._pending) <= MAX_PENDING:
-                socket.keep(Item("message", event.data))  # behind what came before it was accepted
-            elif socket._accept != Accept.HIBERNATABLE or self._listening:
+        if handler is None or socket.accepted_as != _HIBERNATABLE or socket.kept_items:
+            if socket.kept_items and len(socket.kept_items) <= MAX_PENDING:
+                socket.keep_item(Item("message", event.data))  # behind what came before it was accepted
+            elif socket.accepted_as != Accept.HIBERNATABLE or self._listening:
                 self._take_or_keep(socket, Item("message", event.data))
             return
         data = event.data
@@ -442,7 +443,7 @@ class Actor(Context):
                 link.running -= done
                 self.host.loop.call_soon(link.say_done, context=NO_CONTEXT)
 
-    def _not_now(self, socket: WebSocket, event: Any, link: GatewayLink) -> None:
+    def _not_now(self, socket: SocketEnd, event: Any, link: GatewayLink) -> None:
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
         if self.phase is Phase.GONE:
             link.forget(socket)
@@ -462,8 +463,8 @@ class Actor(Context):
         link.running.add(event)
         self._queue(entry)
 
-    def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
-        if socket._accept != Accept.HIBERNATABLE:
+    def closed(self, socket: SocketEnd, event: SocketClose, link: GatewayLink) -> None:
+        if socket.accepted_as != Accept.HIBERNATABLE:
             super().closed(socket, event, link)
         elif self._waiting is not None:
             self._not_now(socket, event, link)
@@ -471,42 +472,40 @@ class Actor(Context):
             item = Item("close", code=event.code, reason=event.reason, clean=event.clean)
             self._end(socket, item, link, event.event)
 
-    def failed(self, socket: WebSocket, event: SocketError, link: GatewayLink) -> None:
-        if socket._accept != Accept.HIBERNATABLE:
+    def failed(self, socket: SocketEnd, event: SocketError, link: GatewayLink) -> None:
+        if socket.accepted_as != Accept.HIBERNATABLE:
             super().failed(socket, event, link)
         elif self._waiting is not None:
             self._not_now(socket, event, link)
         else:
             self._end(socket, Item("error", code=event.code, reason=event.message), link, event.event)
 
-    def disconnected(self, socket: WebSocket) -> None:
+    def disconnected(self, socket: SocketEnd) -> None:
         """The gateway that held it is gone; the event of its end comes from the successor, with a socket of its own."""
         self.sockets.pop(socket, None)
         self._listener_gone(socket)
-        socket._failed = True
-        socket._ready = False
+        socket.end_abnormally()
 
-    def _end(self, socket: WebSocket, item: Item, link: GatewayLink | None, event: int) -> None:
+    def _end(self, socket: SocketEnd, item: Item, link: GatewayLink | None, event: int) -> None:
         """The socket's end: its handler runs while it is still listed, then it leaves."""
         if link is not None:
-            link.ended.append(socket._number)
+            link.ended.append(socket.socket_number)
         self.host.handled += 1
         self.last_active = self.host.now
         if item.kind == "close":
-            socket._close_in = True
+            socket.close_received = True
             args: tuple[Any, ...] = (socket, item.code, item.reason, item.clean)
             name = "webSocketClose"
         else:
             args = (socket, JsException(f"{item.reason} (protocolError.statusCode = {item.code})"))
             name = "webSocketError"
         if not item.clean or item.kind == "error":
-            socket._failed = True
-            socket._ready = False
+            socket.end_abnormally()
 
         def done(error: BaseException | None) -> None:
             if error is not None:
                 self.failed_in(name, error)
-            if item.clean and item.kind == "close" and not socket._close_out and self.compat.auto_reply_to_close:
+            if item.clean and item.kind == "close" and not socket.close_sent and self.compat.auto_reply_to_close:
                 socket.close_out(item.code, item.reason)
             self.sockets.pop(socket, None)
             self._listener_gone(socket)
@@ -519,14 +518,14 @@ class Actor(Context):
             handler = None
         if handler is None:
             if self._listening and socket.has_listeners:
-                socket.dispatch(item)
+                socket.dispatch_item(item)
             done(None)
             return
         if link is not None:
             link.running.add(event)
         self._handle(name, handler, args, done)
 
-    def opened(self, socket: WebSocket, event: SocketOpened, link: GatewayLink) -> None:
+    def opened(self, socket: SocketEnd, event: SocketOpened, link: GatewayLink) -> None:
         """A kept upstream is connected again."""
         if self._waiting is not None:
             self._not_now(socket, event, link)
@@ -581,9 +580,9 @@ class Actor(Context):
             error = failure
         done(None, error)
 
-    def take(self, socket: WebSocket, item: Item) -> None:
+    def take(self, socket: SocketEnd, item: Item) -> None:
         """An event of a socket whose other end is in this process (no gateway between)."""
-        if socket._accept != Accept.HIBERNATABLE:
+        if socket.accepted_as != Accept.HIBERNATABLE:
             super().take(socket, item)
         elif self._waiting is not None:
             self._wait(lambda error: None if error else self.take(socket, item))
@@ -591,7 +590,7 @@ class Actor(Context):
             handler = self._on_message
             if handler is None:
                 if self._listening:
-                    socket.dispatch(item)
+                    socket.dispatch_item(item)
                 return
             data = ArrayBuffer(item.data) if isinstance(item.data, bytes) else item.data
             self.run_callback(handler, socket, data, what="webSocketMessage")
@@ -606,8 +605,8 @@ class Actor(Context):
         body: Any = None
         try:
             response = await self._serve(request, chain)
-            if response.web_socket is None and not isinstance(response._body, bytes | None):
-                body = response._body = WatchedBody(response._body, partial(self.unpin, pinned))
+            if response.web_socket is None and response.is_streamed:
+                body = response.watch_stream(lambda pieces: WatchedBody(pieces, partial(self.unpin, pinned)))
             return response
         finally:
             if body is None:
@@ -632,8 +631,8 @@ class Actor(Context):
         variables.run(_current_fetch.set, token)
         variables.run(request_link.set, request_link.get())
         variables.run(call_chain.set, chain)
-        returned: WebSocket | None = None
-        received: list[WebSocket] = []
+        returned: SocketEnd | None = None
+        received: list[SocketEnd] = []
         variables.run(received_sockets.set, received)
         task = asyncio.current_task()
         assert task is not None  # this is a coroutine: a task drives it
@@ -770,38 +769,40 @@ class Actor(Context):
         result = handler(request)
         return await result if hasattr(result, "__await__") else result
 
-    def _drop_unbound(self, token: object, returned: WebSocket | None) -> None:
+    def _drop_unbound(self, token: object, returned: SocketEnd | None) -> None:
         """Forget the sockets that this fetch accepted but whose other end it did not return: they never get a client."""
         for socket, fetch in list(self._fetches.items()):
-            if fetch is token and (socket._peer is None or socket._peer is not returned):
+            if fetch is token and (socket.other_end is None or socket.other_end is not returned):
                 self.drop_unbound(socket)
 
-    def drop_unbound(self, socket: WebSocket) -> None:
+    def drop_unbound(self, socket: SocketEnd) -> None:
         """Forget one accepted socket whose client will never come (unless its other end is used in this process)."""
-        if self._fetches.pop(socket, self) is not self and (socket._peer is None or socket._peer._accept == Accept.NONE):
+        if self._fetches.pop(socket, self) is not self and (
+            socket.other_end is None or socket.other_end.accepted_as == Accept.NONE
+        ):
             self.sockets.pop(socket, None)
             self._listener_gone(socket)
 
     # api.state.ObjectHost
 
-    def accept_hibernatable(self, socket: WebSocket, tags: tuple[str, ...]) -> None:
+    def accept_hibernatable(self, socket: SocketEnd, tags: tuple[str, ...]) -> None:
         self._take_in(socket, tags, None)
         if self._fetches is NOTHING:
             self._fetches = {}
         self._fetches[socket] = _current_fetch.get()
         socket.accept_with(self, Accept.HIBERNATABLE)
 
-    def keep_outbound(self, socket: WebSocket, tags: tuple[str, ...], redial: Redial | None) -> None:
-        link = next((link for link in self.host.links if link.sockets.get(socket._number) is socket), None)
-        if link is None or socket._failed or socket._context is not self:
+    def keep_outbound(self, socket: SocketEnd, tags: tuple[str, ...], redial: Redial | None) -> None:
+        link = next((link for link in self.host.links if link.sockets.get(socket.socket_number) is socket), None)
+        if link is None or socket.has_failed or socket.io_context is not self:
             raise JsException("The upstream's WebSocket has ended, or was dialled by another object.")
         self._take_in(socket, tags, link)
-        self.port_for(link).send(KeepSocket(socket._number, self.ref, tags, socket._attachment, redial))
+        self.port_for(link).send(KeepSocket(socket.socket_number, self.ref, tags, socket.raw_attachment, redial))
         if self._auto is not None:
             self.port_for(link).send(SetAutoResponse(self.ref, self._auto))
         self.socket_ended(socket)  # it pins nothing any more
         socket.accept_with(self, Accept.HIBERNATABLE)
-        socket.url = socket._dialled_url or None
+        socket.url = socket.dialled_url or None
 
     async def dial_kept(
         self,
@@ -820,9 +821,7 @@ class Actor(Context):
 
         def kept(link: GatewayLink, number: int) -> None:
             """At once: what tells that it is open may be in the same batch."""
-            socket._outbound = True
-            socket._attachment = attachment
-            socket.url = url
+            socket.become_kept(url, attachment)
             if self.phase is not Phase.GONE:  # else it is in the roster of the next one
                 self._take_in(socket, tags, link)
                 socket.accept_with(self, Accept.HIBERNATABLE)
@@ -844,9 +843,9 @@ class Actor(Context):
             self.host.counters.sockets_refused += 1
             raise JsException(f"only {limit} websockets can be accepted on a single Durable Object instance")
 
-    def _take_in(self, socket: WebSocket, tags: tuple[str, ...], link: GatewayLink | None) -> None:
+    def _take_in(self, socket: SocketEnd, tags: tuple[str, ...], link: GatewayLink | None) -> None:
         self._check_room()
-        socket._tags = tags
+        socket.socket_tags = tags
         self.sockets[socket] = link
         if socket.has_listeners:
             self.listener_on_hibernatable(socket)
@@ -858,15 +857,15 @@ class Actor(Context):
                 self.kind.name,
             )
 
-    def hibernatable(self) -> Iterable[WebSocket]:
+    def hibernatable(self) -> Iterable[Any]:
         return self.sockets
 
-    def bind(self, socket: WebSocket, link: GatewayLink, number: int) -> Binding:
+    def bind(self, socket: SocketEnd, link: GatewayLink, number: int) -> Binding:
         """The 101 leaves: the gateway's socket `number` is the other side from now on."""
         self._fetches.pop(socket, None)
         self.sockets[socket] = link
         link.adopt(socket, number, self.port_for(link))
-        return Binding(self.ref, socket._tags, socket._attachment, self._auto)
+        return Binding(self.ref, socket.socket_tags, socket.raw_attachment, self._auto)
 
     def set_auto_response(self, pair: WebSocketRequestResponsePair | None) -> None:
         self._auto = None if pair is None else AutoResponse(pair.request, pair.response)
@@ -881,7 +880,7 @@ class Actor(Context):
             port = self._ports[link.index] = ActorPort(self.gate, link)
         return port
 
-    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+    def dial(self, socket: SocketEnd, url: str, protocols: list[str]) -> None:
         self.gate.hold(lambda error: None if error else Context.dial(self, socket, url, protocols))
 
     async def fetch(self, request: Request) -> Response:
@@ -897,7 +896,7 @@ class Actor(Context):
 
     # listeners on hibernatable sockets (observed behaviour 3.4)
 
-    def listener_on_hibernatable(self, socket: WebSocket) -> None:
+    def listener_on_hibernatable(self, socket: SocketEnd) -> None:
         has_handler = self.kind.has("webSocketMessage")
         if self.kind.name not in self.host.warned_listeners:
             self.host.warned_listeners.add(self.kind.name)
@@ -914,7 +913,7 @@ class Actor(Context):
         if not has_handler and not self._listening:
             self._listening = self.pin(PIN_LISTENER)
 
-    def _listener_gone(self, socket: WebSocket) -> None:
+    def _listener_gone(self, socket: SocketEnd) -> None:
         if self._listening and not any(other.has_listeners for other in self.sockets):
             self.unpin(self._listening)
             self._listening = 0
@@ -935,10 +934,10 @@ class Actor(Context):
         """Forget the instance; the sockets stay with their gateways."""
         self._waiting = _NOBODY
         for socket in list(self._socket_pins):  # their pins have expired
-            if socket._port is not None and not socket._close_out:
+            if socket.socket_port is not None and not socket.close_sent:
                 socket.close_out(CloseCode.GOING_AWAY, "The object sleeps.")
             for link in self.host.links:
-                if link.sockets.get(socket._number) is socket:
+                if link.sockets.get(socket.socket_number) is socket:
                     link.forget(socket)
         for link in {link for link in self.sockets.values() if link is not None}:
             link.link.send(Asleep(0, self.ref))

@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from roost.api.runtime import Compat, current_context
-from roost.api.websocket import Accept, Item, WebSocket
+from roost.api.runtime import CachePort, Compat, current_context
+from roost.api.socket_end import Accept, Item
 from roost.errors import JsException, WorkerError
 from roost.host import memory
 from roost.host.bodies import SenderGone
@@ -28,10 +28,9 @@ from roost.host.worker.running import Suspended
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from roost.api.cache import CachePort
     from roost.api.http import Request, Response
     from roost.api.rpc_stubs import RpcStub
-    from roost.api.runtime import SocketPort
+    from roost.api.socket_end import SocketEnd, SocketPort
     from roost.events import Chain, SocketClose, SocketError, SocketMessage
     from roost.host.calls.answering import Reply
     from roost.host.calls.http_client import FetchedBody
@@ -48,7 +47,7 @@ request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", 
 """The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
 
 
-received_sockets: ContextVar[list[WebSocket] | None] = ContextVar("roost_received_sockets", default=None)
+received_sockets: ContextVar[list[SocketEnd] | None] = ContextVar("roost_received_sockets", default=None)
 """The client ends that stubs have answered the current code with: used, or dropped at its end."""
 
 
@@ -65,13 +64,13 @@ def not_a_response(what: str, value: Any) -> WorkerError:
     return WorkerError(f"{what} returned {type(value).__name__}, not a Response; return {hint}.")
 
 
-def drop_unused(received: list[WebSocket], but: WebSocket | None = None) -> None:
+def drop_unused(received: list[SocketEnd], but: SocketEnd | None = None) -> None:
     """Tell objects whose `fetch` was answered with a socket that nobody uses it: it never gets a client."""
     for client in received:
-        server = client._peer
-        used = client._used or client._accept != Accept.NONE or client is but
-        if not used and server is not None and isinstance(server._context, Context):
-            server._context.drop_unbound(server)
+        server = client.other_end
+        used = client.is_used or client.accepted_as != Accept.NONE or client is but
+        if not used and server is not None and isinstance(server.io_context, Context):
+            server.io_context.drop_unbound(server)
 
 
 class Context:
@@ -91,7 +90,7 @@ class Context:
         self.last_active = host.now
         self._last_pin = 0
         self._timers: dict[int, asyncio.TimerHandle] = NOTHING
-        self._socket_pins: dict[WebSocket, int] = NOTHING
+        self._socket_pins: dict[SocketEnd, int] = NOTHING
         self._io_pins: dict[int, float] = NOTHING  # until when a pin counts, for those that do not for ever
         self._waited_for: dict[asyncio.Task[None], None] = NOTHING
         self._rpc: RpcSession | None = None
@@ -257,13 +256,13 @@ class Context:
 
     # the outside
 
-    def dial(self, socket: WebSocket, url: str, protocols: list[str]) -> None:
+    def dial(self, socket: SocketEnd, url: str, protocols: list[str]) -> None:
         self.host.outbound.dial(self, socket, url, protocols)
 
     async def fetch(self, request: Request) -> Response:
         pinned = self.pin(f"fetch {request.url.split('?', 1)[0]}")
         try:
-            response: Response = await unless_aborted(request._signal, self.host.outbound.fetch(self, request))
+            response: Response = await unless_aborted(request.given_signal, self.host.outbound.fetch(self, request))
             return response
         finally:
             self.unpin(pinned)
@@ -318,7 +317,7 @@ class Context:
 
     # socket events
 
-    def deliver(self, socket: WebSocket, item: Item) -> None:
+    def deliver(self, socket: SocketEnd, item: Item) -> None:
         """An event that did not come over the network: in a later turn, so that `send` never re-enters a handler."""
         pinned = self.pin("event on a socket pair")
 
@@ -328,56 +327,56 @@ class Context:
 
         self.host.loop.call_soon(hand_over)
 
-    def deliver_pending(self, socket: WebSocket) -> None:
+    def deliver_pending(self, socket: SocketEnd) -> None:
         pinned = self.pin("events that waited for accept()")
 
         def hand_over() -> None:
             self.unpin(pinned)
-            while socket._pending:
-                self.take(socket, socket._pending.pop(0))
+            while socket.kept_items:
+                self.take(socket, socket.kept_items.pop(0))
 
         self.host.loop.call_soon(hand_over)
 
-    def take(self, socket: WebSocket, item: Item) -> None:
+    def take(self, socket: SocketEnd, item: Item) -> None:
         """Give an item to an accepted socket's listeners."""
-        socket.dispatch(item)
+        socket.dispatch_item(item)
 
-    def message(self, socket: WebSocket, event: SocketMessage, link: GatewayLink) -> None:
+    def message(self, socket: SocketEnd, event: SocketMessage, link: GatewayLink) -> None:
         """A message from the network for a socket of this context."""
         self.last_active = self.host.now
         self._take_or_keep(socket, Item("message", event.data))
-        if len(socket._pending) > MAX_PENDING:
-            socket._pending = ()
+        if len(socket.kept_items) > MAX_PENDING:
+            socket.take_kept()
             link.forget(socket)
             link.close_socket(event.socket, 1013, "Nobody accepted the socket.")
 
-    def closed(self, socket: WebSocket, event: SocketClose, link: GatewayLink) -> None:
+    def closed(self, socket: SocketEnd, event: SocketClose, link: GatewayLink) -> None:
         link.forget(socket)
         self._take_or_keep(socket, Item("close", code=event.code, reason=event.reason, clean=event.clean))
         self.socket_ended(socket)
 
-    def failed(self, socket: WebSocket, event: SocketError, link: GatewayLink) -> None:
+    def failed(self, socket: SocketEnd, event: SocketError, link: GatewayLink) -> None:
         link.forget(socket)
         reason = f"{event.message} (protocolError.statusCode = {event.code})"
         self._take_or_keep(socket, Item("error", code=event.code, reason=reason))
-        if socket._outbound:  # an upstream's end is always a close event, too
+        if socket.is_dialled:  # an upstream's end is always a close event, too
             self._take_or_keep(socket, Item("close", code=event.code, reason=event.message, clean=False))
         self.socket_ended(socket)
 
-    def _take_or_keep(self, socket: WebSocket, item: Item) -> None:
-        if socket._accept == Accept.NONE and item.kind == "message" and not socket._pending:
+    def _take_or_keep(self, socket: SocketEnd, item: Item) -> None:
+        if socket.accepted_as == Accept.NONE and item.kind == "message" and not socket.kept_items:
             self.fresh_variables().run(
                 _log.warning,
                 "a message came for a WebSocket that nobody accepted: call server.accept() or ctx.acceptWebSocket(server).",
             )
-        if socket._accept == Accept.NONE and item.kind == "close" and socket._port is not None:
+        if socket.accepted_as == Accept.NONE and item.kind == "close" and socket.socket_port is not None:
             socket.close_out(item.code, item.reason)  # nobody else will answer it
-        if socket._accept == Accept.NONE or socket._pending:
-            socket.keep(item)
+        if socket.accepted_as == Accept.NONE or socket.kept_items:
+            socket.keep_item(item)
         else:
-            socket.dispatch(item)
+            socket.dispatch_item(item)
 
-    def socket_ended(self, socket: WebSocket) -> None:
+    def socket_ended(self, socket: SocketEnd) -> None:
         """A socket that pinned this context no longer does."""
         self.unpin(self._socket_pins.pop(socket, 0))
 
@@ -395,7 +394,7 @@ class Context:
 
         task.add_done_callback(over)
 
-    def socket_opened(self, socket: WebSocket) -> None:
+    def socket_opened(self, socket: SocketEnd) -> None:
         """A socket that lives in memory pins this context."""
         if socket not in self._socket_pins:
             pin = self.pin_io if socket.url is not None else self.pin
@@ -403,10 +402,10 @@ class Context:
                 self._socket_pins = {}
             self._socket_pins[socket] = pin(_socket_pin(socket))
 
-    def listener_on_hibernatable(self, socket: WebSocket) -> None:
+    def listener_on_hibernatable(self, socket: SocketEnd) -> None:
         """A listener was added to a hibernatable socket: see `Actor`."""
 
-    def drop_unbound(self, socket: WebSocket) -> None:
+    def drop_unbound(self, socket: SocketEnd) -> None:
         """A socket's client will never come."""
 
     def shut(self) -> None:
@@ -430,7 +429,7 @@ class RequestContext(Context):
 
     def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
         super().__init__(host, label, compat)
-        self.received: list[WebSocket] = []
+        self.received: list[SocketEnd] = []
         self._link = link
         self._fetched: WeakSet[FetchedBody] | None = None
         self._answered = False
@@ -474,6 +473,6 @@ class RequestContext(Context):
         return variables
 
 
-def _socket_pin(socket: WebSocket) -> str:
+def _socket_pin(socket: SocketEnd) -> str:
     kind = "outbound WebSocket" if socket.url is not None else "accepted WebSocket"
-    return f"{kind} {socket.url or socket._number}"
+    return f"{kind} {socket.url or socket.socket_number}"
