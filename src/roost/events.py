@@ -209,6 +209,10 @@ class SocketOpened(msgspec.Struct, frozen=True, array_like=True):
     attempts: int
 
 
+SocketEvent = SocketMessage | SocketClose | SocketError | SocketOpened
+"""What a gateway numbers, keeps until it is done, and gives to a successor."""
+
+
 class RosterEntry(msgspec.Struct, frozen=True, array_like=True):
     """One hibernatable socket of an object as its gateway knows it. `auto_at_ms` is 0 if never auto-answered."""
 

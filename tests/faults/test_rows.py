@@ -249,12 +249,12 @@ GATEWAY_MUTANTS = {
 from roost.gateway.routing.host_slot import HostSlot
 def forgets(self, upto, stragglers):
     self.unfinished.clear()
-    self.late.clear()
+    self.stragglers.clear()
 HostSlot.done = forgets
 deliver = HostSlot.attach
 def attach(self, link, hello):
     self.unfinished.clear()
-    self.late.clear()
+    self.stragglers.clear()
     deliver(self, link, hello)
 HostSlot.attach = attach
 """,
@@ -288,15 +288,15 @@ import msgspec
 Router._attach_value = lambda self, slot, event: None
 Router._HANDLERS = {kind: (Router._attach_value if kind.__name__ == "Attach" else handler)
                     for kind, handler in Router._HANDLERS.items()}
-from roost.gateway.routing import exchanges
-bind = exchanges.Exchanges._bind
+from roost.gateway.routing.upgrades import Upgrades
+bind = Upgrades.bind
 def forgetful(self, slot, http, answer, number, response):
     if answer.binding is not None and answer.binding.attachment is not None:
         binding = msgspec.structs.replace(answer.binding, attachment=None)
         answer = msgspec.structs.replace(answer, binding=binding)
         response = answer
     bind(self, slot, http, answer, number, response)
-exchanges.Exchanges._bind = forgetful
+Upgrades.bind = forgetful
 """,
     "I14": """
 from roost.gateway.routing.host_slot import HostSlot

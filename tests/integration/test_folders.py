@@ -139,7 +139,7 @@ def test_a_journal_that_cannot_be_made_anew_is_given_up(tmp_path, monkeypatch, c
     for number in range(10):
         made.forgotten(number)
     shutil.rmtree(tmp_path)
-    made.flush([])
+    made.flush(list)
     assert "given up" in caplog.text
     made.forgotten(11)
     assert not made.lines

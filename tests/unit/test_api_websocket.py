@@ -323,8 +323,9 @@ def test_a_restored_socket_lacks_nothing_that_a_new_one_has():
 def test_attributes_of_worker_code_do_not_meet_those_of_the_host():
     """People write `ws.tags = …`, `ws.number = …`; what the host keeps on a socket has longer names."""
     likely = {
-        "accepted", "attachment", "channel", "client", "closed", "connect", "context", "data", "failed", "id", "keep", "kept",
-        "name", "number", "peer", "pending", "player", "port", "ready", "room", "session", "state", "tags", "used", "user",
+        "accepted", "attachment", "channel", "client", "closed", "connect", "context", "data", "failed", "id", "keep",
+        "kept", "name", "number", "peer", "pending", "player", "port", "ready", "room",
+        "session", "state", "tags", "used", "user",
     }  # fmt: skip
     taken = {name for name in dir(WebSocket) if not name.startswith("_")}
     assert not likely & taken

@@ -124,6 +124,7 @@ def test_a_message_takes_six_files(tmp_path):
     stops = {file for file, _ in expected}
     known = stops | {  # what carries it between them
         "roost/gateway/io/reactor.py", "roost/gateway/gateway.py", "roost/gateway/routing/host_slot.py",
+        "roost/gateway/routing/owed.py",
         "roost/link/memory.py", "roost/link/port.py",
         "roost/host/host.py", "roost/host/gateway_link.py", "roost/host/worker/running.py",
             "roost/host/worker/io_context.py", "roost/host/objects/actor_port.py", "roost/host/worker/mark.py",
@@ -133,11 +134,11 @@ def test_a_message_takes_six_files(tmp_path):
 
 # What may only fall. Who makes one smaller writes the smaller figure here.
 RATCHETS = {
-    "typed_circles": [28, 12],
+    "typed_circles": [28],
     "run_time_circles": [],
     "private_accesses": 0,
-    "files_over_400": 25,
-    "functions_over_60": 10,
+    "files_over_400": 22,
+    "functions_over_60": 9,
     "largest_file": 976,
 }
 

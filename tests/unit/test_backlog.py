@@ -1,7 +1,7 @@
-"""gateway/io/connection.py's Backlog, and what a gateway has heard of a host: plain state."""
+"""gateway/io/channel.py's Backlog, and what a gateway has heard of a host: plain state."""
 
-from roost.gateway.io.connection import Backlog
-from roost.gateway.routing.host_slot import Heard
+from roost.gateway.io.channel import Backlog
+from roost.gateway.routing.owed import GroupsReceived
 
 
 def filled(*chunks):
@@ -34,7 +34,7 @@ def test_the_oldest_whole_frames_are_dropped_and_never_one_that_has_begun():
 
 
 def test_groups_that_arrive_in_another_order():
-    heard = Heard(1)
+    heard = GroupsReceived(1)
     for group in (2, 3, 5):
         heard.add(group)
     assert (heard.upto, heard.besides) == (0, {2, 3, 5})
@@ -42,31 +42,3 @@ def test_groups_that_arrive_in_another_order():
     assert (heard.upto, heard.besides) == (3, {5})
     heard.add(4)
     assert (heard.upto, heard.besides) == (5, set())
-
-
-def test_a_journal_is_read_up_to_where_it_is_whole(tmp_path):
-    from roost.events import ObjectRef
-    from roost.gateway.io.connection import Connection
-    from roost.gateway.routing.journal import Journal, Lost, read
-    from roost.gateway.routing.sockets import ActorRecord, SocketTable
-
-    path = str(tmp_path / "journal")
-    assert read(path) == []
-    journal, table = Journal(path), SocketTable()
-    journal.start(table)
-    record = ActorRecord(None, 1, ObjectRef("Room", "ab" * 32, "na\u00efve"))
-    for number in (1, 2, 3):
-        connection = Connection(None, -1, number, record)
-        connection.tags, connection.protocol = ("a", "b"), "chat"
-        connection.attachment = b"\xff\x00" if number == 2 else None
-        journal.bound(connection, record)
-    journal.forgotten(1)
-    journal.flush(table)
-    expected = [Lost(2, record.object, ("a", "b"), b"\xff\x00", "chat"), Lost(3, record.object, ("a", "b"), None, "chat")]
-    assert read(path) == expected
-    with open(path, "ab") as file:
-        file.write(b"[3]\n[2")  # the last line was cut
-    assert read(path) == expected[:1]
-    with open(path, "ab") as file:
-        file.write(b", nonsense\n[2]\n")
-    assert read(path) == expected[:1]

@@ -5,9 +5,9 @@ import socket
 
 import pytest
 
+from roost.gateway.counters import Counters
 from roost.gateway.io.busy_poll import BusyPoll
 from roost.gateway.io.reactor import Reactor
-from roost.gateway.limits import Counters
 
 LIMIT_S = 100e-6
 US = 1e-6

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roost.closes import CloseCode
 from roost.errors import RemoteProtocolError
 from roost.protocol.deflate import OFFER, agree, check_agreed, deflate, inflate, parse_extensions
 from roost.protocol.websocket import (
-    CloseCode,
     Decoder,
     Failure,
     deflate_frame,

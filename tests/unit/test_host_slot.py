@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from roost import events as e
-from roost.gateway.routing.router import Router
-from unit.test_router import HELLO, REF, Link, Socket, bound, gateway, messages, slot  # noqa: F401 - fixtures
+from unit.test_router import HELLO, REF, Link, Parts, Socket, bound, gateway, messages, slot  # noqa: F401 - fixtures
 
 
 class StartedLink(Link):
@@ -17,11 +16,6 @@ class StartedLink(Link):
 
     def start(self, receiver):
         self.receiver = receiver
-
-
-@pytest.fixture(autouse=True)
-def flushes(gateway):  # noqa: F811
-    gateway.flush_connections = lambda: None
 
 
 def say(gateway, slot, texts, number=7):  # noqa: F811
@@ -56,21 +50,22 @@ def test_an_event_that_kills_its_hosts_is_dropped_though_its_neighbours_get_done
         slot.attach(Link(), HELLO)
     assert given == 5
     assert "was dropped after 5 hosts died" in caplog.text
-    assert not slot.late
+    assert not slot.stragglers
     assert not slot.unfinished
     assert gateway.counters.events_dropped == 1
 
 
-def test_one_counter_of_events_for_all_slots(gateway):  # noqa: F811
+def test_one_counter_of_events_for_all_slots():
     """An object's record of finished events, by epoch and number, may move to another slot."""
-    gateway.router = router = Router(gateway, 2)
-    first, second = router.slots
+    parts = Parts(2)
+    router = parts.router
+    first, second = parts.slots
     for each in (first, second):
         each.attach(Link(), HELLO)
     sockets = []
     for number, each in ((1, first), (2, second)):
         sockets.append(Socket(number, None))
-        gateway.sockets.bind(sockets[-1], e.ObjectRef("Room", f"{number:064x}", None), each)
+        parts.sockets.bind(sockets[-1], e.ObjectRef("Room", f"{number:064x}", None), each)
     for which, text in ((0, "a"), (0, "b"), (1, "c"), (1, "d"), (0, "e")):
         router.message(sockets[which], text)
     numbers = [event.event for each in (first, second) for event in each.unfinished]
@@ -120,11 +115,11 @@ def test_what_comes_behind_a_departure_in_one_batch_is_the_departed_hosts(gatewa
     say(gateway, slot, "ab")
     slot.leave()
     call = e.Call(5, REF, "method", b"", e.Chain())
-    gateway.loop = SimpleNamespace(call_later=lambda *_: None)
+    gateway.turn.loop = SimpleNamespace(call_later=lambda *_: None)
     gateway.router.from_host(slot, [e.Done(1, ()), e.Released(), call, e.Confirm(9)])
     assert [event.event for event in slot.unfinished] == [2]
     assert old.rider == e.Confirmed(9)
-    assert gateway.router.exchanges.origins[5].asker is old
+    assert gateway.exchanges.origins[5].asker is old
     slot.attach(new, HELLO)
     assert call in new.sent
     gateway.router.from_host(slot, [e.Result(5, b"answer", None)])
@@ -134,8 +129,8 @@ def test_what_comes_behind_a_departure_in_one_batch_is_the_departed_hosts(gatewa
 @pytest.mark.parametrize("by", ["departed", "link"])
 def test_requests_end_with_the_host_that_has_them(gateway, slot, by):  # noqa: F811
     old, new = StartedLink(), StartedLink()
-    exchanges = gateway.router.exchanges
-    gateway.loop = None
+    exchanges = gateway.exchanges
+    gateway.turn.loop = None
     slot.attach(old, HELLO)
     aborted = []
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from roost.gateway.gateway import Gateway
+from roost.gateway.io.admission import watch_over
 from roost.gateway.io.listener import Listener
 from roost.gateway.limits import GatewayLimits
 
@@ -15,10 +15,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each one's
 
 
 class Accepting:
-    """What a listener needs of its gateway."""
+    """What a listener needs of its gateway: a turn, and an admission."""
 
     limits = GatewayLimits(tcp_keepalive_s=7, tcp_timeout_s=8)
-    watch_over = Gateway.watch_over
 
     def __init__(self):
         self.taken = []
@@ -31,10 +30,10 @@ class Accepting:
 def accept_one(*, listens_to_all):
     """A client of this machine, of a listener that is for this machine only or (as far as it knows) for everybody."""
     gateway = Accepting()
-    listener = Listener(gateway, socket.create_server(("127.0.0.1", 0)))
+    listener = Listener(gateway, gateway, socket.create_server(("127.0.0.1", 0)))
     if listens_to_all:
         listener._local = False
-        gateway.watch_over(listener._sock, local=False)
+        watch_over(listener._sock, gateway.limits, local=False)
     with socket.create_connection(listener._sock.getsockname()):
         assert select.select([listener._sock], [], [], 5)[0]
         listener.ready(1)
@@ -58,7 +57,7 @@ def test_others_inherit_the_probes():
     """The kernel's part: a client's options are those of the listener when it connected."""
     gateway = Accepting()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        gateway.watch_over(listening)
+        watch_over(listening, gateway.limits)
         with socket.create_connection(listening.getsockname()):
             sock, _ = listening.accept()
             with sock:

@@ -1,5 +1,6 @@
 """gateway/routing (router, sockets): what is kept, done, redelivered and forgotten. No socket, no loop."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,15 @@ from roost.api.state import MAX_TAG_BYTES, MAX_TAGS
 from roost.api.websocket import MAX_ATTACHMENT_BYTES
 from roost.clock import ManualClock
 from roost.errors import RemoteProtocolError
+from roost.gateway.counters import Counters
 from roost.gateway.io.connection import State
-from roost.gateway.limits import Counters, GatewayLimits
-from roost.gateway.routing.host_slot import check_hello
-from roost.gateway.routing.journal import Journal
+from roost.gateway.io.turn import Turn
+from roost.gateway.limits import GatewayLimits
+from roost.gateway.routing.exchanges import Exchanges
+from roost.gateway.routing.host_slot import HostSlot, check_hello
 from roost.gateway.routing.router import Router
 from roost.gateway.routing.sockets import SocketTable
+from roost.gateway.routing.upgrades import Upgrades
 from roost.link.unix import MAX_ENVELOPE_BYTES
 from roost.protocol.envelope import encode
 
@@ -53,28 +57,41 @@ class Socket:
     def close(self, code, reason):
         self.closes.append(code)
 
+    def rewatch(self):
+        pass
+
+
+class Parts(SimpleNamespace):
+    """A gateway's routing, over a turn without a loop and without descriptors."""
+
+    def __init__(self, slots=1):
+        turn = SimpleNamespace(
+            limits=GatewayLimits(max_unfinished_events=10),
+            counters=Counters(),
+            clock=ManualClock(),
+            reactor=SimpleNamespace(table=[None] * 3000),
+            end=lambda: None,
+            dirty=[],
+            aliases={},
+            held_back=set(),
+            loop=None,
+        )
+        turn.find = partial(Turn.find, turn)
+        super().__init__(turn=turn, slots=[HostSlot(turn, index) for index in range(slots)], counters=turn.counters)
+        self.sockets = SocketTable(turn.counters)
+        self.upgrades = Upgrades(turn, self.sockets)
+        self.exchanges = Exchanges(turn, self.slots, self.upgrades)
+        self.router = Router(turn, self.slots, self.sockets, self.exchanges, self.upgrades, 7)
+
 
 @pytest.fixture
 def gateway():
-    made = SimpleNamespace(
-        limits=GatewayLimits(max_unfinished_events=10),
-        counters=Counters(),
-        clock=ManualClock(),
-        sockets=SocketTable(),
-        journal=Journal(),
-        reactor=SimpleNamespace(table=[None] * 3000),
-        end_turn=lambda: None,
-        rewatch=lambda channel: None,
-        epoch=7,
-        dirty=[],
-    )
-    made.router = Router(made, 1)
-    return made
+    return Parts()
 
 
 @pytest.fixture
 def slot(gateway):
-    return gateway.router.slots[0]
+    return gateway.slots[0]
 
 
 def bound(gateway, slot, number):
@@ -96,9 +113,9 @@ def test_events_are_kept_until_done(gateway, slot):
     assert messages(link.sent) == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
     slot.done(3, (2,))
     assert [event.event for event in slot.unfinished] == [4]
-    assert list(slot.late) == [2]
+    assert list(slot.stragglers) == [2]
     slot.done(3, ())
-    assert slot.late == {}
+    assert slot.stragglers == {}
     slot.done(4, ())
     assert not slot.unfinished
 
@@ -147,16 +164,16 @@ def test_the_record_stays_until_the_end_is_done(gateway, slot):
     link = Link()
     slot.attach(link, HELLO)
     socket = bound(gateway, slot, 7)
-    gateway.counters.hibernatable = 1
+    assert gateway.counters.hibernatable == 1
     gateway.router.closed(socket, 1000, "bye", clean=True)
     socket.fd = -1
-    gateway.router.connection_closed(socket)
+    gateway.router.descriptor_closed(socket)
     (roster,) = gateway.sockets.rosters(1, None)
     assert [entry.socket for entry in roster.sockets] == [7]
-    assert gateway.router.find(7) is socket
+    assert gateway.turn.find(7) is socket
     slot.done(1, ())
     assert gateway.sockets.rosters(1, None) == [e.Roster(1, None, [], None)]
-    assert gateway.router.aliases == {}
+    assert gateway.turn.aliases == {}
     assert len(gateway.sockets) == 0
     assert gateway.counters.hibernatable == 0
 
@@ -226,7 +243,7 @@ def test_auto_response_is_not_an_event(gateway, slot):
     gateway.sockets.get(REF).auto = e.AutoResponse("ping", "pong")
     gateway.router.message(socket, "ping")
     assert socket.frames == [b"\x81\x04pong"]
-    assert link.sent[1:] == [e.AutoAnswered(1, 7, gateway.clock.wall_ms())]
+    assert link.sent[1:] == [e.AutoAnswered(1, 7, gateway.turn.clock.wall_ms())]
     gateway.router.from_host(slot, [e.Asleep(1)])
     gateway.router.message(socket, "ping")
     assert len(link.sent) == 2
@@ -243,16 +260,16 @@ def test_clients_are_held_back_while_a_host_is_behind(gateway, slot):
     slot.update_full()
     assert slot.full
     gateway.router.message(socket, "one more")
-    assert gateway.router.held_back == {7}
+    assert gateway.turn.held_back == {7}
     assert gateway.counters.clients_held_back == 1
     slot.done(12, ())
     slot.update_full()
-    assert gateway.router.held_back == set()
+    assert gateway.turn.held_back == set()
 
 
 def test_one_bad_event_does_not_lose_the_batch(gateway, slot, caplog):
     socket = bound(gateway, slot, 7)
-    gateway.reactor.table[7] = socket
+    gateway.turn.reactor.table[7] = socket
     gateway.router.from_host(slot, [e.Hello(e.ENVELOPE_VERSION, 0, 1), e.Send([7], b"after", True)])
     assert socket.frames == [b"\x81\x05after"]
 

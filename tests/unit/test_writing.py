@@ -8,7 +8,8 @@ import pytest
 from roost import events as e
 from roost.clock import ManualClock
 from roost.gateway.gateway import Gateway
-from roost.gateway.io.connection import Backlog, Connection, State
+from roost.gateway.io.channel import Backlog
+from roost.gateway.io.connection import Connection, State
 from roost.gateway.io.reactor import WRITE
 from roost.gateway.limits import GatewayLimits
 from roost.protocol.websocket import encode_message
@@ -24,10 +25,10 @@ def gateway():
     yield made
     for client in made.clients:
         client.close()
-    for channel in made.reactor.table:
+    for channel in made.turn.reactor.table:
         if channel is not None:
             channel.close_fd()
-    made.reactor.close()
+    made.turn.reactor.close()
     loop.close()
 
 
@@ -38,9 +39,9 @@ def connect(gateway):
     client.setblocking(False)
     gateway.clients.append(client)
     fd = ours.detach()
-    connection = Connection(gateway, fd, gateway.new_number(fd), gateway.router.slots[0].plain)
-    gateway.adopt(connection)
-    gateway.sockets.bind(connection, REF, gateway.router.slots[0])
+    connection = Connection(gateway.turn, fd, gateway.turn.new_number(fd), gateway.slots[0].plain)
+    gateway.turn.adopt(connection)
+    gateway.sockets.bind(connection, REF, gateway.slots[0])
     return connection, client
 
 
@@ -58,12 +59,12 @@ def arrived(client):
 
 def queue(gateway, numbers, frame):
     for number in numbers:
-        assert gateway.router.find(number).send_frame(frame)
+        assert gateway.turn.find(number).send_frame(frame)
 
 
 def flush(gateway):
-    gateway.flush_connections()
-    assert gateway.dirty == []
+    gateway.router.flush_connections()
+    assert gateway.turn.dirty == []
 
 
 def test_what_a_turn_says_is_joined_to_one_write(gateway):
@@ -71,24 +72,24 @@ def test_what_a_turn_says_is_joined_to_one_write(gateway):
     queue(gateway, [connection.number], b"\x81\x01a")
     queue(gateway, [connection.number], b"\x81\x01b")
     assert arrived(client) == b""
-    assert gateway.dirty == [connection]
+    assert gateway.turn.dirty == [connection]
     flush(gateway)
     assert arrived(client) == b"\x81\x01a\x81\x01b"
 
 
 def test_nothing_leaves_before_the_journal_has_it(gateway):
     connection, client = connect(gateway)
-    gateway.journal.lines.append(b"a line")
+    gateway.sockets.journal.lines.append(b"a line")
     queue(gateway, [connection.number], b"\x81\x01x")
-    gateway.flush_connections()
+    gateway.router.flush_connections()
     assert arrived(client) == b""
-    assert gateway.dirty == [connection]
+    assert gateway.turn.dirty == [connection]
 
 
 def test_a_batch_of_a_host_leaves_in_order(gateway):
     connection, client = connect(gateway)
     other, other_client = connect(gateway)
-    slot = gateway.router.slots[0]
+    slot = gateway.slots[0]
     number = connection.number
     both = e.Send([number, other.number, number], b"a", True)
     gateway.router.from_host(slot, [both, e.Send([number], b"b", True), e.Done(0, ())])
@@ -96,7 +97,7 @@ def test_a_batch_of_a_host_leaves_in_order(gateway):
     assert arrived(other_client) == b"\x81\x01a"
     gateway.router.from_host(slot, [e.Send([number], b"c", True), e.CloseSocket(number, 1000, "")])
     assert arrived(client) == b"\x81\x01c\x88\x02\x03\xe8"
-    assert gateway.counters.sends == 5
+    assert gateway.turn.counters.sends == 5
 
 
 def test_what_the_kernel_does_not_take_waits_in_order(gateway):
@@ -124,5 +125,5 @@ def test_a_client_that_is_gone_ends_its_own_socket_only(gateway):
     assert gone.state == State.GONE
     assert gone.fd == -1
     assert arrived(other) == frame
-    ends = [event for event in gateway.router.slots[0].unfinished if isinstance(event, e.SocketClose)]
+    ends = [event for event in gateway.slots[0].unfinished if isinstance(event, e.SocketClose)]
     assert [(event.socket, event.code) for event in ends] == [(gone.number, 1006)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from roost.events import Done, Event, Send
 
@@ -148,3 +148,26 @@ class Link(Protocol):
     def close(self) -> None:
         """Close this end; the other end's `on_closed` follows. Idempotent; this end's `on_closed` is not called."""
         ...
+
+
+@runtime_checkable
+class MovableLink(Link, Protocol):
+    """A link that another process may go on with: `unread` and `backlog` are what it needs besides the descriptor."""
+
+    def fileno(self) -> int: ...
+
+    @property
+    def unread(self) -> bytes:
+        """What has arrived of an envelope that is not complete."""
+        ...
+
+    @property
+    def backlog(self) -> bytes:
+        """What was flushed and could not be written yet."""
+        ...
+
+    def pause(self) -> None:
+        """Write what can be written, then neither read nor write until `resume`."""
+        ...
+
+    def resume(self) -> None: ...

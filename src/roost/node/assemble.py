@@ -57,7 +57,7 @@ def make_gateway(
         journal=journal,
         tls=ServerTls(network.tls_cert, network.tls_key) if network.tls_cert else None,
     )
-    gateway.assets = make_assets(app)
+    gateway.turn.assets = make_assets(app)
     return gateway
 
 
@@ -226,9 +226,9 @@ def calm_collector() -> None:
 def gateway_report(gateway: Gateway) -> dict[str, Any]:
     """Counters of a gateway, for the control socket."""
     return {
-        "counters": msgspec.structs.asdict(gateway.counters),
+        "counters": msgspec.structs.asdict(gateway.turn.counters),
         "objects": len(gateway.sockets),
-        "unfinished": sum(len(slot.unfinished) + len(slot.late) for slot in gateway.router.slots),
+        "unfinished": sum(len(slot.unfinished) + len(slot.stragglers) for slot in gateway.slots),
     }
 
 

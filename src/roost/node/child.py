@@ -18,7 +18,8 @@ import msgspec
 import uvloop
 
 from roost.errors import ConfigError, InternalError, RemoteProtocolError, WorkerError
-from roost.gateway.handover import handover
+from roost.gateway.handover import descriptors, handover
+from roost.gateway.handover.state import check
 from roost.gateway.routing import journal
 from roost.host.forking import Forks, die_with_parent
 from roost.link.port import NO_CONTEXT
@@ -241,7 +242,7 @@ class _Gateway:
         """The folder of sockets and journals was removed and is there again."""
         self._loop.remove_reader(self._links.fileno())
         self._await_hosts()
-        self._gateway.journal.start(self._gateway.sockets)
+        self._gateway.sockets.start_journal()
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> _Gateway:
@@ -265,8 +266,8 @@ class _Gateway:
                 sock, _ = await asyncio.to_thread(listener.accept)
                 with sock:
                     sock.settimeout(_HANDOVER_S)
-                    state, placed = handover.receive(sock)
-                    handover.check(state, self._spec.slots)
+                    state, placed = descriptors.receive(sock)
+                    check(state, self._spec.slots)
                     handover.rebuild(self._gateway, state, placed)
                     sock.sendall(b"k")
                     if sock.recv(1) != b"g":  # it has gone on by itself
@@ -281,16 +282,16 @@ class _Gateway:
         gateway = self._gateway
         await handover.quiesce(gateway, timeout_s)
         self._loop.remove_reader(self._links.fileno())
-        await gateway.outbound.close()
+        await gateway.stop_dialling()
         pumps: list[TlsPump] = []
         plain_ends: list[int] = []
         try:
             handover.freeze(gateway)
-            state, descriptors = handover.describe(gateway, pumps, plain_ends)
+            state, fds = handover.describe(gateway, pumps, plain_ends)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.settimeout(_HANDOVER_S)
                 sock.connect(path)
-                handover.send(sock, state, descriptors)
+                descriptors.send(sock, state, fds)
                 if sock.recv(1) != b"k":
                     raise ConnectionError("the successor could not go on with it (see the server's log)")
                 sock.sendall(b"g")
@@ -327,7 +328,7 @@ class _Gateway:
         self._gateway.end_pumped(pid)
 
     def serve_app(self, app: App) -> None:
-        self._gateway.assets = make_assets(app)
+        self._gateway.turn.assets = make_assets(app)
 
     def know(self, order: ToChild) -> None:
         """Only hosts need to know what has brought others down."""
@@ -336,8 +337,7 @@ class _Gateway:
         self._gateway.router.change_classes(renamed, deleted)
 
     def open_breaker(self, slot: int, reason: str) -> None:
-        exchanges = self._gateway.router.exchanges
-        exchanges.open_breaker(self._gateway.router.slots[slot], reason)
+        self._gateway.open_breaker(slot, reason)
 
     def report(self) -> dict[str, Any]:
         return gateway_report(self._gateway)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from roost.closes import CloseCode
 from roost.protocol.deflate import deflate, inflate
 
 
@@ -27,22 +28,6 @@ class Opcode(IntEnum):
     CLOSE = 8
     PING = 9
     PONG = 10
-
-
-class CloseCode(IntEnum):
-    """RFC 6455 §7.4.1 and the IANA registry, those that Roost itself uses."""
-
-    NORMAL = 1000
-    GOING_AWAY = 1001
-    PROTOCOL_ERROR = 1002
-    NO_STATUS = 1005
-    ABNORMAL = 1006
-    INVALID_DATA = 1007
-    POLICY = 1008
-    TOO_BIG = 1009
-    INTERNAL_ERROR = 1011
-    SERVICE_RESTART = 1012
-    TRY_AGAIN_LATER = 1013
 
 
 class Ping(msgspec.Struct, frozen=True):

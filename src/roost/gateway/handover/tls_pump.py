@@ -10,7 +10,7 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Final
 
-from roost.gateway.io.connection import shut_down_writing
+from roost.gateway.io.channel import shut_down_writing
 
 if TYPE_CHECKING:
     import asyncio

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from roost.gateway.limits import Counters
+    from roost.gateway.counters import Counters
 
 _OFTEN: Final = 0.5  # of the recent waits must have been short for the next one to begin awake
 _WEIGHT: Final = 0.125  # of the last wait among the recent ones

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from roost.gateway.io.connection import Channel
+    from roost.gateway.io.channel import Channel
 
 WINDOW_BYTES: Final = 128 * 1024  # at once: other clients wait no longer than that takes
 

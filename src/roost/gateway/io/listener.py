@@ -8,15 +8,16 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
+from roost.gateway.io.admission import watch_over
 from roost.gateway.io.reactor import READ
 
 if TYPE_CHECKING:
-    from roost.gateway.gateway import Gateway
+    from roost.gateway.io.admission import Admission
+    from roost.gateway.io.turn import Turn
 
 _log = logging.getLogger("roost.gateway")
 
 ACCEPTS_PER_TURN: Final = 128
-RESERVED_FILES: Final = 64  # descriptors kept for links, dials, files
 _INHERIT: Final = sys.platform == "linux"  # what is accepted has the options of what accepts (tcp(7))
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -25,9 +26,10 @@ _OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, err
 class Listener:
     """One listening socket, which it owns. `paused` while the process may open no more files."""
 
-    def __init__(self, gateway: Gateway, sock: socket.socket) -> None:
+    def __init__(self, turn: Turn, admission: Admission, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._gateway = gateway
+        self._turn = turn
+        self._admission = admission
         self._sock = sock
         self.paused = False
         self._open = True
@@ -35,13 +37,13 @@ class Listener:
         if sock.family != socket.AF_UNIX:
             address = sock.getsockname()[0]
             self._local = address.startswith(_LOOPBACK)
-            gateway.watch_over(sock, local=self._local)
+            watch_over(sock, turn.limits, local=self._local)
 
     def start(self) -> None:
-        self._gateway.reactor.register(self._sock.fileno(), self)
+        self._turn.reactor.register(self._sock.fileno(), self)
 
     def ready(self, mask: int) -> None:
-        gateway = self._gateway
+        admission = self._admission
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 connected, address = self._sock.accept()
@@ -57,34 +59,35 @@ class Listener:
             peer = address[0] if address else ""
             local = not peer or peer.startswith(_LOOPBACK)
             if peer and (local is not self._local or not _INHERIT):
-                gateway.watch_over(connected, local=local)
-            gateway.accepted(connected, peer)
+                watch_over(connected, self._turn.limits, local=local)
+            admission.accepted(connected, peer)
 
     def _pause(self) -> None:
         if self.paused:
             return
         self.paused = True
-        self._gateway.counters.accept_paused += 1
-        self._gateway.reactor.watch(self._sock.fileno(), 0)
+        self._turn.counters.accept_paused += 1
+        self._turn.reactor.watch(self._sock.fileno(), 0)
         _log.warning(
             "gateway: no more files may be opened (%d connections); new clients wait. Raise `ulimit -n` or --gateways.",
-            self._gateway.open_files,
+            self._admission.open_files,
         )
-        self._gateway.loop.call_later(1.0, self.resume)
+        self._admission.pauses(self)
+        self._turn.loop.call_later(1.0, self.resume)
 
     def resume(self) -> None:
         """Accept again, if there is room."""
         if not self.paused or not self._open:
             return
         self.paused = False
-        self._gateway.reactor.watch(self._sock.fileno(), READ)
+        self._turn.reactor.watch(self._sock.fileno(), READ)
 
     def hold(self) -> None:
         """Accept nobody until `release`; who connects waits in the kernel."""
-        self._gateway.reactor.watch(self._sock.fileno(), 0)
+        self._turn.reactor.watch(self._sock.fileno(), 0)
 
     def release(self) -> None:
-        self._gateway.reactor.watch(self._sock.fileno(), 0 if self.paused else READ)
+        self._turn.reactor.watch(self._sock.fileno(), 0 if self.paused else READ)
 
     def broken(self, error: Exception) -> None:
         """A bug in accepting must not end accepting."""
@@ -93,5 +96,5 @@ class Listener:
         """Stop accepting."""
         if self._open:
             self._open = False
-            self._gateway.reactor.unregister(self._sock.fileno())
+            self._turn.reactor.unregister(self._sock.fileno())
             self._sock.close()

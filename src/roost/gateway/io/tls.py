@@ -14,13 +14,15 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from roost.errors import ConfigError
-from roost.gateway.io.connection import Backlog, Channel, ClientConnection, Connection, pieces
+from roost.gateway.io.channel import Backlog, Channel, pieces
+from roost.gateway.io.connection import Connection
 from roost.gateway.io.http_connection import HttpConnection
 from roost.gateway.io.reactor import WRITE
+from roost.gateway.io.upstream_connection import UpstreamConnection
 
 if TYPE_CHECKING:
-    from roost.gateway.gateway import Gateway
-    from roost.gateway.routing.sockets import Owner
+    from roost.gateway.io.owner import Owner
+    from roost.gateway.io.turn import Turn
 
 _log = logging.getLogger("roost.gateway")
 
@@ -148,7 +150,7 @@ class Sealed(Channel):
             plain = tls.decrypt(data) if tls.complete else None
         except ssl.SSLError as error:
             _log.debug("gateway: TLS with descriptor %d ended: %s", self.fd, error)
-            self.gateway.counters.closed_tls += 1
+            self.turn.counters.closed_tls += 1
             self._last_words(tls.said())
             return b""
         tls.unsent += tls.said()
@@ -163,7 +165,7 @@ class Sealed(Channel):
         self.out = Backlog(*pieces(out))  # type: ignore[arg-type]
         if not self._pump(self.out):
             if self.fd >= 0:
-                self.gateway.reactor.watch(self.fd, self.wanted() | WRITE)
+                self.turn.reactor.watch(self.fd, self.wanted() | WRITE)
             return
         self.out = None
         self.drained()
@@ -173,7 +175,7 @@ class Sealed(Channel):
         if type(out) is not Backlog or not self._pump(out):
             return
         self.out = out.pong
-        self.gateway.reactor.watch(self.fd, self.wanted())
+        self.turn.reactor.watch(self.fd, self.wanted())
         if self.out is not None:
             self.flush()
         else:
@@ -220,13 +222,13 @@ class TlsHttpConnection(Sealed, HttpConnection):
 
     __slots__ = ("tls",)
 
-    def __init__(self, gateway: Gateway, fd: int, number: int, peer: str, tls: TlsPipe) -> None:
-        super().__init__(gateway, fd, number, peer)
+    def __init__(self, turn: Turn, fd: int, number: int, peer: str, tls: TlsPipe) -> None:
+        super().__init__(turn, fd, number, peer)
         self.tls = tls
         self.scheme = "https"
 
     def websocket(self, number: int, owner: Owner) -> Connection:
-        connection = TlsConnection(self.gateway, self.fd, number, owner)
+        connection = TlsConnection(self.turn, self.fd, number, owner)
         connection.tls = self.tls
         return self.as_websocket(connection)
 
@@ -237,7 +239,7 @@ class TlsConnection(Sealed, Connection):
     __slots__ = ("tls",)
 
 
-class TlsClientConnection(Sealed, ClientConnection):
+class TlsUpstreamConnection(Sealed, UpstreamConnection):
     """A WebSocket that Roost dialled with `wss:`."""
 
     __slots__ = ("tls",)

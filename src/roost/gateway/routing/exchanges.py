@@ -1,8 +1,7 @@
-"""Requests and their answers: which host, which client, and a 101 that makes a connection a WebSocket.
+"""Requests and their answers: which host, and which client or host gets what it says. `upgrades` has what becomes a socket.
 
 An exchange has two sides: who asked (a client's connection, or a host through a stub) and the host that answers. The
-invariant: every exchange ends, by an answer, an abort, or the end of either side, and a socket that was accepted for a
-client who never came is told so.
+invariant: every exchange ends, by an answer, an abort, or the end of either side.
 """
 
 from __future__ import annotations
@@ -10,34 +9,35 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from roost.events import (
-    Abort,
-    Attach,
-    BodyCredit,
-    BodyData,
-    CloseSocket,
-    Request,
-    Response,
-    Send,
-    SocketClose,
-)
-from roost.gateway.io.connection import State
-from roost.gateway.routing.host_slot import Departed, HostSlot
-from roost.gateway.routing.sockets import Owner, Relay, shared_tags
+import msgspec
+
+from roost.events import Abort, BodyCredit, BodyData, Call, Request, Response
+from roost.gateway.routing.host_slot import HostSlot, envelopes, events_of
 from roost.ids import slot_of
-from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
-    from roost.events import Call, ObjectRef, Result
-    from roost.gateway.gateway import Gateway
-    from roost.gateway.io.connection import Connection
+    from collections.abc import Sequence
+
+    from roost.events import ObjectRef, Result
     from roost.gateway.io.http_connection import HttpConnection
-    from roost.gateway.routing.router import Router
+    from roost.gateway.io.turn import Turn
+    from roost.gateway.routing.host_slot import Departed
+    from roost.gateway.routing.upgrades import Upgrades
     from roost.link.port import Link
 
-_BINDING_WAITS_S = 30.0  # for the client's connection of an object on another host
 _BREAKER_RETRY_S = 5
 _NOT_RUNNING = "The worker is not running at the moment (see the server's log). Try again in a moment."
+
+
+class OriginState(msgspec.Struct, array_like=True):
+    """A stub's request under way between two hosts, for another process."""
+
+    request: int
+    slot: int
+    target: int
+    nth: int
+    given: bool
+    again: bytes
 
 
 class Origin:
@@ -55,24 +55,13 @@ class Origin:
         self.request: Request | Call | None = None  # to give it again, if the host ends before it begins
 
 
-class PendingBinding:
-    """A 101 whose client's connection is not bound yet, and what the object has said in the meantime."""
-
-    __slots__ = ("answer", "events", "slot")
-
-    def __init__(self, slot: HostSlot, answer: Response) -> None:
-        self.slot = slot
-        self.answer = answer
-        self.events: list[Send | CloseSocket | Attach] = []
-
-
 class Exchanges:
     """The requests under way at one gateway."""
 
-    def __init__(self, gateway: Gateway, router: Router) -> None:
-        self.gateway = gateway
-        self.bindings: dict[int, PendingBinding] = {}  # 101s of objects elsewhere, waiting for the client's connection
-        self._router = router
+    def __init__(self, turn: Turn, slots: Sequence[HostSlot], upgrades: Upgrades) -> None:
+        self._turn = turn
+        self._slots = slots
+        self._upgrades = upgrades
         self.origins: dict[int, Origin] = {}
         self.last_request = 0
         self._next_slot = 0
@@ -90,9 +79,9 @@ class Exchanges:
         if request.target is not None:
             slot = self.slot_for(request.target)
         elif self.one_host:
-            slot = self._router.slots[0]
+            slot = self._slots[0]
         else:
-            up = [slot for slot in self._router.slots if slot.link is not None] or self._router.slots
+            up = [slot for slot in self._slots if slot.link is not None] or self._slots
             self._next_slot += 1
             slot = up[self._next_slot % len(up)]
         origin = self.origins[request.request]
@@ -101,7 +90,7 @@ class Exchanges:
             self.give(request, slot)
         elif slot.breaker and slot.leaving is None:
             self._unavailable(request.request, slot.breaker, _BREAKER_RETRY_S)
-        elif len(slot.waiting) < self.gateway.limits.max_waiting_requests:
+        elif len(slot.waiting) < self._turn.limits.max_waiting_requests:
             slot.waiting.append(request)
             if len(slot.waiting) == 1:
                 self.wait_for_host(slot)
@@ -111,12 +100,12 @@ class Exchanges:
     def wait_for_host(self, slot: HostSlot) -> None:
         """Refuse what waits for a host if none comes in time."""
         if slot.waiting:
-            self.gateway.loop.call_later(self.gateway.limits.host_wait_s, self._host_wait_over, slot)
+            self._turn.loop.call_later(self._turn.limits.host_wait_s, self._host_wait_over, slot)
 
     def _host_wait_over(self, slot: HostSlot) -> None:
         while slot.waiting and slot.link is None:
             self._unavailable(slot.waiting.popleft().request)
-        self.gateway.end_turn()
+        self._turn.end()
 
     def give(self, request: Request | Call, slot: HostSlot) -> None:
         """A request goes to its host, if anybody still waits for the answer."""
@@ -131,10 +120,10 @@ class Exchanges:
         slot.breaker = reason
         while reason and slot.link is None and slot.waiting:
             self._unavailable(slot.waiting.popleft().request, reason, _BREAKER_RETRY_S)
-        self.gateway.end_turn()
+        self._turn.end()
 
     def _unavailable(self, request: int, text: str = _NOT_RUNNING, retry_after_s: int = 1) -> None:
-        self.gateway.counters.refused_requests += 1
+        self._turn.counters.refused_requests += 1
         origin = self.origins.get(request)
         if origin is None:
             return
@@ -145,7 +134,7 @@ class Exchanges:
             self.origins.pop(request, None)
 
     def slot_for(self, ref: ObjectRef) -> HostSlot:
-        return self._router.slots[slot_of(ref.id, len(self._router.slots))]
+        return self._slots[slot_of(ref.id, len(self._slots))]
 
     def to_host(self, request: int, event: BodyData | BodyCredit | Abort) -> None:
         """What follows a client's request goes where the request went."""
@@ -170,54 +159,22 @@ class Exchanges:
             return
         if event.status != 101:
             origin.connection.on_response(event)
-            return
-        if event.binding is None:
-            bound = self.bindings.pop(event.socket, None)
-            if bound is None:
+        elif event.binding is None:
+            if not self._upgrades.bind_pending(origin.connection, event):
                 origin.connection.refuse(502, "The object's socket is gone.")
-                return
-            self._bind(bound.slot, origin.connection, bound.answer, event.socket, event)
-            self._router.from_host(bound.slot, bound.events)
+        elif slot is not slot.slot and event.binding.object is None:
+            origin.connection.refuse(503, "The worker was just replaced.", [("Retry-After", "1")])
         else:
-            owner = slot if isinstance(slot, HostSlot) else slot.slot
-            if owner is not slot and (event.binding is None or event.binding.object is None):
-                origin.connection.refuse(503, "The worker was just replaced.", [("Retry-After", "1")])
-                return
-            self._bind(owner, origin.connection, event, origin.connection.number, event)
+            self._upgrades.bind(slot.slot, origin.connection, event, origin.connection.number, event)
 
     def _nobody_waits(self, slot: HostSlot | Departed, event: Response) -> None:
         """The client left before its answer: a socket that was accepted for it ends, a body stops."""
         if event.status == 101 and event.binding is None:
-            bound = self.bindings.pop(event.socket, None)
-            if bound is not None:
-                self._end_unbound(bound.slot, event.socket, bound.answer)
+            self._upgrades.drop(event.socket)
         elif event.status == 101:
-            self._end_unbound(slot, event.socket, event)
+            self._upgrades.end_unbound(slot, event.socket, event)
         elif event.more_body and slot.current is not None:
             slot.current.send(Abort(event.request, "The client disconnected."))
-
-    def _end_unbound(self, slot: HostSlot | Departed, number: int, answer: Response) -> None:
-        """A socket whose client never came: its program hears of the end like of any other."""
-        assert answer.binding is not None
-        if answer.binding.relay:
-            upstream = self._router.find(answer.binding.relay)
-            if upstream is not None:
-                upstream.close(CloseCode.GOING_AWAY, "The client left.")
-            return
-        if isinstance(slot, Departed):
-            return  # its program goes anyway
-        reason = "WebSocket disconnected without sending Close frame."
-        slot.deliver(SocketClose(slot.next_event(), 0, number, CloseCode.ABNORMAL, reason, clean=False))
-
-    def _binding_expired(self, number: int) -> None:
-        self.unbound(number)
-        self.gateway.end_turn()
-
-    def unbound(self, number: int) -> None:
-        """The client of a 101 will not come any more."""
-        bound = self.bindings.pop(number, None)
-        if bound is not None:
-            self._end_unbound(bound.slot, number, bound.answer)
 
     def asked_by_host(self, request: int) -> bool:
         """Whether a stub asked, and not a client."""
@@ -226,78 +183,28 @@ class Exchanges:
 
     def _response_to_host(self, slot: HostSlot | Departed, origin: Origin, event: Response) -> None:
         if event.status == 101 and event.binding is not None:
-            # The asking host gets a reference (the number); the binding waits here for the client's connection.
-            number = event.socket
-            owner = slot if isinstance(slot, HostSlot) else slot.slot
-            self.bindings[number] = PendingBinding(owner, event)
-            self.gateway.loop.call_later(_BINDING_WAITS_S, self._binding_expired, number)
-            event = Response(event.request, 101, event.reason, event.headers, b"", False, None, number)
+            # The asking host gets a reference (the number); the binding waits for the client's connection.
+            self._upgrades.wait(slot.slot, event)
+            event = Response(event.request, 101, event.reason, event.headers, b"", False, None, event.socket)
         if origin.asker is not None:
             origin.asker.send(event)
         if not event.more_body:
             self.origins.pop(event.request, None)
 
-    def _bind(self, slot: HostSlot, http: HttpConnection, answer: Response, number: int, response: Response) -> None:
-        """The client's connection becomes the WebSocket that a worker accepted."""
-        binding = answer.binding
-        assert binding is not None
-        try:
-            leftover = http.upgraded(response)
-        except ValueError as error:
-            self.gateway.log_worker_fault("101", str(error))
-            http.refuse(500, "Internal Server Error")
-            self._end_unbound(slot, number, answer)
-            return
-        connection = http.websocket(number, slot.plain)
-        for name, value in response.headers:
-            if name.lower() == "sec-websocket-protocol":
-                connection.protocol = value
-        connection.out = http.out
-        self.gateway.dirty.append(connection)  # `http` is there too, but without a descriptor it does nothing
-        if number != http.number:
-            self._router.aliases[number] = connection
-        self.gateway.reactor.replace(http.fd, connection)
-        http.fd = -1
-        self.gateway.counters.upgrades += 1
-        self.gateway.counters.sockets += 1
-        if binding.relay:
-            self._splice(connection, binding.relay)
-        elif binding.object is not None:
-            record = self.gateway.sockets.bind(connection, binding.object, slot)
-            self.gateway.counters.hibernatable += 1
-            connection.tags = shared_tags(binding.tags)
-            connection.attachment = binding.attachment
-            self.gateway.journal.bound(connection, record)
-            if binding.auto_response is not None:
-                record.auto = binding.auto_response
-        if leftover or http.number in self._router.held_back or http.is_half_closed:
-            self._router.held_back.discard(http.number)
-            self.gateway.later.append((connection, leftover))
-
-    def _splice(self, connection: Connection, upstream_number: int) -> None:
-        upstream = self._router.find(upstream_number)
-        if upstream is None or upstream.state != State.OPEN:
-            connection.owner = Owner(None, 0)
-            connection.close(CloseCode.INTERNAL_ERROR, "The upstream is gone.")
-            return
-        connection.owner = Relay(upstream)
-        upstream.owner = Relay(connection)
-
     def stub_request(self, slot: HostSlot | Departed, event: Request) -> None:
         """A stub call of a host to an object elsewhere."""
-        origin = Origin(None, slot if isinstance(slot, HostSlot) else slot.slot, slot.current)
+        origin = Origin(None, slot.slot, slot.current)
         self.origins[event.request] = origin
         if event.upgrade:
             event = Request(
                 event.request, event.method, event.url, event.headers, event.body, event.more_body, True,
-                self.gateway.new_virtual_number(), event.peer, event.target, event.chain,
+                self._turn.new_virtual_number(), event.peer, event.target, event.chain,
             )  # fmt: skip
         self.request(event)
 
     def stub_call(self, slot: HostSlot | Departed, event: Call) -> None:
         """A method call of a host on an object elsewhere."""
-        owner = slot if isinstance(slot, HostSlot) else slot.slot
-        self.origins[event.request] = Origin(None, owner, slot.current)
+        self.origins[event.request] = Origin(None, slot.slot, slot.current)
         self.request(event)
 
     def result(self, slot: HostSlot | Departed, event: Result) -> None:
@@ -338,18 +245,18 @@ class Exchanges:
         """Requests that the host had begun end with 502, those that it had not wait for its successor; what it asked is no
         longer wanted. One that has `departed` had begun all that it was given."""
         begun = sys.maxsize if departed else slot.begun()
-        again = [
+        unbegun = [
             origin
             for origin in self.origins.values()
             if origin.given_to is link and origin.asker is not link and origin.request is not None and origin.nth > begun
         ]
-        again.sort(key=lambda origin: origin.nth, reverse=True)
-        for origin in again:
+        unbegun.sort(key=lambda origin: origin.nth, reverse=True)
+        for origin in unbegun:
             assert origin.request is not None
             slot.waiting.appendleft(origin.request)
             origin.given_to = origin.request = None
-            self.gateway.counters.requests_again += 1
-        if again:
+            self._turn.counters.requests_again += 1
+        if unbegun:
             self.wait_for_host(slot)
         waiting = {request.request for request in slot.waiting}
         for number, origin in list(self.origins.items()):
@@ -365,8 +272,32 @@ class Exchanges:
                 if origin.given_to is not None:
                     origin.given_to.send(Abort(number, "The caller's host ended."))
                 self.origins.pop(number, None)
-        if departed:
-            return
-        for number, bound in list(self.bindings.items()):
-            if bound.slot is slot:
-                del self.bindings[number]
+        if not departed:
+            self._upgrades.host_lost(slot)
+
+    # for another process
+
+    def described(self) -> list[OriginState]:
+        """The requests of hosts; a client's are waited for."""
+        return [
+            OriginState(
+                number,
+                origin.slot.index,
+                -1 if origin.target is None else origin.target.index,
+                origin.nth,
+                origin.given_to is not None,
+                envelopes([] if origin.request is None else [origin.request]),
+            )
+            for number, origin in self.origins.items()
+            if origin.slot is not None
+        ]
+
+    def restore(self, told: OriginState) -> None:
+        """One of those, when the slots have their links."""
+        asking = self._slots[told.slot]
+        origin = Origin(None, asking, asking.link)
+        origin.target = self._slots[told.target] if told.target >= 0 else None
+        origin.nth = told.nth
+        origin.given_to = origin.target.link if told.given and origin.target is not None else None
+        origin.request = next((event for event in events_of(told.again) if isinstance(event, Request | Call)), None)
+        self.origins[told.request] = origin

@@ -17,8 +17,7 @@ import msgspec
 from roost.events import ObjectRef
 
 if TYPE_CHECKING:
-    from roost.gateway.io.connection import Connection
-    from roost.gateway.routing.sockets import ActorRecord, SocketTable
+    from collections.abc import Callable, Iterable
 
 _log = logging.getLogger("roost.gateway")
 
@@ -47,7 +46,12 @@ class Journal:
         self._entries = 0
         self._live = 0
 
-    def start(self, table: SocketTable) -> None:
+    @property
+    def is_written(self) -> bool:
+        """Whether there is a file to write."""
+        return self._fd >= 0
+
+    def start(self, live: Iterable[Lost]) -> None:
         """Begin anew, with what the gateway holds now."""
         if self._path is None:
             return
@@ -62,35 +66,32 @@ class Journal:
         self._fd = fd
         self.lines.clear()
         self._entries = self._live = 0
-        for record in table:
-            for connection in record.sockets:
-                self.bound(connection, record)
+        for each in live:
+            self.bound(each.number, each.object, each.tags, each.protocol, each.attachment)
         try:
             self._write()
             os.replace(new, self._path)
         except OSError as error:
             self._give_up(error)
 
-    def bound(self, connection: Connection, record: ActorRecord) -> None:
+    def bound(self, number: int, ref: ObjectRef, tags: tuple[str, ...], protocol: str, attachment: bytes | None) -> None:
+        """A socket is an object's from now on."""
         if self._fd >= 0:
             self._live += 1
-            ref = record.object
-            self._add(
-                connection, [connection.number, ref.class_name, ref.id, ref.name, connection.tags, connection.protocol]
-            )
-            if connection.attachment is not None:
-                self.attached(connection)
+            self._add(number, [number, ref.class_name, ref.id, ref.name, tags, protocol])
+            if attachment is not None:
+                self.attached(number, attachment)
 
-    def _add(self, connection: Connection, entry: list[object]) -> None:
+    def _add(self, number: int, entry: list[object]) -> None:
         self._entries += 1
         try:
             self.lines.append(_encode(entry))
         except UnicodeEncodeError:  # a name with half a character cannot be written down
-            _log.debug("gateway: socket %d is not in the journal", connection.number)
+            _log.debug("gateway: socket %d is not in the journal", number)
 
-    def attached(self, connection: Connection) -> None:
+    def attached(self, number: int, attachment: bytes | None) -> None:
         if self._fd >= 0:
-            self._add(connection, [connection.number, connection.attachment])
+            self._add(number, [number, attachment])
 
     def forgotten(self, number: int) -> None:
         if self._fd >= 0:
@@ -98,15 +99,15 @@ class Journal:
             self._live -= 1
             self.lines.append(b"[%d]" % number)
 
-    def flush(self, table: SocketTable) -> None:
-        """Write what the turn has added."""
+    def flush(self, live: Callable[[], Iterable[Lost]]) -> None:
+        """Write what the turn has added; all that is `live`, if the file is mostly history."""
         try:
             self._write()
         except OSError as error:
             self._give_up(error)
             return
         if self._entries > _ANEW_FROM and self._entries > 4 * self._live:
-            self.start(table)
+            self.start(live())
 
     def _write(self) -> None:
         self.lines.append(b"")

@@ -2,13 +2,16 @@
 
 Sockets and their messages are here; requests and their answers are `exchanges`. It owns no descriptor and no link, and
 decides synchronously. The invariant: a socket's number finds its connection until the host is done with its end.
+
+A little over 400 lines, as its two directions share their tables.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from roost.closes import CLASS_DELETED, OBJECT_RESET, RELAY_FAILED, WORKER_RESTARTED, Close, CloseCode
 from roost.errors import RemoteProtocolError
 from roost.events import (
     Abort,
@@ -43,17 +46,24 @@ from roost.events import (
     SocketOpened,
     WakingMessage,
 )
-from roost.gateway.io.connection import ClientConnection, Connection, State
-from roost.gateway.routing.exchanges import Exchanges
-from roost.gateway.routing.host_slot import COUNT_FROM_BYTES, Departed, HostSlot
-from roost.gateway.routing.sockets import ActorRecord, Owner, Relay, shared_tags
-from roost.protocol.websocket import CloseCode, encode_message
+from roost.gateway.io.connection import Connection, State, find_socket, flush_all
+from roost.gateway.io.owner import Owner, Relay
+from roost.gateway.io.turn import FD_MASK
+from roost.gateway.io.upstream_connection import UpstreamConnection
+from roost.gateway.routing.host_slot import Departed, HostSlot
+from roost.gateway.routing.owed import COUNT_FROM_BYTES
+from roost.gateway.routing.sockets import ActorRecord
+from roost.protocol.websocket import encode_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from roost.events import Event
-    from roost.gateway.gateway import Gateway
+    from roost.gateway.io.owner import Slot
+    from roost.gateway.io.turn import Turn
+    from roost.gateway.routing.exchanges import Exchanges
+    from roost.gateway.routing.sockets import SocketTable
+    from roost.gateway.routing.upgrades import Upgrades
     from roost.link.port import Link
 
 _log = logging.getLogger("roost.gateway")
@@ -62,28 +72,53 @@ _PEER_CLOSED: Final = State.PEER_CLOSED
 _ROSTER_BESIDE: Final = 8  # sockets; a roster of more could make a long message's envelope too long
 
 
-class Router:
-    """The gateway's decisions. Owns no descriptor and no link."""
+class Upstreams(Protocol):
+    """Who dials, and dials again what objects keep."""
 
-    def __init__(self, gateway: Gateway, slots: int) -> None:
-        self.gateway = gateway
-        self.slots = [HostSlot(self, index) for index in range(slots)]
+    def dial(self, slot: HostSlot, dial: Dial) -> None: ...
+
+    def dial_kept(self, slot: HostSlot, event: DialKept) -> None: ...
+
+    def redial(self, connection: UpstreamConnection, why: str) -> bool:
+        """A kept upstream has ended: whether it is dialled again, so that its object need not hear of it."""
+        ...
+
+
+class Router:
+    """The gateway's decisions. Owns no descriptor and no link. A `SocketEvents`, a `SlotOwner`."""
+
+    upstreams: Upstreams
+
+    def __init__(
+        self,
+        turn: Turn,
+        slots: list[HostSlot],
+        sockets: SocketTable,
+        exchanges: Exchanges,
+        upgrades: Upgrades,
+        epoch: int,
+    ) -> None:
+        self.turn = turn
+        self.slots = slots
+        self.sockets = sockets
+        self.exchanges = exchanges
+        self.upgrades = upgrades
+        self.epoch = epoch  # of this process, to hosts
         self.last_event = 0  # the number that was given last, to whichever slot
-        self.held_back: set[int] = set()  # numbers of connections that are not read at the moment
-        self.aliases: dict[int, Connection] = {}  # numbers that are not (or no longer) a descriptor's
         self._held_for: dict[int, list[Connection]] = {}
-        self.exchanges = Exchanges(gateway, self)
+        for slot in slots:
+            slot.owner = self
 
     # clients → hosts
 
     def message(self, connection: Connection, data: str | bytes) -> None:
         """A whole message from a client: answer it here, or give it to the host that owns the object."""
         owner = connection.owner
-        gateway = self.gateway
-        gateway.counters.messages_in += 1
+        turn = self.turn
+        turn.counters.messages_in += 1
         if owner.auto is not None and data == owner.auto.request:
-            gateway.counters.auto_responses += 1
-            connection.auto_at_ms = gateway.clock.wall_ms()
+            turn.counters.auto_responses += 1
+            connection.auto_at_ms = turn.clock.wall_ms()
             connection.send_frame(encode_message(owner.auto.response.encode(), True))
             if owner.awake and owner.slot.link is not None:  # type: ignore[union-attr]
                 owner.slot.link.send(AutoAnswered(owner.actor, connection.number, connection.auto_at_ms))  # type: ignore[union-attr]
@@ -120,7 +155,7 @@ class Router:
             if isinstance(owner, Relay):
                 owner.other.close(code, reason)
             return
-        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(
+        if isinstance(connection, UpstreamConnection) and self.upstreams.redial(
             connection, reason or f"it closed with {code}"
         ):
             return
@@ -129,21 +164,21 @@ class Router:
 
     def failed(self, connection: Connection, code: int, reason: str) -> None:
         """A client broke the protocol or a limit; it has been closed with `code`."""
-        counters = self.gateway.counters
+        counters = self.turn.counters
         counters.closed_too_big += code == CloseCode.TOO_BIG
         counters.closed_protocol_error += code in (CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA)
         owner = connection.owner
         if owner.slot is None:
             if isinstance(owner, Relay):
-                owner.other.close(CloseCode.INTERNAL_ERROR, "The other side of the relay failed.")
+                owner.other.close(*RELAY_FAILED)
             return
-        if isinstance(connection, ClientConnection) and self.gateway.outbound.again(connection, reason):
+        if isinstance(connection, UpstreamConnection) and self.upstreams.redial(connection, reason):
             return
         event = SocketError(owner.slot.next_event(), owner.actor, connection.number, code, reason)
         self._tell_end(connection, owner.slot, event)
 
-    def _tell_end(self, connection: Connection, slot: HostSlot, event: SocketClose | SocketError) -> None:
-        self.aliases[connection.number] = connection  # found by number even when the descriptor is reused
+    def _tell_end(self, connection: Connection, slot: Slot, event: SocketClose | SocketError) -> None:
+        self.turn.aliases[connection.number] = connection  # found by number even when the descriptor is reused
         if type(connection.owner) is Owner and slot.current is None:
             self.end_finished(event)  # its host, and with it the program's end of the socket, is gone already
         else:
@@ -151,37 +186,34 @@ class Router:
 
     def end_finished(self, event: SocketClose | SocketError) -> None:
         """The host is done with a socket's end (or never knew the socket)."""
-        connection = self.aliases.get(event.socket)
+        connection = self.turn.aliases.get(event.socket)
         if connection is None:
             return
         owner = connection.owner
         if isinstance(owner, ActorRecord):
-            self.gateway.sockets.forget(owner, event.socket)
-            self.gateway.journal.forgotten(event.socket)
-            self.gateway.counters.hibernatable -= 1
+            self.sockets.unbind(owner, event.socket)
         if connection.fd < 0:
-            del self.aliases[event.socket]
-        else:  # the closing handshake is still under way; `connection_closed` removes it
+            del self.turn.aliases[event.socket]
+        else:  # the closing handshake is still under way; `descriptor_closed` removes it
             connection.end_finished()
 
-    def connection_closed(self, connection: Connection) -> None:
-        """The descriptor is closed. The number is forgotten unless the host still owes an answer to the end."""
-        self.held_back.discard(connection.number)
-        if connection.number in self.aliases:
+    def descriptor_closed(self, connection: Connection) -> None:
+        """The number is forgotten unless the host still owes an answer to the end."""
+        if connection.number in self.turn.aliases:
             owner = connection.owner
             if not isinstance(owner, ActorRecord) or connection.number not in owner:
-                del self.aliases[connection.number]
+                del self.turn.aliases[connection.number]
 
-    def _hold_back(self, connection: Connection, slot: HostSlot) -> None:
-        if connection.number not in self.held_back and connection.fd >= 0:
-            self.gateway.counters.clients_held_back += 1
-            self.held_back.add(connection.number)
+    def _hold_back(self, connection: Connection, slot: Slot) -> None:
+        if connection.number not in self.turn.held_back and connection.fd >= 0:
+            self.turn.counters.clients_held_back += 1
+            self.turn.held_back.add(connection.number)
             self._held_for.setdefault(slot.index, []).append(connection)
-            self.gateway.rewatch(connection)
+            connection.rewatch()
 
     def hold_again(self, connection: Connection) -> None:
         """A client that another gateway had held back."""
-        self.held_back.add(connection.number)
+        self.turn.held_back.add(connection.number)
         if connection.owner.slot is not None:
             self._held_for.setdefault(connection.owner.slot.index, []).append(connection)
             connection.owner.slot.full = True  # until it is seen that it is not
@@ -189,18 +221,19 @@ class Router:
     def release_held(self, slot: HostSlot) -> None:
         """The host has caught up: read its clients again."""
         for connection in self._held_for.pop(slot.index, []):
-            self.held_back.discard(connection.number)
+            self.turn.held_back.discard(connection.number)
             if connection.fd >= 0:
-                self.gateway.rewatch(connection)
+                connection.rewatch()
 
     # hosts → clients
 
     def from_host(self, slot: HostSlot | Departed, events: Sequence[Event]) -> None:
         """A batch from a host; connections written to are flushed once, at its end, and before what it has done with is
         forgotten: clients come first."""
-        table = self.gateway.reactor.table
-        aliases = self.aliases
-        counters = self.gateway.counters
+        table = self.turn.reactor.table
+        aliases = self.turn.aliases
+        fd_mask = FD_MASK
+        counters = self.turn.counters
         if slot.leaving is not None and self._batch_of_departure(slot, events):
             return
         done: Done | None = None  # each says all that those before it said
@@ -210,10 +243,10 @@ class Router:
                 kind = type(event)
                 if kind is Send:
                     frame = encode_message(event.payload, event.text)  # type: ignore[union-attr]
-                    dirty = self.gateway.dirty
+                    dirty = self.turn.dirty
                     number: int
                     for number in event.sockets:  # type: ignore[union-attr,assignment]
-                        connection = table[number & 0xFFFFF]
+                        connection = table[number & fd_mask]
                         if (
                             type(connection) is Connection
                             and connection.out is None
@@ -227,8 +260,8 @@ class Router:
                         if connection is None or connection.number != number:
                             connection = aliases.get(number)
                             if connection is None:
-                                if number in self.exchanges.bindings:
-                                    self.exchanges.bindings[number].events.append(Send([number], event.payload, event.text))  # type: ignore[union-attr]
+                                if number in self.upgrades.pending:
+                                    self.upgrades.pending[number].events.append(Send([number], event.payload, event.text))  # type: ignore[union-attr]
                                 else:
                                     counters.sends_to_closed += 1
                                 continue
@@ -236,7 +269,7 @@ class Router:
                             counters.sends_to_closed += 1
                     counters.sends += len(event.sockets)  # type: ignore[union-attr]
                 elif kind is Said:
-                    slot.heard.add(event.group)  # type: ignore[union-attr]
+                    slot.groups_received.add(event.group)  # type: ignore[union-attr]
                 elif kind is Done:
                     done = event  # type: ignore[assignment]
                 elif kind is Confirm:
@@ -246,106 +279,97 @@ class Router:
             except Exception:  # noqa: BLE001 - one event's bug must not lose the rest of the batch
                 _log.exception("gateway: internal error in %s; please report it", type(event).__name__)
         if done is not None:
-            self.gateway.flush_connections()
+            self.flush_connections()
             try:
                 slot.done(done.event, done.stragglers)
             except Exception:  # noqa: BLE001 - likewise
                 _log.exception("gateway: internal error in Done; please report it")
         if confirm is not None and slot.current is not None:
             slot.current.rider = Confirmed(confirm.number)
-        self.gateway.end_turn()
+        self.turn.end()
 
-    def find(self, number: int) -> Connection | None:
-        """The WebSocket of a number, also one whose descriptor is closed but whose end is not finished with."""
-        connection = self.gateway.reactor.table[number & 0xFFFFF]
-        if connection is None or connection.number != number:
-            return self.aliases.get(number)
-        return connection if isinstance(connection, Connection) else None
+    def flush_connections(self) -> None:
+        """Write what is queued for clients. What must not leave before the journal knows of it waits for the turn's end."""
+        if self.sockets.journal.lines:
+            return
+        dirty, self.turn.dirty = self.turn.dirty, []
+        flush_all(dirty)
 
     def _close(self, slot: HostSlot, event: CloseSocket) -> None:
-        connection = self.find(event.socket)
+        connection = find_socket(self.turn, event.socket)
         if connection is not None:
             connection.close(event.code, event.reason)
-        elif event.socket in self.exchanges.bindings:
-            self.exchanges.bindings[event.socket].events.append(event)
+        elif event.socket in self.upgrades.pending:
+            self.upgrades.pending[event.socket].events.append(event)
 
     def _attach_value(self, slot: HostSlot, event: Attach) -> None:
-        connection = self.find(event.socket)
+        connection = find_socket(self.turn, event.socket)
         if connection is not None:
-            connection.attachment = event.attachment
-            if isinstance(connection.owner, ActorRecord):
-                self.gateway.journal.attached(connection)
-        elif event.socket in self.exchanges.bindings:
-            self.exchanges.bindings[event.socket].events.append(event)
+            self.sockets.attach(connection, event.attachment)
+        elif event.socket in self.upgrades.pending:
+            self.upgrades.pending[event.socket].events.append(event)
 
     def _set_auto(self, slot: HostSlot, event: SetAutoResponse) -> None:
-        record = self.gateway.sockets.get(event.object)
+        record = self.sockets.get(event.object)
         if record is not None:
             record.auto = event.auto_response
 
     def _drop(self, slot: HostSlot, event: DropSockets) -> None:
-        record = self.gateway.sockets.get(event.object)
+        record = self.sockets.get(event.object)
         if record is not None:
-            self._part(record, CloseCode.ABNORMAL, "The object was reset.")
+            self._part(record, OBJECT_RESET)
 
     def change_classes(self, renamed: dict[str, str], deleted: list[str]) -> None:
         """New code calls classes by other names; the sockets of one that is gone end."""
-        for record in list(self.gateway.sockets):
+        for record in list(self.sockets):
             name = record.object.class_name
             if name in deleted:
-                self._part(record, CloseCode.GOING_AWAY, "The class of this object was deleted.")
+                self._part(record, CLASS_DELETED)
             elif name in renamed:
-                self.gateway.sockets.rename(record, renamed[name])
-        self.gateway.journal.start(self.gateway.sockets)
-        self.gateway.end_turn()
+                self.sockets.rename(record, renamed[name])
+        self.sockets.start_journal()
+        self.turn.end()
 
-    def _part(self, record: ActorRecord, code: int, reason: str) -> None:
+    def _part(self, record: ActorRecord, why: Close) -> None:
         """An object's sockets end, and it hears nothing of them any more."""
         for connection in list(record.sockets):
-            number = connection.number
-            self.gateway.sockets.forget(record, number)
-            self.gateway.journal.forgotten(number)
-            self.gateway.counters.hibernatable -= 1
+            self.sockets.unbind(record, connection.number)
             if connection.fd < 0:
-                self.aliases.pop(number, None)
+                self.turn.aliases.pop(connection.number, None)
             connection.owner = Owner(None, 0)
-            connection.close(code, reason)
+            connection.close(*why)
 
     def _keep(self, slot: HostSlot | Departed, event: KeepSocket) -> None:
         """A dialled socket becomes an object's; if it has ended in the meantime, its program hears so as of any other."""
-        connection = self.find(event.socket)
-        owner = slot.slot if isinstance(slot, Departed) else slot  # whose successor has the object
-        if isinstance(connection, ClientConnection) and connection.owner is owner.plain:
+        connection = find_socket(self.turn, event.socket)
+        owner = slot.slot  # whose successor has the object
+        if isinstance(connection, UpstreamConnection) and connection.owner is owner.plain:
             self.keep(connection, owner, event)
 
-    def keep(self, connection: ClientConnection, slot: HostSlot, event: KeepSocket) -> None:
+    def keep(self, connection: UpstreamConnection, slot: HostSlot, event: KeepSocket) -> None:
         """From now on it is an object's."""
-        record = self.gateway.sockets.bind(connection, event.object, slot)
+        record = self.sockets.bind(connection, event.object, slot, event.tags, event.attachment)
         slot.give_to(record.actor, connection.number)
-        self.gateway.counters.hibernatable += 1
-        connection.tags = shared_tags(event.tags)
-        connection.attachment = event.attachment
         connection.redial = event.redial
-        self.gateway.journal.bound(connection, record)
 
-    def opened_again(self, connection: ClientConnection) -> None:
+    def opened_again(self, connection: UpstreamConnection) -> None:
         """A kept upstream has a new connection, with the same number."""
         record = connection.owner
         assert isinstance(record, ActorRecord)
         assert record.slot is not None
         record.add(connection)
-        self.aliases[connection.number] = connection
-        self.gateway.adopt(connection)
+        self.turn.aliases[connection.number] = connection
+        self.turn.adopt(connection)
         event = SocketOpened(record.slot.next_event(), record.actor, connection.number, connection.attempts)
         record.slot.deliver(event)
 
     def _roster(self, slot: HostSlot, event: RosterRequest) -> None:
         if slot.current is not None:
-            for roster in self.gateway.sockets.rosters(event.actor, event.object):
+            for roster in self.sockets.rosters(event.actor, event.object):
                 slot.current.send(roster)
 
     def _asleep(self, slot: HostSlot, event: Asleep) -> None:
-        table = self.gateway.sockets
+        table = self.sockets
         record = table.by_actor(event.actor) if event.object is None else table.get(event.object)
         if record is not None:
             record.awake = False
@@ -354,42 +378,40 @@ class Router:
         if isinstance(slot, Departed):
             slot.link.send(Dialled(event.dial, 0, 0, [], "This code was replaced; it can open no more sockets."))
             return
-        self.gateway.outbound.dial(slot, event)
+        self.upstreams.dial(slot, event)
 
     def _dial_kept(self, slot: HostSlot | Departed, event: DialKept) -> None:
         if isinstance(slot, Departed):
             self._dial(slot, event.dial)
         else:
-            self.gateway.outbound.dial_kept(slot, event)
+            self.upstreams.dial_kept(slot, event)
 
     def _hello(self, slot: HostSlot, event: Hello) -> None:
         raise RemoteProtocolError(1002, "a host said hello twice")
 
     # a host's death
 
+    def give(self, request: Request | Call, slot: HostSlot) -> None:
+        self.exchanges.give(request, slot)
+
     def host_lost(self, slot: HostSlot, link: Link | None) -> None:
         """Requests end with 502, plain sockets with 1012; hibernatable sockets notice nothing."""
         self.exchanges.host_lost(slot, link)
         self.close_plain(slot)
         slot.forget_plain()
-        self.gateway.end_turn()
+        self.turn.end()
 
     def departed_lost(self, departed: Departed) -> None:
         """What it had still to answer ends with 502."""
         self.exchanges.host_lost(departed.slot, departed.link, departed=True)
-        self.gateway.end_turn()
+        self.turn.end()
 
     def close_plain(self, slot: HostSlot) -> None:
         """The program's end of its plain sockets is about to go, or gone."""
-        for connection in [c for c in self.gateway.reactor.table if isinstance(c, Connection)]:
+        for connection in [c for c in self.turn.reactor.table if isinstance(c, Connection)]:
             if connection.owner is slot.plain and connection.state < State.CLOSING:
-                self.gateway.counters.closed_host_lost += 1
-                connection.close(CloseCode.SERVICE_RESTART, "The worker restarted.")
-
-    def dialled(self, link: Link | None, event: Dialled) -> None:
-        """Tell the asking host how its dial ended."""
-        if link is not None:
-            link.send(event)
+                self.turn.counters.closed_host_lost += 1
+                connection.close(*WORKER_RESTARTED)
 
     def _batch_of_departure(self, slot: HostSlot | Departed, events: Sequence[Event]) -> bool:
         """What comes behind a `Released` in the same batch is of a host that has departed; whether it was that."""

@@ -10,14 +10,20 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from roost.events import AutoResponse, ObjectRef, Roster, RosterEntry
-from roost.gateway.io.connection import ClientConnection, State
+from roost.gateway.counters import Counters
+from roost.gateway.io.connection import State
+from roost.gateway.io.owner import Owner
+from roost.gateway.io.upstream_connection import UpstreamConnection
+from roost.gateway.routing.journal import Journal, Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from roost.gateway.io.connection import Connection
-    from roost.gateway.routing.host_slot import HostSlot
+    from roost.gateway.io.owner import Slot
 
 
 _NONE: Final[dict[str, ActorRecord]] = {}
@@ -30,26 +36,15 @@ def shared_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(sys.intern, tags))
 
 
-class Owner:
-    """Whose a socket is. `slot` is the host that gets its events; `actor` is its number there, 0 for a plain socket."""
+class RecordState(msgspec.Struct, array_like=True):
+    """An object that has sockets here, for another process; the sockets in their order."""
 
-    __slots__ = ("actor", "auto", "awake", "slot")
-
-    def __init__(self, slot: HostSlot | None, actor: int) -> None:
-        self.slot = slot
-        self.actor = actor
-        self.auto: AutoResponse | None = None
-        self.awake = True  # as far as we know: the host says `Asleep`
-
-
-class Relay(Owner):
-    """A socket whose messages go straight to another socket of this gateway: an upstream passed through to a client."""
-
-    __slots__ = ("other",)
-
-    def __init__(self, other: Connection) -> None:
-        super().__init__(None, 0)
-        self.other = other
+    actor: int
+    slot: int
+    object: ObjectRef
+    awake: bool
+    auto: AutoResponse | None
+    sockets: list[int]
 
 
 class ActorRecord(Owner):
@@ -57,7 +52,7 @@ class ActorRecord(Owner):
 
     __slots__ = ("_sockets", "object")
 
-    def __init__(self, slot: HostSlot, actor: int, ref: ObjectRef) -> None:
+    def __init__(self, slot: Slot, actor: int, ref: ObjectRef) -> None:
         super().__init__(slot, actor)
         self.object = ref
         self._sockets: Connection | dict[int, Connection] | None = None  # a dict from the second on: it takes 248 bytes
@@ -105,9 +100,12 @@ class ActorRecord(Owner):
 
 
 class SocketTable:
-    """All objects that have sockets here."""
+    """All objects that have sockets here. The one owner of "a socket becomes hibernatable, and stops to be": it keeps the
+    table, the journal and the counter together."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters | None = None, journal: Journal | None = None) -> None:
+        self.journal = journal or Journal()
+        self._counters = counters or Counters()
         self._by_actor: dict[int, ActorRecord] = {}
         self._by_object: dict[str, dict[str, ActorRecord]] = {}  # by class, then by id
         self.last_actor = 0
@@ -118,11 +116,28 @@ class SocketTable:
     def __iter__(self) -> Iterator[ActorRecord]:
         return iter(self._by_actor.values())
 
-    def restore(self, record: ActorRecord, *, awake: bool, auto: AutoResponse | None) -> None:
-        """A record of another gateway's table."""
-        record.awake, record.auto = awake, auto
+    def described(self) -> list[RecordState]:
+        """The table, for another process. The sockets describe themselves."""
+        return [
+            RecordState(
+                record.actor, record.slot.index if record.slot else -1, record.object, record.awake, record.auto,
+                [connection.number for connection in record.sockets],
+            )
+            for record in self
+        ]  # fmt: skip
+
+    def restore(self, told: RecordState, slot: Slot) -> None:
+        """A record of another gateway's table, still without its sockets (`restore_sockets`)."""
+        record = ActorRecord(slot, told.actor, told.object)
+        record.awake, record.auto = told.awake, told.auto
         self._by_actor[record.actor] = record
         self._by_object.setdefault(record.object.class_name, {})[record.object.id] = record
+
+    def restore_sockets(self, told: RecordState, connections: dict[int, Connection]) -> None:
+        """Its sockets, in their order, by number."""
+        for number in told.sockets:
+            if number in connections:
+                self._by_actor[told.actor].add(connections[number])
 
     def get(self, ref: ObjectRef) -> ActorRecord | None:
         return self._by_object.get(ref.class_name, _NONE).get(ref.id)
@@ -137,7 +152,14 @@ class SocketTable:
     def by_actor(self, actor: int) -> ActorRecord | None:
         return self._by_actor.get(actor)
 
-    def bind(self, connection: Connection, ref: ObjectRef, slot: HostSlot) -> ActorRecord:
+    def bind(
+        self,
+        connection: Connection,
+        ref: ObjectRef,
+        slot: Slot,
+        tags: tuple[str, ...] = (),
+        attachment: bytes | None = None,
+    ) -> ActorRecord:
         """Make `connection` a hibernatable socket of the object `ref`, which lives on `slot`."""
         record = self.get(ref)
         if record is None:
@@ -149,13 +171,37 @@ class SocketTable:
         record.awake = True
         record.add(connection)
         connection.owner = record
+        connection.tags = shared_tags(tags)
+        connection.attachment = attachment
+        self._counters.hibernatable += 1
+        self.journal.bound(connection.number, record.object, connection.tags, connection.protocol, attachment)
         return record
 
-    def forget(self, record: ActorRecord, number: int) -> None:
-        """The socket is over and its host knows. An object without sockets needs no record."""
-        if record.remove(number) and not record.sockets:
-            self._by_actor.pop(record.actor, None)
-            self._by_object.get(record.object.class_name, {}).pop(record.object.id, None)
+    def unbind(self, record: ActorRecord, number: int) -> None:
+        """The socket is over and its host knows, or it is the object's no more. An object without sockets needs no
+        record."""
+        if record.remove(number):
+            self._counters.hibernatable -= 1
+            self.journal.forgotten(number)
+            if not record.sockets:
+                self._by_actor.pop(record.actor, None)
+                self._by_object.get(record.object.class_name, {}).pop(record.object.id, None)
+
+    def attach(self, connection: Connection, attachment: bytes | None) -> None:
+        """Keep what a program has to remember of a socket."""
+        connection.attachment = attachment
+        if isinstance(connection.owner, ActorRecord):
+            self.journal.attached(connection.number, attachment)
+
+    def live(self) -> Iterable[Lost]:
+        """What the journal has to hold."""
+        for record in self:
+            for each in record.sockets:
+                yield Lost(each.number, record.object, each.tags, each.attachment, each.protocol)
+
+    def start_journal(self) -> None:
+        """Begin it anew."""
+        self.journal.start(self.live())
 
     def rosters(self, actor: int, ref: ObjectRef | None) -> list[Roster]:
         """The roster of an object, empty if it has no sockets here."""
@@ -166,7 +212,7 @@ class SocketTable:
 def _entry(connection: Connection) -> RosterEntry:
     state, url = connection.state, ""
     closing = state == State.CLOSING or state == State.FLUSHING
-    if isinstance(connection, ClientConnection):
+    if isinstance(connection, UpstreamConnection):
         url = "" if connection.dial is None else connection.dial.url
         closing = closing and connection.waiting is None
     auto_at_ms = connection.auto_at_ms if state < State.FLUSHING else 0

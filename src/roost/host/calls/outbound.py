@@ -8,12 +8,12 @@ from roost.api.headers import Headers
 from roost.api.http import Request, Response
 from roost.api.socket_end import Item, SocketEnd
 from roost.api.websocket import WebSocket
+from roost.closes import CloseCode
 from roost.errors import JsException, JsTypeError
 from roost.events import Dial, DialKept, Dialled, KeepSocket
 from roost.host.calls.http_client import HttpClient
 from roost.host.worker.aborting import ends_body
 from roost.host.worker.io_context import request_link
-from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
     import asyncio

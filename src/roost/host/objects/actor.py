@@ -28,6 +28,7 @@ from roost.api.socket_end import Accept, Item, SocketEnd
 from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.api.websocket import WebSocket, WebSocketRequestResponsePair
+from roost.closes import CloseCode
 from roost.errors import DurableObjectAbort, JsException, JsTypeError, OverloadError, Superseded, WorkerError
 from roost.events import (
     Asleep,
@@ -52,7 +53,6 @@ from roost.host.worker.pins import NOTHING
 from roost.host.worker.rpc_table import RpcCall
 from roost.host.worker.running import Suspended, in_context
 from roost.link.port import NO_CONTEXT
-from roost.protocol.websocket import CloseCode
 from roost.storage.database import StorageError
 from roost.values import JsDict
 

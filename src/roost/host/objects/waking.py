@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from roost.closes import CloseCode
 from roost.errors import ConfigError, OverloadError, QuarantineError, UnavailableError
 from roost.events import Roster, RosterRequest, SocketMessage, WakingMessage
 from roost.host.objects.actor import Actor, Phase
-from roost.protocol.websocket import CloseCode
 
 if TYPE_CHECKING:
     import asyncio
