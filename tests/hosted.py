@@ -8,6 +8,7 @@ from pathlib import Path
 from roost import events as e
 from roost.api.runtime import Compat
 from roost.host.host import Host
+from roost.host.spec import HostSpec
 from roost.host.worker.loader import load_worker
 from roost.ids import id_from_name, namespace_key
 from roost.link.memory import memory_pair
@@ -63,22 +64,22 @@ class Gateway:
         return self.take(e.Done)[-1]
 
 
-def run_hosted(tmp_path: Path, source: str, test, *, classes=("Room",), compat=None, **options):
-    """Run `test(host, gateway, module globals)` with a host that has loaded `source`."""
+def run_hosted(tmp_path: Path, source: str, test, *, classes=("Room",), compat=None, bindings=(), **options):
+    """Run `test(host, gateway, module globals)` with a host that has loaded `source`; `options` are a `HostSpec`'s."""
     file = tmp_path / "worker_under_test.py"
     file.write_text(textwrap.dedent(source))
 
     async def main():
         loop = asyncio.get_running_loop()
         worker = load_worker(file, list(classes), compat or Compat())
-        bindings = {name.upper(): name for name in classes}
-        host = Host(loop, worker, worker_name="t", variables={}, bindings=bindings, **options)
+        spec = HostSpec(worker_name="t", classes={name.upper(): name for name in classes}, **options)
+        host = Host(loop, worker, spec, bindings)
         module = worker.classes[classes[0]].cls.__init__.__globals__
         ours, theirs = memory_pair(loop)
         gateway = Gateway(theirs)
         host.add_gateway(ours)
         await settle()
-        assert gateway.take(e.Hello) == [e.Hello(e.ENVELOPE_VERSION, host.slot, host.slots, life=host.life)]
+        assert gateway.take(e.Hello) == [e.Hello(e.ENVELOPE_VERSION, host.spec.slot, host.spec.slots, life=host.links.life)]
         try:
             await test(host, gateway, module)
         finally:

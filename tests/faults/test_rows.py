@@ -205,7 +205,7 @@ class Early(SystemClock):
     def wall_ms(self):
         return super().wall_ms() + 250
 init = Alarms.__init__
-Alarms.__init__ = lambda self, host, clock, random_bytes: init(self, host, Early(), random_bytes)
+Alarms.__init__ = lambda self, surroundings, clock: init(self, surroundings, Early())
 """,
     "I12": """
 from roost.host.objects.actor_port import ActorPort

@@ -133,6 +133,7 @@ from roost.api.runtime import Compat
 from roost.clock import SystemClock
 from roost.gateway.gateway import Gateway
 from roost.host.host import Host
+from roost.host.spec import HostSpec
 from roost.host.worker.loader import load_worker
 from roost.link.memory import memory_pair
 from roost.protocol.websocket import encode_message, mask_frame
@@ -164,7 +165,7 @@ class Counting:
 async def main():
     loop = asyncio.get_running_loop()
     worker = load_worker(Path(sys.argv[1]), ["Room"], Compat())
-    host = Host(loop, worker, worker_name="t", variables={}, bindings={"ROOMS": "Room"}, idle_s=0.2)
+    host = Host(loop, worker, HostSpec(worker_name="t", classes={"ROOMS": "Room"}, idle_s=0.2))
     gateway = Gateway(loop, SystemClock(), slots=1)
     ours, theirs = memory_pair(loop)
     gateway.add_host(theirs)

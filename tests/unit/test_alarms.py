@@ -76,7 +76,7 @@ async def set_alarm(host, at_ms, ref=REF):
 async def forget(host):
     """Put every object to sleep."""
     await until(lambda: not any(actor.pins or actor.is_writing for actor in host.actors))
-    host.actors.put_to_sleep(host.loop.time() + 3600, 0)
+    host.sleeping.put_to_sleep(host.loop.time() + 3600, 0)
     assert len(host.actors) == 0
 
 

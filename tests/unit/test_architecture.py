@@ -42,6 +42,11 @@ def test_contracts_hold(copy):
         ("roost/link/unix.py", "import roost.host.host"),  # upward
         ("roost/events.py", "import roost.api.http"),
         ("roost/compat/workers.py", "import roost.host.host"),
+        ("roost/gateway/io/connection.py", "import roost.gateway.routing.router"),  # up inside a room
+        ("roost/gateway/routing/router.py", "import roost.gateway.gateway"),
+        ("roost/host/worker/io_context.py", "import roost.host.objects.actor"),
+        ("roost/host/objects/actor.py", "import roost.host.host"),
+        ("roost/bindings/services.py", "import roost.node.config"),
     ],
 )
 def test_planted_violations_are_caught(copy, file, line):
@@ -59,6 +64,7 @@ from roost.api.runtime import Compat
 from roost.gateway.gateway import Gateway
 from roost.clock import SystemClock
 from roost.host.host import Host
+from roost.host.spec import HostSpec
 from roost.host.worker.loader import load_worker
 from roost.link.memory import memory_pair
 from roost.protocol.websocket import encode_message, mask_frame
@@ -66,7 +72,7 @@ from roost.protocol.websocket import encode_message, mask_frame
 async def main():
     loop = asyncio.get_running_loop()
     worker = load_worker(Path(sys.argv[1]), ["Room"], Compat())
-    host = Host(loop, worker, worker_name="t", variables={}, bindings={"ROOMS": "Room"})
+    host = Host(loop, worker, HostSpec(worker_name="t", classes={"ROOMS": "Room"}))
     gateway = Gateway(loop, SystemClock(), slots=1)
     ours, theirs = memory_pair(loop)
     gateway.add_host(theirs)
@@ -126,7 +132,7 @@ def test_a_message_takes_six_files(tmp_path):
         "roost/gateway/io/reactor.py", "roost/gateway/gateway.py", "roost/gateway/routing/host_slot.py",
         "roost/gateway/routing/owed.py",
         "roost/link/memory.py", "roost/link/port.py",
-        "roost/host/host.py", "roost/host/gateway_link.py", "roost/host/worker/running.py",
+        "roost/host/dispatch.py", "roost/host/gateway_link.py", "roost/host/links.py", "roost/host/worker/running.py",
             "roost/host/worker/io_context.py", "roost/host/objects/actor_port.py", "roost/host/worker/mark.py",
     }  # fmt: skip
     assert {file for file, _ in route if file.startswith("roost/")} <= known
@@ -134,12 +140,12 @@ def test_a_message_takes_six_files(tmp_path):
 
 # What may only fall. Who makes one smaller writes the smaller figure here.
 RATCHETS = {
-    "typed_circles": [28],
+    "typed_circles": [],
     "run_time_circles": [],
     "private_accesses": 0,
-    "files_over_400": 22,
-    "functions_over_60": 9,
-    "largest_file": 976,
+    "files_over_400": 18,
+    "functions_over_60": 7,
+    "largest_file": 880,
 }
 
 

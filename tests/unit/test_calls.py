@@ -7,6 +7,8 @@ import pytest
 from hosted import run_hosted, settle, until
 from roost import events as e
 from roost.api.rpc import RemoteError
+from roost.bindings.kind import Version
+from roost.bindings.services import Services
 from roost.errors import JsException, JsTypeError
 from roost.ids import id_from_name, namespace_key, slot_of
 from roost.values import DataCloneError, decode, encode
@@ -200,8 +202,8 @@ def called(tmp_path, test, **options):
         gateway.answers_rosters = True
         await test(host, host.worker.env, module)
 
-    services = {"ADMIN": ("Admin", {"role": "boss"}), "SELF": ("Default", {})}
-    run_hosted(tmp_path, SOURCE, body, services=services, data=tmp_path / "data", **options)
+    configs = {"ADMIN": {"entrypoint": "Admin", "props": {"role": "boss"}}, "SELF": {"entrypoint": "Default", "props": {}}}
+    run_hosted(tmp_path, SOURCE, body, bindings=[Services(configs, Version())], data=tmp_path / "data", **options)
 
 
 def test_w43_methods_args_results_and_this(tmp_path):

@@ -64,7 +64,7 @@ def test_runs_once_a_due_minute_and_goes_on_after_a_failure(tmp_path):
         for _ in range(15):
             clock.advance(60)
             host.crons.check()
-            await until(lambda: not host._tasks)
+            await until(lambda: not host.surroundings.tasks)
         fives = [MIDNIGHT + minute * 60_000 for minute in (5, 10, 15)]
         assert [at for cron, at in module["RAN"] if cron == "*/5 * * * *"] == fives
         assert len(module["RAN"]) == 5  # and twice the one that fails
@@ -77,11 +77,11 @@ def test_a_short_restart_misses_none_and_repeats_none(tmp_path):
 
     async def first(host, gateway, module):
         host.crons.check()
-        await until(lambda: not host._tasks)
+        await until(lambda: not host.surroundings.tasks)
         assert len(module["RAN"]) == 1
 
     async def then(host, gateway, module):
-        await until(lambda: not host._tasks)
+        await until(lambda: not host.surroundings.tasks)
         assert [at for _, at in module["RAN"]] == [MIDNIGHT + 120_000]
 
     clock = ManualClock(MIDNIGHT + 59_999)
@@ -101,14 +101,14 @@ def test_a_clock_that_was_ahead_silences_nothing(tmp_path, caplog):
     async def ahead(host, gateway, module):
         then.advance(60)
         host.crons.check()
-        await until(lambda: not host._tasks)
+        await until(lambda: not host.surroundings.tasks)
         assert len(module["RAN"]) == 1
 
     async def now(host, gateway, module):
         for _ in range(3):
             clock.advance(60)
             host.crons.check()
-            await until(lambda: not host._tasks)
+            await until(lambda: not host.surroundings.tasks)
         assert [at for _, at in module["RAN"]] == [MIDNIGHT + minute * 60_000 for minute in (1, 2, 3)]
 
     then = ManualClock(MIDNIGHT + year_ms)
@@ -126,7 +126,7 @@ def test_a_clock_that_steps_on_a_running_node(tmp_path, caplog):
             for _ in range(count):
                 clock.advance(60)
                 host.crons.check()
-                await until(lambda: not host._tasks)
+                await until(lambda: not host.surroundings.tasks)
 
         await minutes(2)
         assert len(module["RAN"]) == 2

@@ -9,8 +9,8 @@ from roost.api.storage import DurableObjectStorage
 from roost.clock import SystemClock
 from roost.errors import ConfigError
 from roost.events import ObjectRef
+from roost.host.disk import Disk
 from roost.host.objects.actor_storage import ActorStorage
-from roost.host.objects.disk import Disk
 from roost.storage.database import Database, SqlError, StorageError
 
 REF = ObjectRef("Room", "ab" * 32, "x")
@@ -28,7 +28,7 @@ class Owner:
     def block(self):
         return lambda: None
 
-    def comes_again(self, epoch, event):
+    def is_redelivered(self, epoch, event):
         return True
 
     def has_heard(self, epoch, life, group):

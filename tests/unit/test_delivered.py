@@ -6,9 +6,9 @@ from roost.host.objects.delivered import MAX_SAID_BYTES, MAX_TURN_SAID_BYTES, De
 class Life(Delivered):
     """One life of an object; `said` is what it had to say again."""
 
-    def __init__(self, stored, comes_again=lambda epoch, event: True):
+    def __init__(self, stored, is_redelivered=lambda epoch, event: True):
         super().__init__()
-        self.said = self.load(stored, comes_again)
+        self.said = self.load(stored, is_redelivered)
 
 
 class Gateways:

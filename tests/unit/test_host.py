@@ -313,7 +313,7 @@ def test_sleep_forgets_and_is_told_to_the_gateway(tmp_path):
         gateway.roster()
         await settle()
         gateway.got.clear()
-        assert host.actors.put_to_sleep(host.loop.time() + 60, 10) == 1
+        assert host.sleeping.put_to_sleep(host.loop.time() + 60, 10) == 1
         await settle()
         assert gateway.got == [e.Asleep(0, REF)]
         assert host.links[0].sockets == {}

@@ -14,8 +14,8 @@ import pytest
 
 from roost.clock import SystemClock
 from roost.events import ObjectRef
+from roost.host.disk import Disk, LogBounds
 from roost.host.objects.actor_storage import ActorStorage
-from roost.host.objects.disk import Disk, LogBounds
 from roost.storage import database as database_module
 from roost.storage import folding
 from roost.storage.alarm_index import AlarmIndex

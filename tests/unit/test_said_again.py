@@ -32,7 +32,7 @@ def test_said_again_unless_it_was_heard(tmp_path, heard, besides):
 
     async def first(host, gateway, module):
         """Its gateway hears all, but for `Done` (or nothing at all)."""
-        lives.append(host.life)
+        lives.append(host.links.life)
         gateway.link.send(e.Welcome(7, 0))
         gateway.answers_rosters = True
         gateway.message(101, "a")

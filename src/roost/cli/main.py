@@ -153,10 +153,11 @@ def _complain(error: Exception, code: int, parsed: Any) -> int:
 def _serve(parsed: Any) -> int:
     import asyncio
 
+    from roost.config_values import nearest
     from roost.node.admin import parse_address
     from roost.node.config import data_folder, read_app
     from roost.node.files import raise_file_limit
-    from roost.node.settings import nearest, read_settings, with_tls
+    from roost.node.settings import read_settings, with_tls
     from roost.node.supervisor import Node, Options
     from roost.node.versions import Source
     from roost.observe import logs

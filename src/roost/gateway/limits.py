@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from roost.gateway.io.access import SAME_HOST
 from roost.protocol.http import HeadLimits
+
+SAME_HOST: Final = "same-host"  # in `allowed_origins`: pages of the host that they ask
 
 
 class GatewayLimits(msgspec.Struct, frozen=True):

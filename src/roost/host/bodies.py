@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from roost.events import BODY_WINDOW_BYTES, Abort, BodyCredit, BodyData
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from roost.host.gateway_link import GatewayLink
+    from roost.events import Event
+    from roost.link.port import Link
+
+
+class Carrier(Protocol):
+    """The way to a gateway: a `GatewayLink`."""
+
+    link: Link
+
+    def later(self, event: Event) -> None:
+        """Send in a turn of its own, from whatever thread."""
+        ...
 
 
 class SenderGone(ConnectionError):
@@ -21,7 +32,7 @@ class SenderGone(ConnectionError):
 class BodyReader:
     """A body that arrives: an async iterator of bytes. Raises SenderGone (a ConnectionError) if its sender gives up."""
 
-    def __init__(self, link: GatewayLink, request: int, first: bytes) -> None:
+    def __init__(self, link: Carrier, request: int, first: bytes) -> None:
         self._link = link
         self._request = request
         self._pieces: deque[bytes] = deque([first] if first else [])
@@ -109,7 +120,7 @@ class ReceiverGone(ConnectionError):
 class BodyWriter:
     """A body that leaves: waits while too much of it is on its way. `abort` ends it, also while its source is slow."""
 
-    def __init__(self, link: GatewayLink, request: int) -> None:
+    def __init__(self, link: Carrier, request: int) -> None:
         self._link = link
         self._request = request
         self._outstanding = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from roost.events import Attach, CloseSocket, Confirm, Done, Event, Roster
 from roost.link.port import NO_CONTEXT
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from roost.api.http import Request
     from roost.api.socket_end import SocketEnd, SocketPort
     from roost.host.bodies import BodyReader
-    from roost.host.host import Host
     from roost.link.port import Link
 
 
 _RELAY_WINDOW_S = 30.0
 _MAX_ENDED = 4096  # more than a gateway may be behind with hearing that they are done
+
+
+StoredGroup = tuple[int, int, int, bytes]
+"""What was said to a gateway: its process' epoch, the life and number of the group (events.Said), the envelopes."""
 
 
 class Receipt:
@@ -39,28 +42,39 @@ class Receipt:
         return self._link.gone.is_set() or self._link.has_confirmed(self._number)
 
 
+class GatewayEvents(Protocol):
+    """Who hears what a gateway says."""
+
+    def on_events(self, link: GatewayLink, events: Sequence[Event]) -> None: ...
+
+    def gateway_lost(self, link: GatewayLink, reason: str) -> None: ...
+
+
 class GatewayLink:
     """A link.Receiver, and the `SocketPort` of every socket that its gateway holds."""
 
     __slots__ = (
         "_confirmed",
         "_confirms",
+        "_events",
         "_groups",
         "_heard_before",
-        "_host",
-        "again",
+        "_loop",
+        "abandoned",
         "bodies",
         "dials",
         "ended",
         "epoch",
-        "given_before",
         "gone",
         "index",
         "last_event",
         "left",
+        "life",
         "link",
         "offered",
         "readers",
+        "redelivered",
+        "redelivery_upto",
         "relayed",
         "responses",
         "running",
@@ -71,8 +85,11 @@ class GatewayLink:
         "welcome",
     )
 
-    def __init__(self, host: Host, link: Link, index: int) -> None:
-        self._host = host
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, index: int, life: int, events: GatewayEvents) -> None:
+        self._loop = loop
+        self._events = events
+        self.life = life  # of this process, for what its objects say (events.Said)
+        self.abandoned = False  # handlers are being cancelled: what they end with is not done
         self.link = link
         self.index = index
         self.sockets: dict[int, SocketEnd] = {}
@@ -82,9 +99,9 @@ class GatewayLink:
         self._confirmed = 0
         self._heard_before: tuple[int, int, frozenset[int]] = (0, 0, frozenset())
         self.epoch = 0  # of the gateway process; 0: it never gives an event again
-        self.given_before = 0  # events up to this may have been given to an earlier host
+        self.redelivery_upto = 0  # events up to this may have been given to an earlier host
         self.ended: deque[int] = deque(maxlen=_MAX_ENDED)  # hibernatable sockets whose ends were told to their objects
-        self.again: set[int] = set()  # events that were given before and are still to come
+        self.redelivered: set[int] = set()  # events that were given before and are still to come
         self.running: set[int] = set()
         self.offered: list[Roster] = []  # the pieces of one that came unasked, for the event right behind it
         self.waking: dict[int, list[Any]] = {}  # by the gateway's actor number: events that wait for its roster
@@ -113,15 +130,11 @@ class GatewayLink:
     def later(self, event: Event) -> None:
         """Send in a turn of its own, from whatever thread."""
         try:
-            self._host.loop.call_soon_threadsafe(self.link.send, event, context=NO_CONTEXT)
+            self._loop.call_soon_threadsafe(self.link.send, event, context=NO_CONTEXT)
         except RuntimeError:
             pass  # the loop is closed: so is the link
 
     # groups of what is said (events.Said)
-
-    @property
-    def life(self) -> int:
-        return self._host.life
 
     def new_group(self) -> int:
         self._groups += 1
@@ -173,7 +186,7 @@ class GatewayLink:
         """The gateway joins an upstream to a client's socket: pass on what arrives here until it has done so."""
         self.forget(upstream)
         self.relayed[upstream.socket_number] = client
-        self._host.loop.call_later(_RELAY_WINDOW_S, self.relayed.pop, upstream.socket_number, None)
+        self._loop.call_later(_RELAY_WINDOW_S, self.relayed.pop, upstream.socket_number, None)
 
     def shrink(self) -> None:
         """A table that was large and is nearly empty is made anew: a dict never shrinks by itself."""
@@ -182,11 +195,11 @@ class GatewayLink:
     # link.Receiver
 
     def on_events(self, events: Sequence[Event]) -> None:
-        self._host.on_events(self, events)
+        self._events.on_events(self, events)
 
     def on_closed(self, reason: str) -> None:
         self.gone.set()
-        self._host.gateway_lost(self, reason)
+        self._events.gateway_lost(self, reason)
 
     def on_drained(self) -> None:
         """Reading goes on by itself."""
@@ -200,7 +213,7 @@ class GatewayLink:
 
     def say_done(self) -> None:
         """Report progress: everything up to `last_event`, but for what still runs (the gateway bounds how many)."""
-        if self.again:
-            self.again = {event for event in self.again if event > self.last_event or event in self.running}
-        if not self._host.abandoning:
+        if self.redelivered:
+            self.redelivered = {event for event in self.redelivered if event > self.last_event or event in self.running}
+        if not self.abandoned:
             self.link.send(Done(self.last_event, tuple(self.running) if self.running else ()))

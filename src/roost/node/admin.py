@@ -23,7 +23,8 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from roost.errors import ConfigError, RemoteProtocolError, RoostError
-from roost.gateway.io.access import SAME_HOST, Access
+from roost.gateway.io.access import Access
+from roost.gateway.limits import SAME_HOST
 from roost.protocol.http import Data, EndOfMessage, HeadLimits, RequestHead, RequestParser, encode_head
 from roost.storage.folding import sync_path
 

@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from roost.bindings import KINDS
+from roost.bindings.assets import AssetsConfig
 from roost.clock import SystemClock
 from roost.errors import ConfigError, RoostError, WorkerError
 from roost.events import ObjectRef
 from roost.gateway.gateway import Gateway
 from roost.gateway.io.tls import ServerTls
-from roost.node.config import AssetsConfig
 from roost.observe import logs
-from roost.storage.assets import Assets
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from roost.host.host import Host
+    from roost.host.spec import HostSpec
+    from roost.host.watchdog import Stuck, Watchdog
     from roost.host.worker.loader import Worker
-    from roost.host.worker.watchdog import Stuck, Watchdog
     from roost.node.config import App
     from roost.node.settings import Settings
 
@@ -57,17 +58,8 @@ def make_gateway(
         journal=journal,
         tls=ServerTls(network.tls_cert, network.tls_key) if network.tls_cert else None,
     )
-    gateway.turn.assets = make_assets(app)
+    gateway.turn.assets = None if app.assets is None else app.assets.files()
     return gateway
-
-
-def make_assets(app: App) -> Assets | None:
-    """The app's static files."""
-    assets = app.assets
-    if assets is None:
-        return None
-    handling = assets.not_found_handling, assets.html_handling
-    return Assets(Path(assets.directory), *handling, worker_first=assets.run_worker_first)
 
 
 def describe_assets(app: App) -> str:
@@ -90,75 +82,69 @@ def load(app: App) -> Worker:
     from roost.api.entrypoint import Env
     from roost.host.worker.loader import load_worker
 
-    assets = [] if app.assets is None or not app.assets.binding else [app.assets.binding]
-    metadata = [app.version_metadata] if app.version_metadata else []
-    env = Env(dict(app.variables), [*app.bindings, *app.services, *app.kv_namespaces, *app.ratelimits, *metadata, *assets])
+    others = [name for configs in app.others.values() for name in configs]
+    env = Env(dict(app.variables), [*app.bindings, *others])
     return load_worker(Path(app.main), list(app.bindings.values()), app.compat(), Path(app.folder), env)
 
 
-def make_host(
-    loop: asyncio.AbstractEventLoop,
-    worker: Worker,
-    app: App,
-    settings: Settings,
-    slot: int,
-    slots: int,
-    data: str | None,
-    not_again: list[tuple[int, int]] | None = None,
-    quarantined: list[tuple[str, str]] | None = None,
-    mark: str | None = None,
-    first_names: dict[str, str] | None = None,
-    gateways: int = 1,
-    elsewhere: list[tuple[str, str]] | None = None,
-    ca_file: str | None = None,
-    *,
-    dev: bool = False,
-) -> Host:
+class HostPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host must know of the node that it is a part of. See `host.spec.HostSpec`."""
+
+    slot: int = 0
+    slots: int = 1
+    gateways: int = 1
+    data: str | None = None
+    mark: str | None = None
+    not_again: list[tuple[int, int]] = []
+    quarantined: list[tuple[str, str]] = []
+    elsewhere: list[tuple[str, str]] = []
+    first_names: dict[str, str] = {}
+    ca_file: str | None = None
+    dev: bool = False
+
+
+def make_host(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings, place: HostPlace) -> Host:
     """A host with the worker. Without a data folder it keeps its files for its own life."""
     from roost.host.host import Host
-    from roost.host.limits import HostLimits
-    from roost.host.objects.disk import LogBounds
 
-    host = Host(
-        loop,
-        worker,
+    bindings = [kind(app.others[kind.KEY], app.version) for kind in KINDS if app.others.get(kind.KEY)]
+    host = Host(loop, worker, host_spec(app, settings, place), bindings)
+    loop.set_task_factory(host.surroundings.new_task)
+    return host
+
+
+def host_spec(app: App, settings: Settings, place: HostPlace) -> HostSpec:
+    """What the host of an app is made of."""
+    from roost.host.disk import LogBounds
+    from roost.host.limits import HostLimits
+    from roost.host.spec import HostSpec
+
+    limits, storage = settings.limits, settings.storage
+    return HostSpec(
         worker_name=app.name,
-        gateways=gateways,
-        elsewhere=elsewhere or (),
-        ca_file=ca_file,
-        one_host=_one_host(settings, slots),
-        dev=dev,
-        gateways_outlive=mark is not None,
-        first_names=first_names or {},
         variables=app.variables,
-        bindings=app.bindings,
-        slot=slot,
-        slots=slots,
+        classes=app.bindings,
+        first_names=place.first_names,
+        crons=app.crons,
+        slot=place.slot,
+        slots=place.slots,
+        gateways=place.gateways,
+        gateways_outlive=place.mark is not None,
+        one_host=_one_host(settings, place.slots),
+        data=None if place.data is None else Path(place.data),
+        mark=None if place.mark is None else Path(place.mark),
+        elsewhere=place.elsewhere,
+        not_again=frozenset(place.not_again),
+        quarantined=frozenset(place.quarantined),
+        dev=place.dev,
         idle_s=settings.hibernation.idle_s,
         io_pin_s=settings.hibernation.io_pin_s,
-        data=None if data is None else Path(data),
-        max_open_files=settings.limits.max_open_databases,
-        log_bounds=LogBounds(settings.storage.max_log_bytes, settings.storage.max_node_log_bytes // slots),
-        services={binding: (service.entrypoint, service.props) for binding, service in app.services.items()},
-        crons=app.crons,
-        kv_namespaces=app.kv_namespaces,
-        cache_bounds=(settings.storage.max_cache_bytes, settings.storage.min_free_bytes),
-        ratelimits={name: (each.namespace_id, each.limit, each.period_s) for name, each in app.ratelimits.items()},
-        version_metadata=(app.version_metadata, *app.version) if app.version_metadata else None,
-        assets=None if app.assets is None or not app.assets.binding else (app.assets.binding, make_assets(app)),
-        limits=HostLimits(
-            max_live_objects=settings.limits.max_live_objects,
-            max_sockets_per_object=settings.limits.max_sockets_per_object,
-            max_queued_events=settings.limits.max_queued_events,
-            max_fetch_connections=settings.limits.max_fetch_connections,
-            max_rpc_stubs=settings.limits.max_rpc_stubs,
-        ),
-        not_again=frozenset(not_again or ()),
-        quarantined=frozenset(quarantined or ()),
-        mark=None if mark is None else Path(mark),
+        limits=HostLimits(**{name: getattr(limits, name) for name in HostLimits.__struct_fields__}),
+        max_open_files=limits.max_open_databases,
+        log_bounds=LogBounds(storage.max_log_bytes, storage.max_node_log_bytes // place.slots),
+        cache_bounds=(storage.max_cache_bytes, storage.min_free_bytes),
+        ca_file=place.ca_file,
     )
-    loop.set_task_factory(host.new_task)
-    return host
 
 
 async def start_apps(settings: Settings) -> None:
@@ -189,23 +175,25 @@ _EVICT_WAITS_S = 4.0  # for what pins an object
 
 async def evict_objects(host: Host, arguments: dict[str, Any]) -> int:
     """`roost objects evict`, on one host."""
-    return await host.evict(arguments.get("object"), cut=bool(arguments.get("cut")), timeout_s=_EVICT_WAITS_S)
+    return await host.sleeping.evict(arguments.get("object"), cut=bool(arguments.get("cut")), timeout_s=_EVICT_WAITS_S)
 
 
 def watch(
     host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None], debugged: Callable[[], None]
 ) -> Watchdog:
     """A watchdog for the host, not started."""
-    from roost.host.worker.watchdog import Watchdog
+    from roost.host.watchdog import Watchdog
 
     limits = settings.limits
     by_class = {name: cpu_ms / 1000 for name, cpu_ms in limits.class_cpu_ms.items()}
-    return Watchdog(host, (app.cpu_ms or limits.cpu_ms) / 1000, by_class, limits.max_host_memory_bytes, tell, debugged)
+    return Watchdog(
+        host.surroundings, (app.cpu_ms or limits.cpu_ms) / 1000, by_class, limits.max_host_memory_bytes, tell, debugged
+    )
 
 
 async def probe(loop: asyncio.AbstractEventLoop, worker: Worker, app: App, settings: Settings) -> None:
     """Build one new object of each class, away from the real ones. Raises WorkerError with what its constructor raised."""
-    host = make_host(loop, worker, app, settings, 0, 1, None)
+    host = make_host(loop, worker, app, settings, HostPlace())
     try:
         for class_name in worker.classes:
             await host.probe(class_name, _PROBE_S)

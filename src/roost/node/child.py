@@ -25,13 +25,13 @@ from roost.host.forking import Forks, die_with_parent
 from roost.link.port import NO_CONTEXT
 from roost.link.unix import UnixLink
 from roost.node.assemble import (
+    HostPlace,
     calm_collector,
     evict_objects,
     fault_of,
     gateway_report,
     host_report,
     load,
-    make_assets,
     make_gateway,
     make_host,
     probe,
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from roost.gateway.handover.tls_pump import TlsPump
+    from roost.host.watchdog import Stuck
     from roost.host.worker.loader import Worker
-    from roost.host.worker.watchdog import Stuck
     from roost.node.config import App
 
 _log = logging.getLogger("roost.node")
@@ -328,7 +328,7 @@ class _Gateway:
         self._gateway.end_pumped(pid)
 
     def serve_app(self, app: App) -> None:
-        self._gateway.turn.assets = make_assets(app)
+        self._gateway.turn.assets = None if app.assets is None else app.assets.files()
 
     def know(self, order: ToChild) -> None:
         """Only hosts need to know what has brought others down."""
@@ -366,10 +366,20 @@ class _HostRole:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._sockets = spec.sockets
-        self._host = make_host(
-            loop, worker, spec.app, spec.settings, spec.index, spec.slots, spec.data, spec.not_again, spec.quarantined,
-            spec.mark, spec.first_names, len(spec.sockets), spec.elsewhere, spec.ca_file, dev=spec.dev,
-        )  # fmt: skip
+        place = HostPlace(
+            slot=spec.index,
+            slots=spec.slots,
+            gateways=len(spec.sockets),
+            data=spec.data,
+            mark=spec.mark,
+            not_again=spec.not_again,
+            quarantined=spec.quarantined,
+            elsewhere=spec.elsewhere,
+            first_names=spec.first_names,
+            ca_file=spec.ca_file,
+            dev=spec.dev,
+        )
+        self._host = make_host(loop, worker, spec.app, spec.settings, place)
         self._watchdog = watch(self._host, spec.app, spec.settings, _tell_stuck, _tell_debugged)
         self._connectors: list[asyncio.Task[None]] = []
         self._finish_s = spec.settings.timeouts.replaced_host_s
@@ -403,7 +413,7 @@ class _HostRole:
             await self._host.links[-1].gone.wait()
 
     def end_soon(self) -> None:
-        self._host.closing = True
+        self._host.end_soon()
 
     def report(self) -> dict[str, Any]:
         return host_report(self._host)
@@ -414,9 +424,8 @@ class _HostRole:
 
     def know(self, order: ToChild) -> None:
         """What has brought other hosts down."""
-        self._host.waking.quarantined = frozenset(order.quarantined)
-        self._host.elsewhere |= set(order.objects)
-        self._host.not_again |= frozenset(order.not_again)
+        self._host.quarantine(frozenset(order.quarantined))
+        self._host.know(order.objects, frozenset(order.not_again))
 
     async def evict(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"evicted": await evict_objects(self._host, arguments)}

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from roost.config_values import nearest, table
 from roost.errors import ConfigError
-from roost.node.config_values import table
-from roost.node.settings import nearest
 from roost.storage.migrations import Exports, Migration
 
 if TYPE_CHECKING:

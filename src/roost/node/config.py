@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import pyjson5
 
+from roost.bindings import KINDS
+from roost.bindings.assets import AssetsConfig, config_of
+from roost.bindings.kind import Configs, Place, Version
+from roost.config_values import nearest
+from roost.config_values import table as _table
+from roost.config_values import text as _text
 from roost.errors import ConfigError
 from roost.node.class_config import CodeUpdate, code_update_of, exports_of, migrations_of
-from roost.node.config_values import table as _table
-from roost.node.config_values import text as _text
 from roost.node.dates import compat_for
-from roost.node.settings import nearest
-from roost.storage.assets import HTML_HANDLING, NOT_FOUND_HANDLING
 from roost.storage.migrations import Exports, Migration
 
 if TYPE_CHECKING:
@@ -37,10 +39,11 @@ DEFAULT_COMPATIBILITY_DATE = "2026-10-01"
 
 _KEYS = (
     "$schema", "name", "main", "compatibility_date", "compatibility_flags", "vars", "durable_objects", "migrations", "env",
-    "assets", "triggers", "dev", "limits", "observability", "workers_dev", "routes", "route", "preview_urls", "rules",
-    "build", "placement", "account_id", "services", "kv_namespaces", "r2_buckets", "d1_databases", "queues", "ai",
+    "triggers", "dev", "limits", "observability", "workers_dev", "routes", "route", "preview_urls", "rules",
+    "build", "placement", "account_id", "r2_buckets", "d1_databases", "queues", "ai",
     "workflows", "send_email", "vectorize", "hyperdrive", "browser", "containers", "tail_consumers", "logpush", "minify",
-    "exports", "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps", "ratelimits", "version_metadata",
+    "exports", "keep_vars", "no_bundle", "find_additional_modules", "upload_source_maps",
+    *(kind.KEY for kind in KINDS),
 )  # fmt: skip
 _UNSUPPORTED = {
     "r2_buckets": "R2 buckets",
@@ -64,35 +67,10 @@ _UNSUPPORTED = {
     "vpc_services": "VPC services",
     "tail_consumers": "tail consumers",
 }
-_NOT_INHERITED = ("vars", "durable_objects", "services", "kv_namespaces", "ratelimits", "version_metadata", *_UNSUPPORTED)
+_NOT_INHERITED = ("vars", "durable_objects", *(kind.KEY for kind in KINDS if not kind.IS_INHERITED), *_UNSUPPORTED)
 
 
 _log = logging.getLogger("roost.node")
-
-
-class AssetsConfig(msgspec.Struct, frozen=True):
-    """`assets`: a folder of static files."""
-
-    directory: str
-    binding: str = ""
-    not_found_handling: str = "none"
-    html_handling: str = "auto-trailing-slash"
-    run_worker_first: bool | list[str] = False
-
-
-class Service(msgspec.Struct, frozen=True):
-    """A `services` entry that names an entrypoint of this app; `Default` is the main one."""
-
-    entrypoint: str = "Default"
-    props: dict[str, Any] = {}
-
-
-class RateLimits(msgspec.Struct, frozen=True):
-    """A `ratelimits` entry: so many of one key in a period. Bindings of one `namespace_id` count together."""
-
-    namespace_id: str
-    limit: int
-    period_s: int
 
 
 class App(msgspec.Struct, frozen=True):
@@ -104,8 +82,7 @@ class App(msgspec.Struct, frozen=True):
     compatibility_date: str
     variables: dict[str, Any]
     bindings: dict[str, str]
-    services: dict[str, Service]
-    kv_namespaces: dict[str, str]
+    others: dict[str, Configs]  # bindings of other kinds than objects, by their key (`roost.bindings`)
     crons: list[str]
     assets: AssetsConfig | None
     ip: str | None
@@ -116,9 +93,7 @@ class App(msgspec.Struct, frozen=True):
     migrations: list[Migration] = []
     exports: Exports | None = None  # in place of `migrations`
     code_update: CodeUpdate = CodeUpdate()
-    ratelimits: dict[str, RateLimits] = {}
-    version_metadata: str = ""  # the binding
-    version: tuple[str, str, str] = ("", "", "")  # its id, tag and time; nothing if it is no version that is kept
+    version: Version = Version()
 
     def compat(self) -> Compat:
         """What the compatibility date and flags choose."""
@@ -161,7 +136,7 @@ def read_app(
     dev = _table(raw.get("dev", {}), "dev", path)
     if dev.get("port") is not None and type(dev["port"]) is not int:
         raise ConfigError(f"{path}: dev.port must be a number.", key="dev.port")
-    _check_names(raw, path)
+    others = _others(raw, path)
     day, flags = _date(raw.get("compatibility_date"), path, warnings), _flags(raw, path)
     compat_for(day, flags, warnings, path.name)
     return App(
@@ -176,10 +151,9 @@ def read_app(
             **_given(variables or []),
         },
         bindings=_bindings(raw, path),
-        services=_services(raw, path),
-        kv_namespaces=_kv_namespaces(raw, path),
+        others=others,
         crons=_crons(raw, path),
-        assets=_assets(raw.get("assets"), path),
+        assets=None if raw.get("assets") is None else config_of(raw["assets"], path),
         ip=dev.get("ip"),
         port=dev.get("port"),
         warnings=warnings,
@@ -187,8 +161,6 @@ def read_app(
         migrations=migrations_of(raw, path, _bindings(raw, path), warnings),
         exports=exports_of(raw, path, _bindings(raw, path), warnings),
         code_update=code_update_of(raw, path),
-        ratelimits=_ratelimits(raw, path),
-        version_metadata=_version_metadata(raw, path),
     )
 
 
@@ -278,74 +250,16 @@ def _bindings(raw: dict[str, Any], path: Path) -> dict[str, str]:
     return found
 
 
-def _services(raw: dict[str, Any], path: Path) -> dict[str, Service]:
-    entries = raw.get("services", [])
-    if not isinstance(entries, list):
-        raise ConfigError(f"{path}: services must be a list.", key="services")
-    found: dict[str, Service] = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("binding", "service")):
-            raise ConfigError(f"{path}: each of services needs a binding and a service.", key="services")
-        name = raw["name"]
-        if entry["service"] != name:
-            raise ConfigError(
-                f"{path}: services: {entry['binding']} is another worker ({entry['service']}); Roost binds entrypoints of "
-                f"the same app only (service = {name!r}).",
-                key="services",
-            )
-        props = _table(entry.get("props", {}), "services.props", path)
-        found[entry["binding"]] = Service(_text(entry.get("entrypoint", "Default"), "services.entrypoint", path), props)
-    return found
-
-
-def _check_names(raw: dict[str, Any], path: Path) -> None:
-    """Each name in `env` is one thing."""
-    assets = raw.get("assets")
-    names = [*_table(raw.get("vars", {}), "vars", path), *_bindings(raw, path), *_services(raw, path)]
-    names += [
-        *_kv_namespaces(raw, path),
-        *_ratelimits(raw, path),
-        *filter(None, [_version_metadata(raw, path)]),
-        *([assets["binding"]] if isinstance(assets, dict) and assets.get("binding") else []),
-    ]
+def _others(raw: dict[str, Any], path: Path) -> dict[str, Configs]:
+    """The bindings besides objects, by their kind's key. Each name in `env` is one thing."""
+    place = Place(path, _text(raw["name"], "name", path))
+    found = {kind.KEY: kind.parse(raw[kind.KEY], place) for kind in KINDS if raw.get(kind.KEY) is not None}
+    names = [*_table(raw.get("vars", {}), "vars", path), *_bindings(raw, path)]
+    names += [name for configs in found.values() for name in configs]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{path}: {name} is bound twice; each name in env can be one thing only.", key=name)
-
-
-def _kv_namespaces(raw: dict[str, Any], path: Path) -> dict[str, str]:
-    entries = raw.get("kv_namespaces", [])
-    if not isinstance(entries, list):
-        raise ConfigError(f"{path}: kv_namespaces must be a list.", key="kv_namespaces")
-    found: dict[str, str] = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("binding"), str):
-            raise ConfigError(f"{path}: each of kv_namespaces needs a binding.", key="kv_namespaces")
-        found[entry["binding"]] = _text(entry.get("id") or entry["binding"], "kv_namespaces.id", path)
     return found
-
-
-def _ratelimits(raw: dict[str, Any], path: Path) -> dict[str, RateLimits]:
-    entries = raw.get("ratelimits", [])
-    found: dict[str, RateLimits] = {}
-    for entry in entries if isinstance(entries, list) else [entries]:
-        table = entry if isinstance(entry, dict) else {}
-        simple = table.get("simple")
-        limit, period = (simple.get("limit"), simple.get("period")) if isinstance(simple, dict) else (None, None)
-        name = table.get("name")
-        if type(limit) is not int or limit < 1 or period not in (10, 60) or not isinstance(name, str):
-            raise ConfigError(
-                f"{path}: each of ratelimits needs a name, a namespace_id and simple = {{ limit = N, period = 10 or 60 }}.",
-                key="ratelimits",
-            )
-        namespace = str(table.get("namespace_id", name))
-        found[name] = RateLimits(_text(namespace, "ratelimits.namespace_id", path), limit, int(period))
-    return found
-
-
-def _version_metadata(raw: dict[str, Any], path: Path) -> str:
-    table = _table(raw.get("version_metadata", {}), "version_metadata", path)
-    return _text(table["binding"], "version_metadata.binding", path) if "binding" in table else ""
 
 
 def _cpu_ms(raw: dict[str, Any], path: Path) -> int | None:
@@ -365,39 +279,6 @@ def _crons(raw: dict[str, Any], path: Path) -> list[str]:
         for cron in crons:
             next_time_ms(cron, 0)
     return list(dict.fromkeys(crons))
-
-
-def _assets(value: Any, path: Path) -> AssetsConfig | None:
-    if value is None:
-        return None
-    table = _table(value, "assets", path)
-    directory = (path.parent / _text(table.get("directory", ""), "assets.directory", path)).resolve()
-    if not directory.is_dir():
-        raise ConfigError(f"{path}: assets.directory: {directory} is not a folder.", key="assets.directory")
-    known = list(AssetsConfig.__struct_fields__)
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{path}: assets: unknown key {key!r}.{nearest(key, known)}", key=f"assets.{key}")
-    first = table.get("run_worker_first", False)
-    if not isinstance(first, bool) and not (isinstance(first, list) and all(isinstance(each, str) for each in first)):
-        raise ConfigError(
-            f"{path}: assets.run_worker_first is true, false or a list of paths such as '/api/*' and '!/api/docs/*'.",
-            key="assets.run_worker_first",
-        )
-    return AssetsConfig(
-        str(directory),
-        _text(table.get("binding", ""), "assets.binding", path),
-        _one_of(table.get("not_found_handling", "none"), NOT_FOUND_HANDLING, "assets.not_found_handling", path),
-        _one_of(table.get("html_handling", HTML_HANDLING[0]), HTML_HANDLING, "assets.html_handling", path),
-        first,
-    )
-
-
-def _one_of(value: Any, allowed: tuple[str, ...], key: str, path: Path) -> str:
-    if value not in allowed:
-        more = nearest(str(value), list(allowed))
-        raise ConfigError(f"{path}: {key} is {value!r}; it is one of {', '.join(allowed)}.{more}", key=key)
-    return str(value)
 
 
 def _secrets(folder: Path, env: str | None) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from roost.api.runtime import Compat
+from roost.config_values import nearest
 from roost.errors import ConfigError
-from roost.node.settings import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

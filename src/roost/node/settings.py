@@ -5,17 +5,17 @@ Every setting has a default and its unit in its name. Unknown sections and keys 
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from roost.config_values import nearest
 from roost.errors import ConfigError
-from roost.gateway.io.access import SAME_HOST, Access
+from roost.gateway.io.access import Access
 from roost.gateway.io.tls import ServerTls
-from roost.gateway.limits import GatewayLimits
+from roost.gateway.limits import SAME_HOST, GatewayLimits
 from roost.protocol.http import HeadLimits
 
 if TYPE_CHECKING:
@@ -152,12 +152,6 @@ class Settings(msgspec.Struct, frozen=True):
 
 _SMALLEST_LOG_BYTES = 1024 * 1024
 _LARGEST_MESSAGE_BYTES = 32 * 1024 * 1024
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """` Did you mean "x"?` for the known name closest to a wrong one, or nothing."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f' Did you mean "{matches[0]}"?' if matches else ""
 
 
 def read_settings(folder: Path) -> Settings:

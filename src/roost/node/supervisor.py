@@ -23,6 +23,7 @@ from roost.link.memory import memory_pair
 from roost.node import control, orphans
 from roost.node.admin import TOKEN_FILE, Admin, read_token
 from roost.node.assemble import (
+    HostPlace,
     calm_collector,
     describe_assets,
     evict_objects,
@@ -271,11 +272,9 @@ class Node:
         try:
             worker = load(self._app)
             await start_apps(self._settings)
-            host = make_host(
-                loop, worker, self._app, self._settings, 0, 1, self._options.data, first_names=self._first_names,
-                ca_file=self._options.ca_file,
-            )  # fmt: skip
             options = self._options
+            place = HostPlace(data=options.data, first_names=self._first_names, ca_file=options.ca_file)
+            host = make_host(loop, worker, self._app, self._settings, place)
             gateway = make_gateway(
                 loop, self._app, self._settings, 1, options.ca_file, epoch=0, log_format=options.log_format
             )

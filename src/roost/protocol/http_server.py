@@ -47,7 +47,7 @@ FOLLOWS: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.CLOSING: frozenset({Phase.CLOSING, Phase.GONE}),
     Phase.GONE: frozenset({Phase.GONE}),
 }
-"""The legal moves. REQUEST → IDLE is an answer that leaves whole."""
+"""The legal moves. REQUEST → IDLE is an answer that leaves whole. Tests hold each move of a connection against it."""
 
 UNDER_WAY: Final = frozenset({Phase.REQUEST, Phase.UPGRADING, Phase.RESPONDING})
 

@@ -29,6 +29,7 @@ from roost.storage.folding import LARGE_COMMITS, MAX_LOG_BYTES, fold, has_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from roost.storage.folding import Folded
@@ -792,3 +793,16 @@ class SqlRun:
             self._finished = True
             self._written = self._connection.total_changes() - self._changes_before
         return row
+
+
+def close_database(database: Database, running: Future[Any] | None) -> None:
+    """Close a file once its last fsync is over; remove it if nothing is left in it. For a thread: it waits."""
+    try:
+        if running is not None:
+            running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served
+        if database.may_be_empty and database.is_empty():
+            database.destroy()
+        else:
+            database.close()
+    except Exception:  # noqa: BLE001 - on a thread, where nobody else would see it
+        _log.exception("storage: a database could not be closed cleanly")

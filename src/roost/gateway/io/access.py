@@ -12,10 +12,11 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from roost.gateway.limits import SAME_HOST
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-SAME_HOST: Final = "same-host"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 

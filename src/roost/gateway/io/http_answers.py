@@ -13,9 +13,7 @@ from roost.gateway.io.channel import Backlog, Channel, shut_down_writing
 from roost.gateway.io.file_body import FileBody
 from roost.protocol.http import HttpEvent, RequestHead, RequestParser, encode_head, simple_response
 from roost.protocol.http_server import (
-    FOLLOWS,
     NOT_FROM_WORKERS,
-    UNDER_WAY,
     UNFRAMED,
     Phase,
     chunk,
@@ -59,13 +57,6 @@ class HttpAnswers(Channel):
         self._file: FileBody | None = None  # what is being sent of a static file
         self._ended = False  # the client says nothing more; what it has asked for is answered
         self._head_since = self._last_active = turn.loop.time()
-
-    def _go(self, phase: Phase) -> None:
-        if phase not in FOLLOWS[self._phase]:
-            raise AssertionError(f"an HTTP connection cannot go from {self._phase.name} to {phase.name}")
-        self._phase = phase
-        if phase not in UNDER_WAY:
-            self._head = None
 
     def _advance(self) -> None:
         """Take from the queue what can be taken now."""
@@ -114,7 +105,7 @@ class HttpAnswers(Channel):
             self.turn.log_worker_fault(head.target, f"{found.path} cannot be read: {error}")
             self._refuse(500, "Internal Server Error")
             return True
-        self._go(Phase.RESPONDING)
+        self._phase = Phase.RESPONDING
         self.turn.log_request(head.method, head.target, found.status)
         self.write(data)  # the file follows once that has left (`drained`)
         return True
@@ -174,7 +165,7 @@ class HttpAnswers(Channel):
             self.turn.requests.to_host(self._request, Abort(self._request, "The response cannot be sent."))
             self.refuse(500, "Internal Server Error")
             return
-        self._go(Phase.RESPONDING)
+        self._phase = Phase.RESPONDING
         self.turn.log_request(head.method, head.target, response.status)
         self._write_body(data, b"" if bodiless else response.body, last=last)
 
@@ -202,10 +193,12 @@ class HttpAnswers(Channel):
         self._uncredited = 0
         self._lingering = self._reading_body
         if not self._close_after and not self._reading_body:
-            self._go(Phase.IDLE)
+            self._phase = Phase.IDLE
+            self._head = None
             self._advance_later()
         else:
-            self._go(Phase.CLOSING)
+            self._phase = Phase.CLOSING
+            self._head = None
             self._queue.clear()
             self._reading_body = False
             self._close_after = True
@@ -274,7 +267,8 @@ class HttpAnswers(Channel):
         answer = simple_response(status, reason + "\n", headers, close=True)
         if head is not None and head.method == "HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        self._go(Phase.CLOSING)
+        self._phase = Phase.CLOSING
+        self._head = None
         self._queue.clear()
         self._reading_body = False
         self._close_after = self._lingering = True
@@ -336,5 +330,6 @@ class HttpAnswers(Channel):
             self._file = None
         if self.fd >= 0:
             self._parser.close()
-            self._go(Phase.GONE)
+            self._phase = Phase.GONE
+            self._head = None
         super().close_fd()

@@ -152,7 +152,7 @@ class HttpConnection(HttpAnswers):
         return READ | owed
 
     def _begin(self, head: RequestHead) -> None:
-        self._go(Phase.REQUEST)
+        self._phase = Phase.REQUEST
         self._head = head
         self._head_since = 0.0
         self._close_after = not head.keep_alive
@@ -182,7 +182,7 @@ class HttpConnection(HttpAnswers):
                 self._refuse(400, "A request with a body cannot offer another protocol here.")
                 return
         if upgrade:
-            self._go(Phase.UPGRADING)
+            self._phase = Phase.UPGRADING
         elif self._serve_asset(head):
             return
         if self._reading_body and has_token(head.fields.get("expect"), "100-continue"):
@@ -292,7 +292,8 @@ class HttpConnection(HttpAnswers):
     def is_replaced(self) -> None:
         """Its descriptor is a WebSocket's."""
         self.fd = -1
-        self._go(Phase.GONE)
+        self._phase = Phase.GONE
+        self._head = None
 
     @property
     def is_half_closed(self) -> bool:

@@ -13,23 +13,19 @@ from roost.host.worker.rpc_table import RpcCall
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from roost.events import Chain, ObjectRef
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host
-    from roost.host.objects.actor import Actor
-
-    Reply = Callable[[bytes, Fault | None, BaseException | None, BaseException | None], None]
+    from roost.host.worker.rpc_table import Reply
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.worker")
 
 
-class Calls:
+class MethodCalls:
     """The method calls that one host answers. Not to be begun within a task."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
         self.running = 0  # also those that wait to begin
 
     def from_link(self, link: GatewayLink, event: Call) -> None:
@@ -55,11 +51,11 @@ class Calls:
                 self.running -= 1
                 reply(*outcome)
 
-            self._host.rpc.begin(ref, method, arguments, chain, replied)
+            self._surroundings.rpc.begin(ref, method, arguments, chain, replied)
             return
-        self._host.counters.calls += 1
+        self._surroundings.counters.calls += 1
         try:
-            actor = self._host.waking.awaken(ref, f"{method}()")
+            actor = self._surroundings.objects.awaken(ref, f"{method}()")
         except ConfigError as error:
             reply(b"", None, WorkerError(str(error)), None)
             return
@@ -75,15 +71,8 @@ class Calls:
         def done(result: Any, error: BaseException | None) -> None:
             self.running -= 1
             if type(error) is Superseded:
-                self._host.loop.call_soon(self.begin, ref, method, arguments, chain, reply, context=NO_CONTEXT)
+                self._surroundings.loop.call_soon(self.begin, ref, method, arguments, chain, reply, context=NO_CONTEXT)
             else:
-                answer_when_durable(actor, call, result, error, reply)
+                call.answer_when_durable(actor.gate, result, error, reply)
 
         actor.run_event(start, f"{method}()", chain, done)
-
-
-def answer_when_durable(actor: Actor, call: RpcCall, result: Any, error: BaseException | None, reply: Reply) -> None:
-    """Also an error is an answer, and waits for what was written before it."""
-    value, fault, raised = call.outcome(result, error)
-    failure = raised if isinstance(raised, WorkerError) else None
-    actor.gate.hold(lambda broken: reply(value, fault, failure or broken, raised))

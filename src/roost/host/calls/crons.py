@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from roost.clock import Clock
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.worker")
 
@@ -77,8 +77,8 @@ class ScheduledController:
 class Crons:
     """The cron triggers of one host's worker."""
 
-    def __init__(self, host: Host, expressions: Sequence[str], clock: Clock) -> None:
-        self._host = host
+    def __init__(self, surroundings: Surroundings, expressions: Sequence[str], clock: Clock) -> None:
+        self._surroundings = surroundings
         self._clock = clock
         self._expressions = expressions
         self._next: dict[str, int] = {}
@@ -90,7 +90,7 @@ class Crons:
         now_ms = self._clock.wall_ms()
         for expression in self._expressions:
             try:
-                last_ms = self._host.disk.alarms.last_cron(expression)
+                last_ms = self._surroundings.disk.alarms.last_cron(expression)
             except StorageError as error:
                 _log.error("crons: %s", error)
                 last_ms = None
@@ -123,21 +123,21 @@ class Crons:
             elif due_ms <= now_ms:
                 self._next[expression] = next_time_ms(expression, now_ms)
                 try:
-                    self._host.disk.alarms.cron_fired(expression, due_ms)
+                    self._surroundings.disk.alarms.cron_fired(expression, due_ms)
                 except StorageError as error:
                     _log.error("crons: %s", error)  # a restart may repeat it
-                self._host.spawn(self.run(expression, due_ms), NO_CONTEXT.copy())
+                self._surroundings.spawn(self.run(expression, due_ms), NO_CONTEXT.copy())
         if self._next:
             delay_s = min((min(self._next.values()) - now_ms) / 1000, _LONGEST_SLEEP_S)
-            self._timer = self._host.loop.call_later(max(delay_s, 0.001), self.check, context=NO_CONTEXT)
+            self._timer = self._surroundings.loop.call_later(max(delay_s, 0.001), self.check, context=NO_CONTEXT)
 
     async def run(self, expression: str, due_ms: int) -> bool:
         """Call the handler; whether it succeeded. Failures are logged."""
-        from roost.host.worker.io_context import RequestContext  # not needed by those who only check an expression
+        from roost.host.worker.request_context import RequestContext  # not needed by those who only check an expression
 
-        host = self._host
-        context = RequestContext(host, f"scheduled {expression}", host.worker.compat, None)
-        task = host.loop.create_task(self._call(context, expression, due_ms), context=context.fresh_variables())
+        surroundings = self._surroundings
+        context = RequestContext(surroundings, f"scheduled {expression}", surroundings.worker.compat, None)
+        task = surroundings.loop.create_task(self._call(context, expression, due_ms), context=context.fresh_variables())
         try:
             await asyncio.wait_for(task, TIME_LIMIT_S)
         except asyncio.CancelledError:
@@ -152,7 +152,7 @@ class Crons:
     async def _call(self, context: Any, expression: str, due_ms: int) -> None:
         from roost.api.state import ExecutionContext
 
-        worker = self._host.worker
+        worker = self._surroundings.worker
         ctx = ExecutionContext(context)
         handler = worker.scheduled
         if handler is None and isinstance(worker.entrypoint, type):

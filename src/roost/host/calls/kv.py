@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 
 class KvStores:
     """All namespaces of one host."""
 
-    def __init__(self, host: Host, data: Path, namespaces: Mapping[str, str]) -> None:
-        self._host = host
-        self._files = SharedFiles(host, "KV", KeyValues)
+    def __init__(self, surroundings: Surroundings, namespaces: Mapping[str, str]) -> None:
+        self._surroundings = surroundings
+        self._files = SharedFiles(surroundings, "KV", KeyValues)
         self.bindings = {
-            binding: KvNamespace(_Namespace(self, namespace_path(data, namespace)))
+            binding: KvNamespace(_Namespace(self, namespace_path(surroundings.disk.data, namespace)))
             for binding, namespace in namespaces.items()
         }
 
     def now_s(self) -> float:
-        return self._host.disk.clock.wall_ms() / 1000
+        return self._surroundings.now_s()
 
     def begin(self, path: Path, what: str, operation: Callable[[KeyValues], Any], size: int = 0) -> asyncio.Future[Any]:
         """Raises OverloadError."""
         if self._files.is_full:
-            self._host.counters.kv_refused += 1
+            self._surroundings.counters.kv_refused += 1
         return self._files.begin(path, what, operation, size)
 
     def close(self) -> None:

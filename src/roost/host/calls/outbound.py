@@ -13,15 +13,15 @@ from roost.errors import JsException, JsTypeError
 from roost.events import Dial, DialKept, Dialled, KeepSocket
 from roost.host.calls.http_client import HttpClient
 from roost.host.worker.aborting import ends_body
-from roost.host.worker.io_context import request_link
+from roost.host.worker.current import request_link
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host
-    from roost.host.worker.io_context import Context
+    from roost.host.worker.io_context import WorkContext
+    from roost.host.worker.surroundings import Surroundings
 
 
 _OF_THE_FRAMING: Final = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"})
@@ -30,14 +30,14 @@ _OF_THE_FRAMING: Final = frozenset({"connection", "content-length", "keep-alive"
 class Outbound:
     """The outgoing side of one host."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._last_dial = host.unique_numbers()
-        self._client = HttpClient(host.limits.max_fetch_connections, host.ca_file, host.counters)
+    def __init__(self, surroundings: Surroundings, ca_file: str | None) -> None:
+        self._surroundings = surroundings
+        self._last_dial = surroundings.links.unique_numbers()
+        self._client = HttpClient(surroundings.limits.max_fetch_connections, ca_file, surroundings.counters)
 
     # WebSockets
 
-    def dial(self, context: Context, socket: SocketEnd, url: str, protocols: list[str]) -> None:
+    def dial(self, context: WorkContext, socket: SocketEnd, url: str, protocols: list[str]) -> None:
         """`new WebSocket(url)`: the socket hears `open`, or `error` and `close`."""
         pinned = context.pin(f"dialling {url}")
 
@@ -65,7 +65,7 @@ class Outbound:
         self, url: str, protocols: list[str], headers: Any, keep: KeepSocket, kept: Callable[[GatewayLink, int], None]
     ) -> None:
         """Have an object's socket dialled; `kept(link, number)` once it has one. Raises Error (as JsException)."""
-        answered: asyncio.Future[None] = self._host.loop.create_future()
+        answered: asyncio.Future[None] = self._surroundings.loop.create_future()
 
         def dialled(link: GatewayLink, outcome: Dialled) -> None:
             try:
@@ -91,14 +91,14 @@ class Outbound:
     def _send(
         self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any, keep: KeepSocket | None = None
     ) -> None:
-        links = self._host.links
+        links = self._surroundings.links.here
         link = request_link.get()
         if link is None or link not in links:
             if not links:
-                self._host.loop.call_soon(failed, "no gateway is connected")
+                self._surroundings.loop.call_soon(failed, "no gateway is connected")
                 return
             link = links[0]
-        if not self._host.worker.compat.compression:
+        if not self._surroundings.worker.compat.compression:
             headers = without_compression(headers)
         self._last_dial += 2
         number = self._last_dial + 1
@@ -108,7 +108,7 @@ class Outbound:
 
     # fetch
 
-    async def fetch(self, context: Context, request: Request) -> Response:
+    async def fetch(self, context: WorkContext, request: Request) -> Response:
         """An HTTP request, or an upgraded one. Raises TypeError (as JsException) for what cannot be fetched."""
         scheme = request.url.split(":", 1)[0]
         if scheme not in ("http", "https"):
@@ -119,8 +119,8 @@ class Outbound:
         opened = context.body_opened if signal is None else ends_body(signal, context.body_opened)
         return await self._client.fetch(request, opened)
 
-    async def _upgrade(self, context: Context, request: Request) -> Response:
-        answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._host.loop.create_future()
+    async def _upgrade(self, context: WorkContext, request: Request) -> Response:
+        answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._surroundings.loop.create_future()
 
         def dialled(link: GatewayLink, outcome: Dialled) -> None:
             if not answered.done():

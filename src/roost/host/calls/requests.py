@@ -12,6 +12,7 @@ from roost.api.rpc import fault_of
 from roost.api.socket_end import Accept, SocketEnd
 from roost.api.state import ExecutionContext
 from roost.api.urls import normalised
+from roost.compat.pyodide.code import accepted_positionals
 from roost.errors import JsTypeError, UnavailableError, WorkerError
 from roost.events import BODY_WINDOW_BYTES, Abort, Binding
 from roost.events import Request as RequestEvent
@@ -20,13 +21,16 @@ from roost.host.bodies import BodyReader, BodyWriter, ReceiverGone
 from roost.host.calls.outbound import same_gateway, without_compression
 from roost.host.calls.stubs import SocketReference
 from roost.host.objects.actor import Actor
-from roost.host.worker.io_context import Context, RequestContext, drop_unused, not_a_response
+from roost.host.worker.current import drop_unused, not_a_response
+from roost.host.worker.io_context import WorkContext
+from roost.host.worker.request_context import RequestContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from roost.host.calls.crons import Crons
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.worker")
 
@@ -36,16 +40,18 @@ _SCHEDULED = "/cdn-cgi/handler/scheduled"
 class Requests:
     """The requests under way on one host."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, surroundings: Surroundings, crons: Crons) -> None:
+        self._surroundings = surroundings
+        self._crons = crons
+        self._takes = _arguments_of(surroundings.worker.entrypoint)
         self.open = 0
         self._writers: dict[tuple[int, int], BodyWriter] = {}  # by link and request
 
     def begin(self, link: GatewayLink, event: RequestEvent) -> None:
         """Start to serve; in place as far as it goes without waiting."""
-        host = self._host
+        surroundings = self._surroundings
         path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
-        context = RequestContext(host, f"{event.method} /{path}", host.worker.compat, link)
+        context = RequestContext(surroundings, f"{event.method} /{path}", surroundings.worker.compat, link)
         self.open += 1
         context.run_coroutine(self._serve(link, event, context), context.fresh_variables(), "request")
 
@@ -72,12 +78,13 @@ class Requests:
             drop_unused(context.received)
 
     async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
-        host = self._host
+        surroundings = self._surroundings
         if event.target is not None:
-            return await host.waking.awaken(event.target, f"fetch {event.method}").serve(request, event.chain)
-        if host.dev and urlsplit(request.url).path == _SCHEDULED:
+            actor: Actor = surroundings.objects.awaken(event.target, f"fetch {event.method}")
+            return await actor.serve(request, event.chain)
+        if surroundings.dev and urlsplit(request.url).path == _SCHEDULED:
             return await self._scheduled(request)
-        return await self.default_fetch(request, context)
+        return await self.fetch(request, context)
 
     async def _scheduled(self, request: Request) -> Response:
         """`roost dev` only: run the cron that a query names, now. Source: platform documentation, "Cron Triggers"."""
@@ -85,21 +92,21 @@ class Requests:
         cron = query.get("cron", [""])[0]
         given = query.get("time", [""])[0]
         at_ms = int(given) if given.isdigit() else round(time.time() * 1000)
-        succeeded = await self._host.crons.run(cron, at_ms)
+        succeeded = await self._crons.run(cron, at_ms)
         return Response("ok" if succeeded else "exception", 200 if succeeded else 500)
 
-    async def default_fetch(self, request: Request, context: RequestContext) -> Response:
+    async def fetch(self, request: Request, context: RequestContext) -> Response:
         """The default entrypoint's answer."""
-        host = self._host
-        entrypoint = host.worker.entrypoint
+        surroundings = self._surroundings
+        entrypoint = surroundings.worker.entrypoint
         ctx = ExecutionContext(context)
         if isinstance(entrypoint, type):
-            handler = getattr(entrypoint(ctx, host.worker.env), "fetch", None)
+            handler = getattr(entrypoint(ctx, surroundings.worker.env), "fetch", None)
             if handler is None:
                 raise WorkerError("class Default has no fetch method; add `async def fetch(self, request)`.")
-            result = handler(*(request,)[: host.entrypoint_takes])
+            result = handler(*(request,)[: self._takes])
         else:
-            result = entrypoint(*(request, host.worker.env, ctx)[: host.entrypoint_takes])
+            result = entrypoint(*(request, surroundings.worker.env, ctx)[: self._takes])
         response = await result if hasattr(result, "__await__") else result
         if not isinstance(response, Response):
             raise not_a_response("fetch", response)
@@ -122,7 +129,7 @@ class Requests:
 
     # responses
 
-    async def _answer(self, link: GatewayLink, event: RequestEvent, response: Response, context: Context) -> None:
+    async def _answer(self, link: GatewayLink, event: RequestEvent, response: Response, context: WorkContext) -> None:
         headers = response.headers.pairs
         if response.web_socket is not None:
             self._couple(link, event, response, response.web_socket, context)
@@ -145,7 +152,7 @@ class Requests:
         self._writers.pop((link.index, event.request), None)
 
     def _couple(
-        self, link: GatewayLink, event: RequestEvent, response: Response, client: SocketEnd, context: Context
+        self, link: GatewayLink, event: RequestEvent, response: Response, client: SocketEnd, context: WorkContext
     ) -> None:
         """The client's connection becomes the other side of the pair's server end."""
         if not event.upgrade:
@@ -181,7 +188,7 @@ class Requests:
             elif item.kind == "close":
                 link.close_socket(event.socket, item.code, item.reason)
 
-    def _bind(self, link: GatewayLink, event: RequestEvent, client: SocketEnd, context: Context) -> Binding:
+    def _bind(self, link: GatewayLink, event: RequestEvent, client: SocketEnd, context: WorkContext) -> Binding:
         server = client.other_end
         if server is None:
             raise JsTypeError("Can't return a WebSocket made by its constructor or already connected.")
@@ -190,9 +197,9 @@ class Requests:
             return owner.bind(server, link, event.socket)
         if server.io_context is None:
             server.io_context = context  # accepted later: until then its events wait
-        port = server.io_context.port_for(link) if isinstance(server.io_context, Context) else None
+        port = server.io_context.port_for(link) if isinstance(server.io_context, WorkContext) else None
         link.adopt(server, event.socket, port)
-        if isinstance(server.io_context, Context):
+        if isinstance(server.io_context, WorkContext):
             server.io_context.socket_opened(server)
         return Binding()
 
@@ -216,6 +223,16 @@ class Requests:
         writer = self._writers.get((link.index, request))
         if writer is not None:
             writer.abort()
+
+
+def _arguments_of(entrypoint: Any) -> int:
+    """How many of its arguments the worker's fetch wants (relaxed calls, reference 1.2)."""
+    if isinstance(entrypoint, type):
+        function = getattr(entrypoint, "fetch", None)
+        takes = 2 if function is None else accepted_positionals(function)
+        return 1 if takes is None else min(takes - 1, 1)
+    takes = accepted_positionals(entrypoint)
+    return 3 if takes is None else takes
 
 
 def _said_length(headers: list[tuple[str, str]]) -> int | None:

@@ -12,10 +12,11 @@ from roost.api.state import ExecutionContext
 from roost.errors import WorkerError
 from roost.host.bodies import WatchedBody
 from roost.host.calls.stubs import Answer, calling_actor, in_callee
-from roost.host.objects.blocking import call_chain, chain_of_call
+from roost.host.objects.blocking import chain_of_call
 from roost.host.worker.aborting import unless_aborted
-from roost.host.worker.io_context import RequestContext, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.worker.promise import RpcPromise
+from roost.host.worker.request_context import RequestContext
 from roost.host.worker.rpc_table import RpcCall
 from roost.host.worker.running import in_context
 from roost.link.port import NO_CONTEXT
@@ -26,32 +27,32 @@ if TYPE_CHECKING:
     import contextvars
 
     from roost.api.http import Request
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 
 class EntrypointCaller:
     """`api.service.ServiceCaller` of one binding."""
 
-    def __init__(self, host: Host, name: str, props: dict[str, Any]) -> None:
-        self._host = host
+    def __init__(self, surroundings: Surroundings, name: str, props: dict[str, Any]) -> None:
+        self._surroundings = surroundings
         self._name = name
         self._props = props
 
     def _begin(self, what: str) -> tuple[RequestContext, contextvars.Context]:
-        host = self._host
+        surroundings = self._surroundings
         chain = chain_of_call(calling_actor(), 0)
-        context = RequestContext(host, f"{self._name}.{what}", host.worker.compat, request_link.get())
+        context = RequestContext(surroundings, f"{self._name}.{what}", surroundings.worker.compat, request_link.get())
         variables = context.fresh_variables()
         variables.run(call_chain.set, chain)
         return context, variables
 
     def _instance(self, context: RequestContext) -> Any:
-        cls = self._host.worker.entrypoints.get(self._name)
+        cls = self._surroundings.worker.entrypoints.get(self._name)
         if cls is None:
             raise WorkerError(f"the worker has no class {self._name} that extends WorkerEntrypoint.")
         ctx = ExecutionContext(context)
         ctx.props = decode_js(encode(self._props))
-        return cls(ctx, self._host.worker.env)
+        return cls(ctx, self._surroundings.worker.env)
 
     async def fetch(self, request: Request) -> Response:
         response: Response = await unless_aborted(request.given_signal, self._answered(request))
@@ -61,7 +62,7 @@ class EntrypointCaller:
         await _wait_for_writes()
         context, variables = self._begin("fetch")
         if self._name == "Default":
-            answering = self._host.requests.default_fetch(request, context)
+            answering = self._surroundings.entrypoint.fetch(request, context)
         else:
             answering = self._fetch(request, context)
         response: Response | None = None
@@ -90,7 +91,7 @@ class EntrypointCaller:
         return response
 
     def call(self, method: str, arguments: bytes) -> asyncio.Future[Any]:
-        loop = self._host.loop
+        loop = self._surroundings.loop
         answered = RpcPromise(loop=loop)
         answer = Answer(answered, current_context.get(None))
         context, variables = self._begin(f"{method}()")
@@ -103,8 +104,8 @@ class EntrypointCaller:
             context.called()
 
         def begin() -> None:
-            self._host.counters.calls += 1
-            self._host.runner.run(variables, self._start(context, method, arguments, call.received), done)
+            self._surroundings.counters.calls += 1
+            self._surroundings.runner.run(variables, self._start(context, method, arguments, call.received), done)
 
         def when_durable(error: BaseException | None) -> None:
             if error is not None:

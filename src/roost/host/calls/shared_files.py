@@ -10,7 +10,7 @@ import apsw
 from roost.api.runtime import current_context
 from roost.errors import OverloadError
 from roost.host.calls.stubs import calling_actor
-from roost.host.worker.io_context import Context
+from roost.host.worker.io_context import WorkContext
 from roost.link.port import NO_CONTEXT
 from roost.storage.database import StorageError
 from roost.storage.shared_database import SharedDatabase
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 MAX_WAITING: Final = 1_000
 MAX_WAITING_BYTES: Final = 128 * 1024 * 1024  # of what is to be written
@@ -32,9 +32,13 @@ class SharedFiles(Generic[S]):
     """Open files of one kind. One thread: what one handler writes and then reads keeps its order."""
 
     def __init__(
-        self, host: Host, kind: str, opened: Callable[[Path], S], begin_anew: Callable[[Path], None] | None = None
+        self,
+        surroundings: Surroundings,
+        kind: str,
+        opened: Callable[[Path], S],
+        begin_anew: Callable[[Path], None] | None = None,
     ) -> None:
-        self._host = host
+        self._surroundings = surroundings
         self._kind = kind
         self._opened = opened
         self._begin_anew = begin_anew  # removes a file that is damaged; None: it stays for `roost check`
@@ -54,12 +58,12 @@ class SharedFiles(Generic[S]):
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, f"roost {self._kind}")
         executor = self._executor
-        loop = self._host.loop
+        loop = self._surroundings.loop
         caller = calling_actor()
         if caller is not None and caller.gate.shut:
             caller.check_may_wait()
         context = current_context.get(None)
-        pinned = context.pin(what) if isinstance(context, Context) else 0
+        pinned = context.pin(what) if isinstance(context, WorkContext) else 0
         answered: asyncio.Future[Any] = loop.create_future()
         self._waiting += 1
         self._waiting_bytes += size
@@ -67,7 +71,7 @@ class SharedFiles(Generic[S]):
         def over(done: asyncio.Future[Any]) -> None:
             self._waiting -= 1
             self._waiting_bytes -= size
-            if isinstance(context, Context):
+            if isinstance(context, WorkContext):
                 context.unpin(pinned)
             if answered.done():
                 return

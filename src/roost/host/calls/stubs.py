@@ -17,8 +17,9 @@ from roost.events import Response as ResponseEvent
 from roost.host.objects.actor import Actor
 from roost.host.objects.blocking import chain_of_call, current_section
 from roost.host.worker.aborting import unless_aborted
-from roost.host.worker.io_context import received_sockets, request_link
+from roost.host.worker.current import received_sockets, request_link
 from roost.host.worker.promise import RpcPromise
+from roost.host.worker.surroundings import HostPhase
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from roost.api.runtime import IoContext
     from roost.api.socket_end import SocketPort
     from roost.events import ObjectRef, Result
+    from roost.host.calls.answering import MethodCalls
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 
 MAX_STUB_BODY_BYTES = 32 * 1024 * 1024
@@ -54,20 +56,27 @@ class SocketReference(WebSocket):
 class StubCaller:
     """`api.namespace.ObjectCaller` of one host."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._last_request = host.unique_numbers() + 1  # odd, and not one that a predecessor used
+    def __init__(self, surroundings: Surroundings, calls: MethodCalls) -> None:
+        self._surroundings = surroundings
+        self._calls = calls
+        self._last_request = surroundings.links.unique_numbers() + 1  # odd, and not one that a predecessor used
         self._soon: dict[tuple[str, str], deque[Callable[[], None]]] = {}  # what begins in the next turn, by object
 
     def _new_request(self) -> int:
         self._last_request += 2
         return self._last_request
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether there is a gateway to ask, and time to. `rpc_table.TableCaller`."""
+        surroundings = self._surroundings
+        return bool(surroundings.links.here) and surroundings.phase is HostPhase.SERVING
+
     # methods
 
     def call_object(self, ref: ObjectRef, method: str, arguments: bytes) -> asyncio.Future[Any]:
         """Begin a method call: behind the caller's writes, and behind the calls it made before."""
-        loop = self._host.loop
+        loop = self._surroundings.loop
         caller = calling_actor()
         number = self._new_request()
         chain = chain_of_call(caller, number)
@@ -89,8 +98,8 @@ class StubCaller:
             if caller is not None and in_section:
                 caller.called_in_block(number, ref)
             try:
-                if self._host.owns(ref) or self._host.rpc.is_ours(ref):
-                    self._host.calls.begin(ref, method, arguments, chain, answer)
+                if self._surroundings.owns(ref) or self._surroundings.rpc.is_ours(ref):
+                    self._calls.begin(ref, method, arguments, chain, answer)
                 else:
                     self._call_elsewhere(Call(number, ref, method, arguments, chain), answer)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
@@ -115,7 +124,7 @@ class StubCaller:
         waiting = self._soon.get(key)
         if waiting is None:
             waiting = self._soon[key] = deque()
-            self._host.loop.call_soon(self._begin_waiting, key, context=NO_CONTEXT)
+            self._surroundings.loop.call_soon(self._begin_waiting, key, context=NO_CONTEXT)
         waiting.append(begin)
 
     def _begin_waiting(self, key: tuple[str, str]) -> None:
@@ -124,7 +133,7 @@ class StubCaller:
             begin = waiting.popleft()
             begin()
             if waiting and type(begin) is _Passing:  # that fetch begins in the next turn: those behind it later
-                self._host.loop.call_soon(self._begin_waiting, key, context=NO_CONTEXT)
+                self._surroundings.loop.call_soon(self._begin_waiting, key, context=NO_CONTEXT)
                 return
         del self._soon[key]
 
@@ -133,7 +142,7 @@ class StubCaller:
         caller = calling_actor()
         if caller is not None and caller.gate.shut:
             caller.check_may_wait()
-            passing = _Passing(self._host.loop)
+            passing = _Passing(self._surroundings.loop)
 
             def durable(error: BaseException | None) -> None:
                 if error is None:
@@ -143,7 +152,7 @@ class StubCaller:
 
             caller.gate.hold(durable)
         elif (ref.class_name, ref.id) in self._soon:
-            passing = _Passing(self._host.loop)
+            passing = _Passing(self._surroundings.loop)
             self._in_turn(ref, passing)
         else:
             return
@@ -154,7 +163,7 @@ class StubCaller:
         self._send(Call(self._new_request(), target, method, arguments, Chain()), answered)
 
     def _call_elsewhere(self, event: Call, answer: Answer) -> None:
-        result: asyncio.Future[Result] = self._host.loop.create_future()
+        result: asyncio.Future[Result] = self._surroundings.loop.create_future()
 
         def over(done: asyncio.Future[Result]) -> None:
             error = done.exception()
@@ -174,7 +183,7 @@ class StubCaller:
 
     def _link_to(self, ref: ObjectRef) -> GatewayLink:
         """Always the same gateway for an object, so that calls arrive in their order."""
-        links = self._host.links
+        links = self._surroundings.links.here
         if not links:
             raise JsException("The object lives on another host, and no gateway is connected; try again.")
         return links[int(ref.id[:8], 16) % len(links)]
@@ -202,9 +211,9 @@ class StubCaller:
             caller.calls_in_block.pop(number, None)
 
     async def _fetch(self, number: int, ref: ObjectRef, request: Request, chain: Chain) -> Response:
-        host = self._host
-        if host.owns(ref):
-            response = await in_callee(host.waking.awaken(ref, f"fetch {request.method}").serve(request, chain))
+        surroundings = self._surroundings
+        if surroundings.owns(ref):
+            response = await in_callee(surroundings.objects.awaken(ref, f"fetch {request.method}").serve(request, chain))
             received = received_sockets.get()
             if received is not None and response.web_socket is not None:
                 received.append(response.web_socket)
@@ -215,12 +224,12 @@ class StubCaller:
         upgrade = str(request.headers.get("upgrade", "")).lower() == "websocket"
         # What becomes a client's socket must go through the gateway that holds the client.
         link = request_link.get() if upgrade else None
-        if link is None or link not in self._host.links:
+        if link is None or link not in self._surroundings.links.here:
             link = self._link_to(ref)
         body = await request.bytes()
         if len(body) > MAX_STUB_BODY_BYTES:
             raise JsTypeError(f"A body of {len(body)} bytes is too large for an object on another host (32 MiB).")
-        answered: asyncio.Future[ResponseEvent] = self._host.loop.create_future()
+        answered: asyncio.Future[ResponseEvent] = self._surroundings.loop.create_future()
         link.responses[number] = answered
         link.link.send(
             RequestEvent(

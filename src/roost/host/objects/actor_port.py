@@ -15,8 +15,7 @@ from roost.protocol.envelope import encode
 
 if TYPE_CHECKING:
     from roost.events import Event
-    from roost.host.gateway_link import GatewayLink
-    from roost.host.objects.delivered import Words
+    from roost.host.gateway_link import GatewayLink, StoredGroup
     from roost.host.objects.output_gate import OutputGate
 
 
@@ -80,9 +79,9 @@ class ActorPort:
                 self.link.link.send(event)
         self.link.link.send(Said(group.number))  # also if it was dropped: the numbers have no gaps
 
-    def to_store(self) -> list[Words]:
+    def to_store(self) -> list[StoredGroup]:
         """What is said and in no commit yet, by groups; it belongs into the one that is about to be made."""
-        found: list[Words] = []
+        found: list[StoredGroup] = []
         for group in self._waiting or ():
             events = group.batch.events
             if group.stored < len(events):

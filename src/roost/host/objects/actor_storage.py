@@ -18,7 +18,7 @@ import apsw
 from roost.host.objects.delivered import Delivered
 from roost.host.objects.output_gate import OutputGate
 from roost.link.port import NO_CONTEXT
-from roost.storage.database import Database, StorageError
+from roost.storage.database import Database, StorageError, close_database
 from roost.storage.folding import LARGE_COMMITS, Folded
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from roost.api.storage import RunPort
     from roost.events import ObjectRef
-    from roost.host.gateway_link import Receipt
-    from roost.host.objects.delivered import Words
-    from roost.host.objects.disk import Disk
+    from roost.host.disk import Disk
+    from roost.host.gateway_link import StoredGroup
+    from roost.host.objects.delivered import Receipt
 
 _log = logging.getLogger("roost.host")
 
@@ -37,7 +37,7 @@ in_transaction: ContextVar[object | None] = ContextVar("roost_in_transaction", d
 """The storage whose `transaction()` the current code runs in."""
 
 
-class Owner(Protocol):
+class StorageOwner(Protocol):
     """The object whose storage it is."""
 
     def storage_failed(self, error: StorageError) -> None:
@@ -48,7 +48,7 @@ class Owner(Protocol):
         """Close the input gate until the returned function is called."""
         ...
 
-    def comes_again(self, epoch: int, event: int) -> bool:
+    def is_redelivered(self, epoch: int, event: int) -> bool:
         """Whether a gateway that is there may give an event that an earlier host had."""
         ...
 
@@ -56,7 +56,7 @@ class Owner(Protocol):
         """Whether a gateway has a group of what an earlier life has said."""
         ...
 
-    def said_to_store(self) -> list[Words]:
+    def said_to_store(self) -> list[StoredGroup]:
         """What waits for a batch of writes, by epoch of its gateway."""
         ...
 
@@ -79,7 +79,7 @@ class ActorStorage:
         "_transactions", "_unblock", "_unconfirmed_syncing", "_unconfirmed_to_sync", "gate", "used",
     )  # fmt: skip
 
-    def __init__(self, ref: ObjectRef, disk: Disk, owner: Owner, gate: OutputGate | None = None) -> None:
+    def __init__(self, ref: ObjectRef, disk: Disk, owner: StorageOwner, gate: OutputGate | None = None) -> None:
         self.gate = gate or OutputGate()
         self.used = True  # since the last time that files were looked through for one to close
         self._ref = ref
@@ -472,11 +472,11 @@ class ActorStorage:
         self.load_delivered()
         return self.delivered.was_finished(epoch, event)
 
-    def load_delivered(self) -> Sequence[Words]:
+    def load_delivered(self) -> Sequence[StoredGroup]:
         """What an earlier life has finished, once; returns what it has to say again, first of all."""
         if self.delivered.is_loaded:
             return []
-        return self.delivered.load(self._database.delivered(), self._owner.comes_again, self._owner.has_heard)
+        return self.delivered.load(self._database.delivered(), self._owner.is_redelivered, self._owner.has_heard)
 
     def finished(self, epoch: int, event: int) -> None:
         """A socket event ends now: its number is committed with what it has just written, or with what comes next."""
@@ -548,16 +548,3 @@ class ActorStorage:
             except StorageError as error:
                 _log.error("host: the alarm of %s: %s", self._ref.id, error)
         self.gate.break_off(StorageError("the host has ended."))
-
-
-def close_database(database: Database, running: Future[None] | None) -> None:
-    """Close a file once its last fsync is over; remove it if nothing is left in it. For a thread: it waits."""
-    try:
-        if running is not None:
-            running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served
-        if database.may_be_empty and database.is_empty():
-            database.destroy()
-        else:
-            database.close()
-    except Exception:  # noqa: BLE001 - on a thread, where nobody else would see it
-        _log.exception("host: a database could not be closed cleanly")

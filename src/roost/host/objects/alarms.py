@@ -17,11 +17,9 @@ from roost.link.port import NO_CONTEXT
 from roost.storage.database import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from roost.clock import Clock
-    from roost.host.host import Host
     from roost.host.objects.actor import Actor
+    from roost.host.worker.surroundings import Surroundings
     from roost.storage.alarm_index import Due
 
 _log = logging.getLogger("roost.worker")
@@ -53,18 +51,17 @@ class AlarmInfo:
 class Alarms:
     """The alarms of one host's objects."""
 
-    def __init__(self, host: Host, clock: Clock, random_bytes: Callable[[int], bytes]) -> None:
-        self._host = host
+    def __init__(self, surroundings: Surroundings, clock: Clock) -> None:
+        self._surroundings = surroundings
         self._clock = clock
-        self._random_bytes = random_bytes
-        self._index = host.disk.alarms
+        self._index = surroundings.disk.alarms
         self._running: set[tuple[str, str]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._ended = False
         self._untold = 0  # alarms whose end the index could not be told
         self._untold_logged_at = -_UNTOLD_LOGGED_S
-        host.disk.alarm_changed = self.changed
+        surroundings.disk.alarm_changed = self.changed
 
     def start(self) -> None:
         """Begin to fire what is due."""
@@ -85,7 +82,7 @@ class Alarms:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_ms = 0  # once a turn, however many are set in it
-            self._timer = self._host.loop.call_later(0, self.check, context=NO_CONTEXT)
+            self._timer = self._surroundings.loop.call_later(0, self.check, context=NO_CONTEXT)
 
     def check(self) -> None:
         """Fire what is due by now, and wait for the next."""
@@ -107,7 +104,7 @@ class Alarms:
         # Also without any: another clock may have set one, and the wall clock may jump.
         delay_s = _LONGEST_SLEEP_S if next_ms is None else min((next_ms - now_ms) / 1000, _LONGEST_SLEEP_S)
         self._timer_ms = next_ms or -1
-        self._timer = self._host.loop.call_later(max(delay_s, 0.001), self.check, context=NO_CONTEXT)
+        self._timer = self._surroundings.loop.call_later(max(delay_s, 0.001), self.check, context=NO_CONTEXT)
 
     def _fire_due(self, now_ms: int) -> bool:
         """Begin some alarms that are due; whether there may be more."""
@@ -123,7 +120,7 @@ class Alarms:
 
     def _fire(self, due: Due) -> None:
         try:
-            actor = self._host.waking.awaken(due.ref, "alarm")
+            actor = self._surroundings.objects.awaken(due.ref, "alarm")
         except (ConfigError, UnavailableError) as error:
             _log.error("alarm of %s(%s): %s It stays set.", due.ref.class_name, due.ref.name or due.ref.id[:8], error)
             try:
@@ -151,7 +148,7 @@ class Alarms:
         handler = actor.kind.handler(actor.instance, "alarm")
         if handler is None:
             raise JsException(f"{actor.kind.name} has no alarm handler; add `async def alarm(self, info)`.")
-        self._host.counters.alarms += 1
+        self._surroundings.counters.alarms += 1
         actor.alarm_running = True
         actor.store.begin_alarm()
         keep = True
@@ -205,20 +202,20 @@ class Alarms:
         tries = retries if retries > due.retries else setbacks
         delay_s = 0.0
         if retries != MAX_RETRIES + 1:  # then it is only to be deleted, unless the object cannot be built
-            random = int.from_bytes(self._random_bytes(2), "big") / 0xFFFF
+            random = int.from_bytes(self._surroundings.random_bytes(2), "big") / 0xFFFF
             delay_s = FIRST_RETRY_S * 2 ** min(tries - 1, MAX_EXPONENT) * (1 + JITTER * random)
         self._index.put(due.ref, self._clock.wall_ms() + int(delay_s * 1000), retries, setbacks)
 
     def _over_later(self, due: Due, failure: StorageError) -> None:
         """The index could not be told: it still says that the alarm is due. Not at once again: the disk may be full."""
         self._untold += 1
-        now_s = self._host.loop.time()
+        now_s = self._surroundings.loop.time()
         if now_s - self._untold_logged_at >= _UNTOLD_LOGGED_S:
             self._untold_logged_at = now_s
             _log.error(
                 "alarms: %s (%d times so far); they are tried again in %g s", failure, self._untold, FIRST_RETRY_S * 2
             )
-        self._host.loop.call_later(FIRST_RETRY_S * 2, self._over, due, context=NO_CONTEXT)
+        self._surroundings.loop.call_later(FIRST_RETRY_S * 2, self._over, due, context=NO_CONTEXT)
 
     def _over(self, due: Due) -> None:
         self._running.discard((due.ref.class_name, due.ref.id))

@@ -10,18 +10,43 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from roost.api.runtime import current_context
+from roost.api.runtime import IoContext, current_context
 from roost.errors import JsException
 from roost.events import Chain
+from roost.host.worker.current import call_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from roost.events import ObjectRef
-    from roost.host.objects.actor import Actor
-    from roost.host.objects.registry import Actors
+
+
+class Blockable(IoContext, Protocol):
+    """An object whose events can be held back: `input_gate.InputGate`."""
+
+    label: str
+    ref: ObjectRef
+    calls_in_block: dict[int, ObjectRef]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a section holds its events back."""
+        ...
+
+    def block(self) -> Callable[[], None]:
+        """Start no new event until the returned function is called."""
+        ...
+
+    def reset(self, error: BaseException) -> None: ...
+
+
+class InMemory(Protocol):
+    """The objects that are in memory."""
+
+    def get(self, ref: ObjectRef) -> Blockable | None: ...
+
 
 MAX_DEPTH = 64
 TIMEOUT_S = 30.0
@@ -33,7 +58,7 @@ class Section:
 
     __slots__ = ("actor", "depth", "open", "outer")
 
-    def __init__(self, actor: Actor, outer: Section | None) -> None:
+    def __init__(self, actor: Blockable, outer: Section | None) -> None:
         self.actor = actor
         self.outer = outer
         self.depth: int = 1 if outer is None else outer.depth + 1
@@ -41,8 +66,6 @@ class Section:
 
 
 _section: ContextVar[Section | None] = ContextVar("roost_section", default=None)
-call_chain: ContextVar[Chain] = ContextVar("roost_call_chain", default=Chain())  # noqa: B039 - frozen
-"""Through which calls the current code was reached."""
 
 
 def current_section() -> Section | None:
@@ -53,7 +76,7 @@ def current_section() -> Section | None:
     return section
 
 
-def block_while(actor: Actor, callback: Callable[[], Any]) -> asyncio.Future[Any]:
+def block_while(actor: Blockable, callback: Callable[[], Any]) -> asyncio.Future[Any]:
     """Run `callback()` while no other event of the object starts. It is reset if that raises or takes too long."""
     section = Section(actor, current_section())
     if section.depth > MAX_DEPTH:
@@ -84,12 +107,12 @@ def block_while(actor: Actor, callback: Callable[[], Any]) -> asyncio.Future[Any
         if not task.cancelled():
             task.exception()  # seen, also if nobody awaits it
 
-    task: asyncio.Task[Any] = variables.run(actor.host.loop.create_task, run())
+    task: asyncio.Task[Any] = variables.run(asyncio.get_running_loop().create_task, run())
     task.add_done_callback(ended)
     return task
 
 
-def chain_of_call(actor: Actor | None, number: int) -> Chain:
+def chain_of_call(actor: Blockable | None, number: int) -> Chain:
     """What a call that starts now carries; `number` is its own. Raises Error (as JsException) if it is too deep."""
     chain = call_chain.get()
     if chain.depth >= MAX_CALLS_DEEP:
@@ -108,7 +131,7 @@ def key_of(ref: ObjectRef) -> str:
     return f"{ref.class_name}/{ref.id}"
 
 
-def deadlock(target: Actor, chain: Chain, actors: Actors) -> str:
+def deadlock(target: Blockable, chain: Chain, actors: InMemory) -> str:
     """Why a call that has to wait for `target`'s section would wait for ever; empty if it would not."""
     if not target.blocked:
         return ""

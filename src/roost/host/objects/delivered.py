@@ -11,30 +11,33 @@ What commits have said is said again in their order and before anything new, so 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+
+from roost.host.gateway_link import StoredGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from roost.host.gateway_link import Receipt
-
-    Ask = Callable[[int], Receipt | None]
+    Ask = Callable[[int], "Receipt | None"]
 
 MAX_TURN_SAID_BYTES: Final = 64 * 1024
 MAX_SAID_BYTES: Final = 256 * 1024  # in one commit, which repeats what earlier ones said while the disk is slow
 
 
-Words = tuple[int, int, int, bytes]
-"""What was said to a gateway: its process' epoch, the life and number of the group (events.Said), the envelopes."""
+class Receipt(Protocol):
+    """What says whether a gateway has heard something: `gateway_link.Receipt`."""
+
+    @property
+    def has_come(self) -> bool: ...
 
 
 class Turn(msgspec.Struct, array_like=True):
     """One commit: the events that ended in it, and what the object said to each gateway, as envelopes."""
 
     events: list[tuple[int, int]]  # (epoch of the gateway process, its number of the event)
-    said: list[Words]
+    said: list[StoredGroup]
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -66,15 +69,15 @@ class Delivered:
     def load(
         self,
         stored: bytes | None,
-        comes_again: Callable[[int, int], bool],
+        is_redelivered: Callable[[int, int], bool],
         has_heard: Callable[[int, int, int], bool] = lambda epoch, life, group: False,
-    ) -> list[Words]:
+    ) -> list[StoredGroup]:
         """What the database says, before this life has written. Returns what is to be said again, in order: of the commits
         some of whose events come again, what the gateways have not heard. Raises ValueError if it is damaged."""
         self._earlier = []
         for turn in [] if stored is None else _decode(stored):
-            turn.events = [(epoch, event) for epoch, event in turn.events if comes_again(epoch, event)]
-            turn.said = [words for words in turn.said if not has_heard(*words[:3])]
+            turn.events = [(epoch, event) for epoch, event in turn.events if is_redelivered(epoch, event)]
+            turn.said = [group for group in turn.said if not has_heard(*group[:3])]
             if turn.events:
                 self._earlier.append(turn)
         return [entry for turn in self._earlier for entry in turn.said]
@@ -107,7 +110,7 @@ class Delivered:
             receipts = [ask(epoch) for epoch in dict.fromkeys(epoch for epoch, _ in turn.events)]
             self._released.append((turn, [receipt for receipt in receipts if receipt is not None]))
 
-    def to_store(self, batch: int, said: list[Words], ask: Ask) -> bytes:
+    def to_store(self, batch: int, said: list[StoredGroup], ask: Ask) -> bytes:
         """What belongs into the commit that is about to be made, whose batch of writes is `batch`.
 
         A record goes when every gateway concerned has confirmed that it has heard the `Done`s. One that is not there any
@@ -143,5 +146,5 @@ class Delivered:
             self._known = {entry: receipt for entry, receipt in self._known.items() if entry not in heard}
 
 
-def _size(said: list[Words]) -> int:
-    return sum(len(words[3]) for words in said)
+def _size(said: list[StoredGroup]) -> int:
+    return sum(len(group[3]) for group in said)

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from roost.events import ObjectRef
+from roost.host.worker.surroundings import HostPhase
 from roost.ids import is_object_id
 from roost.storage.folding import fold, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from roost.host.host import Host
+    from roost.host.objects.registry import Actors
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.storage")
 
@@ -30,16 +32,16 @@ _LATER_S: Final = 1.0  # after the start, which has better things to do
 _PAUSE_S: Final = 0.005  # between two: at most some 100 a second
 
 
-async def fold_leftovers(host: Host) -> None:
+async def fold_leftovers(surroundings: Surroundings, actors: Actors) -> None:
     """Fold them all, once. Never raises but when it is cancelled."""
     await asyncio.sleep(_LATER_S)
-    found = await asyncio.to_thread(_left_logs, host.disk.data / "objects", host.owns)
+    found = await asyncio.to_thread(_left_logs, surroundings.disk.data / "objects", surroundings.owns)
     folded = 0
     for ref in found:
-        if host.released or host.closing:
+        if surroundings.phase is not HostPhase.SERVING:
             return
-        if host.actors.get(ref) is None and (ref.class_name, ref.id) not in host.elsewhere:
-            folding = host.disk.fold_left(ref, _fold)
+        if actors.get(ref) is None and (ref.class_name, ref.id) not in surroundings.elsewhere:
+            folding = surroundings.disk.fold_left(ref, _fold)
             if folding is not None:
                 folded += await asyncio.wrap_future(folding)
                 await asyncio.sleep(_PAUSE_S)

@@ -11,35 +11,62 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from roost.closes import CloseCode
+from roost.closes import OBJECT_BUSY
 from roost.errors import ConfigError, OverloadError, QuarantineError, UnavailableError
-from roost.events import Roster, RosterRequest, SocketMessage, WakingMessage
-from roost.host.objects.actor import Actor, Phase
+from roost.events import Roster, RosterRequest, SocketClose, SocketMessage, SocketOpened, WakingMessage
+from roost.host.links import GATEWAY_WAITS_S, ONE_MORE_POLL_S
+from roost.host.objects.actor import Actor
+from roost.host.objects.input_gate import Phase
+from roost.host.worker.surroundings import HostPhase
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from roost.events import ObjectRef
+    from roost.events import ObjectRef, SocketEvent
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host, SocketEvent
+    from roost.host.objects.registry import Actors
+    from roost.host.objects.sleeping import Sleeping
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.host")
 
-GATEWAY_WAITS_S = 2.0  # for a gateway that is not here or does not answer, before the others go on
-ONE_MORE_POLL_S = 0.05
 _ROOM_RETRY_S = 0.5
 _ELSEWHERE: Any = object()  # awaited like a gateway's roster: that an earlier host lets go of the object
 
 
 class Waking:
-    """One host's."""
+    """One host's. `surroundings.Objects`."""
 
-    def __init__(self, host: Host, quarantined: frozenset[tuple[str, str]]) -> None:
-        self._host = host
+    check_alarms: Callable[[], None]
+    """An object is here whose alarm may be due."""
+
+    def __init__(
+        self, surroundings: Surroundings, actors: Actors, sleeping: Sleeping, quarantined: frozenset[tuple[str, str]]
+    ) -> None:
+        self._surroundings = surroundings
+        self._actors = actors
+        self._sleeping = sleeping
+        self.get = actors.get
+        self.forget = actors.forget
         self.quarantined = quarantined  # objects (class, id) that have brought their hosts down
         self._quarantine_told: set[tuple[str, str]] = set()
         self._slow: asyncio.TimerHandle | None = None
+
+    def socket_event(self, link: GatewayLink, event: SocketEvent) -> None:
+        """An event of a socket that may not be known here (yet)."""
+        socket = link.sockets.get(event.socket)
+        if socket is None or socket.io_context is None:
+            self.unknown(link, event)
+        elif type(event) is SocketMessage:
+            self._surroundings.handled += 1  # many may have waited for one gate
+            socket.io_context.message(socket, event, link)
+        elif type(event) is SocketClose:
+            socket.io_context.closed(socket, event, link)
+        elif type(event) is SocketOpened:
+            socket.io_context.opened(socket, event, link)
+        else:
+            socket.io_context.failed(socket, event, link)
 
     def unknown(self, link: GatewayLink, event: Any) -> None:
         """A socket of a sleeping object: ask its gateway whose it is, and keep the event until then."""
@@ -48,7 +75,7 @@ class Waking:
             payload = event.data.encode() if isinstance(event.data, str) else event.data
             link.send_message(link.relayed[event.socket], payload, isinstance(event.data, str))
         elif event.actor == 0:
-            self._host.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
+            self._surroundings.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
         elif waking is not None:
             link.running.add(event.event)
             waking.append(event)
@@ -70,12 +97,12 @@ class Waking:
         message = SocketMessage(event.event, roster.actor, event.socket, data)
         if roster.object is None or roster.actor in link.waking:
             self.roster(link, roster)
-            self._host.socket_event(link, message)
+            self.socket_event(link, message)
         else:
             self._wake_by(link, roster, [message])
 
     def roster(self, link: GatewayLink, roster: Roster) -> None:
-        host = self._host
+        surroundings = self._surroundings
         if roster.piece:
             self._further(link, roster)
             return
@@ -83,8 +110,8 @@ class Waking:
         if roster.object is None:  # the socket is over and its record gone
             for event in events:
                 link.running.discard(event.event)
-            host.counters.events_unknown += len(events)
-        elif not events and host.actors.get(roster.object) is None:
+            surroundings.counters.events_unknown += len(events)
+        elif not events and self._actors.get(roster.object) is None:
             link.offered = [roster]  # for the event behind it; or answered too late
             return
         else:
@@ -96,18 +123,18 @@ class Waking:
         assert roster.object is not None
         if link.offered and link.offered[0].actor == roster.actor:
             link.offered.append(roster)
-        elif self._host.actors.get(roster.object) is not None:  # else there was no room for it
+        elif self._actors.get(roster.object) is not None:  # else there was no room for it
             self._wake_by(link, roster, [])
             link.say_done()
 
     def _wake_by(self, link: GatewayLink, roster: Roster, events: list[Any]) -> None:
         """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events.
         Those that have to wait are in `link.running` until it is their turn."""
-        host = self._host
-        if host.released:
+        surroundings = self._surroundings
+        if surroundings.phase is HostPhase.RELEASED:
             return  # not done: the successor's
         assert roster.object is not None
-        actor = host.actors.get(roster.object)
+        actor = self._actors.get(roster.object)
         if actor is not None and actor.phase is Phase.GONE:
             actor = None
         if actor is None or actor.phase is Phase.WAKING:
@@ -116,7 +143,7 @@ class Waking:
             except OverloadError as error:
                 kept = []
                 for event in events:
-                    if type(event) is SocketMessage and event.event > link.given_before:
+                    if type(event) is SocketMessage and event.event > link.redelivery_upto:
                         link.running.discard(event.event)
                         self.shed(link, event, str(error))
                     else:
@@ -124,7 +151,7 @@ class Waking:
                         kept.append(event)
                 if kept:  # how a socket ended, and what was given before, waits for room
                     link.waking[roster.actor] = kept
-                    host.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
+                    surroundings.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
                 return
             except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
                 key = roster.object.class_name, roster.object.id
@@ -147,7 +174,7 @@ class Waking:
             for event in events:
                 link.running.discard(event.event)
                 if actor.phase is not Phase.GONE:
-                    host.socket_event(link, event)
+                    self.socket_event(link, event)
             return
         late = link in actor.late
         if not roster.more:
@@ -156,70 +183,67 @@ class Waking:
         for event in events:  # it was awake after all: what it does not know of is over
             link.running.discard(event.event)
             if event.socket in link.sockets:
-                host.socket_event(link, event)
+                self.socket_event(link, event)
 
     def awaken(self, ref: ObjectRef, why: str) -> Actor:
         """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
-        actor = self._host.actors.get(ref)
+        actor = self._actors.get(ref)
         if actor is None:
             actor = self._new_actor(ref, why, ask_all_but=None)
             self._wake_if_ready(actor)
         return actor
 
     def _new_actor(self, ref: ObjectRef, why: str, ask_all_but: GatewayLink | None) -> Actor:
-        host = self._host
-        if host.released:
+        surroundings = self._surroundings
+        if surroundings.phase is HostPhase.RELEASED:
             raise UnavailableError("this code was just replaced; try again.")
-        kind = host.worker.classes.get(ref.class_name)
+        kind = surroundings.worker.classes.get(ref.class_name)
         if kind is None:
             raise ConfigError(f"The worker has no Durable Object class {ref.class_name!r}.")
         if (ref.class_name, ref.id) in self.quarantined:
-            host.counters.events_quarantined += 1
+            surroundings.counters.events_quarantined += 1
             raise QuarantineError(
                 f"{ref.label} has twice brought its host down and is not woken any more;"
                 f" mend it, then `roost objects release {ref.id}`."
             )
-        if len(host.actors) >= host.limits.max_live_objects:
+        if len(self._actors) >= surroundings.limits.max_live_objects:
             self._make_room()
-        actor = Actor(host, ref, kind)
+        actor = Actor(surroundings, ref, kind)
         actor.woke_for = why
-        host.actors.add(actor)
-        host.counters.wakes += 1
-        for link in host.links:
+        self._actors.add(actor)
+        surroundings.counters.wakes += 1
+        for link in surroundings.links.here:
             if link is not ask_all_but:
                 self.ask(actor, link)
-        if (ref.class_name, ref.id) in host.elsewhere:
+        if (ref.class_name, ref.id) in surroundings.elsewhere:
             actor.ask(_ELSEWHERE)
-        host.arm_sweep()
+        self._sleeping.arm()
         return actor
 
     def _make_room(self) -> None:
-        """Put some objects to sleep, those first that were idle longest. Raises OverloadError if all are busy."""
-        host = self._host
-        slept = host.actors.put_oldest_to_sleep(host.loop.time(), max(1, host.limits.max_live_objects // 100))
-        host.counters.sleeps += slept
-        host.counters.sleeps_early += slept
-        if not slept:
-            host.counters.wakes_refused += 1
+        """Put some objects to sleep. Raises OverloadError if all are busy."""
+        if not self._sleeping.make_room():
+            self._surroundings.counters.wakes_refused += 1
             raise OverloadError(
-                f"{len(host.actors)} objects are awake and none can sleep (limits.max_live_objects); try again in a moment."
+                f"{len(self._actors)} objects are awake and none can sleep (limits.max_live_objects);"
+                " try again in a moment."
             )
 
     def shed(self, link: GatewayLink, event: SocketEvent, reason: str) -> None:
         """There is no room for an event: its client is told to come back later."""
-        self._host.counters.events_shed += 1
+        self._surroundings.counters.events_shed += 1
         if type(event) is SocketMessage:
-            link.close_socket(event.socket, CloseCode.TRY_AGAIN_LATER, reason)
+            link.close_socket(event.socket, OBJECT_BUSY.code, reason)
 
     def came(self, objects: Iterable[tuple[str, str]]) -> None:
         """An earlier host has let these objects go: they may wake here."""
-        host = self._host
-        host.elsewhere.difference_update(objects)
-        for actor in list(host.actors):
-            if _ELSEWHERE in actor.asked and (actor.ref.class_name, actor.ref.id) not in host.elsewhere:
+        surroundings = self._surroundings
+        surroundings.elsewhere.difference_update(objects)
+        for actor in list(self._actors):
+            if _ELSEWHERE in actor.asked and (actor.ref.class_name, actor.ref.id) not in surroundings.elsewhere:
                 del actor.asked[_ELSEWHERE]
                 self._wake_if_ready(actor)
-        host.alarms.check()  # it may have set one
+        self.check_alarms()  # it may have set one
 
     def _wake_if_ready(self, actor: Actor) -> None:
         if actor.phase is Phase.WAKING and not actor.asked:
@@ -233,19 +257,19 @@ class Waking:
             return
         actor.ask(link)
         if self._slow is None:
-            self._slow = self._host.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait_soon)
+            self._slow = self._surroundings.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait_soon)
 
     def _do_not_wait_soon(self) -> None:
-        self._slow = self._host.loop.call_later(ONE_MORE_POLL_S, self._do_not_wait)
+        self._slow = self._surroundings.loop.call_later(ONE_MORE_POLL_S, self._do_not_wait)
 
     def _do_not_wait(self) -> None:
         """A gateway that hangs must not keep objects from waking: they learn of their sockets there when it answers."""
-        host = self._host
+        surroundings = self._surroundings
         self._slow = None
-        for actor in host.actors:
+        for actor in self._actors:
             if actor.phase is Phase.WAKING and actor.asked:
-                if host.loop.time() - actor.asked_at < GATEWAY_WAITS_S:
-                    self._slow = self._slow or host.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait)
+                if surroundings.loop.time() - actor.asked_at < GATEWAY_WAITS_S:
+                    self._slow = self._slow or surroundings.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait)
                     continue
                 for link in [link for link in actor.asked if link is not _ELSEWHERE]:
                     if not link.slow:
@@ -257,7 +281,7 @@ class Waking:
 
     def gateway_lost(self, link: GatewayLink) -> None:
         """It need not be waited for any more."""
-        for actor in self._host.actors:
+        for actor in self._actors:
             actor.asked.pop(link, None)
             actor.late.pop(link, None)
             self._wake_if_ready(actor)

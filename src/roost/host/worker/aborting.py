@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from roost.api.abort import AbortSignal
-    from roost.host.calls.http_client import FetchedBody
+
+
+class Abortable(Protocol):
+    """A body that a `fetch` is about to read: an `http_client.FetchedBody`."""
+
+    when_over: Callable[[], None] | None
+
+    def let_go(self) -> None: ...
+
+    def abort(self, reason: BaseException) -> None: ...
 
 
 def unless_aborted(signal: AbortSignal | None, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
@@ -43,10 +52,10 @@ def _nobody_asks(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def ends_body(signal: AbortSignal, opened: Callable[[FetchedBody], None]) -> Callable[[FetchedBody], None]:
+def ends_body(signal: AbortSignal, opened: Callable[[Abortable], None]) -> Callable[[Abortable], None]:
     """`opened`, and the body ends with the signal."""
 
-    def both(body: FetchedBody) -> None:
+    def both(body: Abortable) -> None:
         opened(body)
         weakly = ref(body)
 

@@ -1,7 +1,7 @@
 """Where worker code runs: what it started, what keeps it awake, and how its failures are told.
 
-`Context` is what an object (`Actor`) and a stateless request (`RequestContext`) share. What pins it is a table with a name
-for each entry, so that "why is it awake?" always has an answer. It fills in the api's `IoContext` port.
+`WorkContext` is what an object (`Actor`) and a stateless request (`RequestContext`) share. What pins it is a table with a
+name for each entry, so that "why is it awake?" always has an answer. It fills in the api's `IoContext` port.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from roost.api.runtime import CachePort, Compat, current_context
 from roost.api.socket_end import Accept, Item
+from roost.closes import NOT_ACCEPTED
 from roost.errors import JsException, WorkerError
 from roost.host import memory
 from roost.host.bodies import SenderGone
 from roost.host.worker.aborting import unless_aborted
-from roost.host.worker.pins import NOTHING
+from roost.host.worker.pins import NOTHING, Pins
 from roost.host.worker.promise import Promise
-from roost.host.worker.rpc_table import PIN_EXPORTS, RpcSession, begin_in_request
+from roost.host.worker.rpc_table import RpcSession, begin_in_request
 from roost.host.worker.running import Suspended
 
 if TYPE_CHECKING:
@@ -32,62 +31,32 @@ if TYPE_CHECKING:
     from roost.api.rpc_stubs import RpcStub
     from roost.api.socket_end import SocketEnd, SocketPort
     from roost.events import Chain, SocketClose, SocketError, SocketMessage
-    from roost.host.calls.answering import Reply
-    from roost.host.calls.http_client import FetchedBody
     from roost.host.gateway_link import GatewayLink
-    from roost.host.host import Host
-    from roost.host.worker.rpc_table import Export
+    from roost.host.worker.aborting import Abortable
+    from roost.host.worker.rpc_table import Export, Reply
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.worker")
 
 MAX_TIMERS = 10_000
 MAX_PENDING = 1_000  # events that may wait for a socket to be accepted
 
-request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", default=None)
-"""The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
 
-
-received_sockets: ContextVar[list[SocketEnd] | None] = ContextVar("roost_received_sockets", default=None)
-"""The client ends that stubs have answered the current code with: used, or dropped at its end."""
-
-
-def not_a_response(what: str, value: Any) -> WorkerError:
-    """The error for a handler's wrong result, with what was probably meant."""
-    if hasattr(value, "__await__"):
-        getattr(value, "close", lambda: None)()
-        return WorkerError(f"{what} returned a coroutine, not a Response; did you forget `await`?")
-    hint = "a Response"
-    if isinstance(value, dict | list):
-        hint = "Response.json(value)"
-    elif isinstance(value, str):
-        hint = "Response(text)"
-    return WorkerError(f"{what} returned {type(value).__name__}, not a Response; return {hint}.")
-
-
-def drop_unused(received: list[SocketEnd], but: SocketEnd | None = None) -> None:
-    """Tell objects whose `fetch` was answered with a socket that nobody uses it: it never gets a client."""
-    for client in received:
-        server = client.other_end
-        used = client.is_used or client.accepted_as != Accept.NONE or client is but
-        if not used and server is not None and isinstance(server.io_context, Context):
-            server.io_context.drop_unbound(server)
-
-
-class Context:
+class WorkContext(Pins):
     """The surroundings of running worker code. `label` names it in logs: `Room(lobby)`, `GET /`."""
 
-    __slots__ = (
-        "__weakref__", "_io_pins", "_last_pin", "_rpc", "_socket_pins", "_timers", "_waited_for", "compat", "host",
-        "is_over", "label", "last_active", "pins",
-    )  # fmt: skip
+    owns_tasks: ClassVar[bool] = False
+    """Whether a task that worker code starts keeps it awake, and ends with it."""
 
-    def __init__(self, host: Host, label: str, compat: Compat) -> None:
-        self.host = host
+    __slots__ = ("__weakref__", "_rpc", "_socket_pins", "_timers", "_waited_for", "is_over", "label")
+
+    def __init__(self, surroundings: Surroundings, label: str, compat: Compat) -> None:
+        self.surroundings = surroundings
         self.is_over = False
         self.label = label
         self.compat = compat
         self.pins: dict[int, str] = NOTHING
-        self.last_active = host.now
+        self.last_active = surroundings.now
         self._last_pin = 0
         self._timers: dict[int, asyncio.TimerHandle] = NOTHING
         self._socket_pins: dict[SocketEnd, int] = NOTHING
@@ -108,38 +77,6 @@ class Context:
         """What this context's sockets speak through: an object's waits for its writes."""
         return link
 
-    # pins
-
-    def pin(self, what: str) -> int:
-        """Something keeps this context alive until `unpin`; `what` says what."""
-        self._last_pin = number = self._last_pin + 1
-        if self.pins is NOTHING:
-            self.pins = {}
-        self.pins[number] = what
-        return number
-
-    def pin_io(self, what: str, *, dated: bool = False) -> int:
-        """A pin of something that may never end: it counts for `io_pin_s`, and one that is `dated` only from the
-        compatibility date 2026-10-01 on (reference 4.5)."""
-        number = self.pin(what)
-        if self._io_pins is NOTHING:
-            self._io_pins = {}
-        if dated and not self.compat.io_pins:
-            self._io_pins[number] = 0.0
-        elif self.host.io_pin_s:
-            self._io_pins[number] = self.host.loop.time() + self.host.io_pin_s
-        return number
-
-    def pins_expired(self, now: float) -> bool:
-        """Whether none of the pins counts any more."""
-        return all(self._io_pins.get(number, now) < now for number in self.pins)
-
-    def unpin(self, number: int) -> None:
-        self.pins.pop(number, None)
-        if self._io_pins:
-            self._io_pins.pop(number, None)
-        self.last_active = self.host.loop.time()
-
     # running
 
     def run_callback(self, function: Callable[..., Any], *args: Any, what: str) -> None:
@@ -157,7 +94,7 @@ class Context:
 
     def run_coroutine(self, coroutine: Any, variables: contextvars.Context, what: str) -> None:
         """Run a coroutine of user code in this context; in place if nothing else is running."""
-        if self.host.in_task():
+        if self.surroundings.in_task():
             self._as_task(coroutine, what)
             return
         pinned = 0
@@ -168,7 +105,7 @@ class Context:
                 self.failed_in(what, error)
 
         try:
-            result = self.host.runner.start(variables, coroutine)
+            result = self.surroundings.runner.start(variables, coroutine)
             if type(result) is Suspended:
                 result.then(done)
                 pinned = self.pin(what)
@@ -188,7 +125,7 @@ class Context:
             finally:
                 self.unpin(pinned)
 
-        return self.host.spawn(run(), self.fresh_variables())
+        return self.surroundings.spawn(run(), self.fresh_variables())
 
     def failed_in(self, what: str, error: BaseException) -> None:
         """The user's code raised: a log line with its traceback. Nothing else changes."""
@@ -221,6 +158,20 @@ class Context:
     def _wait_over(self, task: asyncio.Task[None]) -> None:
         self._waited_for.pop(task, None)
 
+    def started(self, task: asyncio.Task[Any], what: str) -> None:
+        """A task that worker code has started by itself."""
+        if self.is_over:
+            task.cancel()  # a task that was cancelled with its object has made another
+            return
+        pinned = self.pin_io(what)
+        self._wait_for(task)
+
+        def over(_: Any) -> None:
+            self.unpin(pinned)
+            self._waited_for.pop(task, None)
+
+        task.add_done_callback(over)
+
     # timers
 
     def set_timer(self, function: Callable[..., Any], args: tuple[Any, ...], delay_ms: float, *, repeat: bool) -> int:
@@ -231,7 +182,7 @@ class Context:
         delay = max(0.0, float(delay_ms or 0)) / 1000
         what = "setInterval" if repeat else "setTimeout"
         number = self.pin_io(what)
-        loop = self.host.loop
+        loop = self.surroundings.loop
 
         def due() -> None:
             if repeat:
@@ -257,22 +208,22 @@ class Context:
     # the outside
 
     def dial(self, socket: SocketEnd, url: str, protocols: list[str]) -> None:
-        self.host.outbound.dial(self, socket, url, protocols)
+        self.surroundings.outside.dial(self, socket, url, protocols)
 
     async def fetch(self, request: Request) -> Response:
         pinned = self.pin(f"fetch {request.url.split('?', 1)[0]}")
         try:
-            response: Response = await unless_aborted(request.given_signal, self.host.outbound.fetch(self, request))
+            response: Response = await unless_aborted(request.given_signal, self.surroundings.outside.fetch(self, request))
             return response
         finally:
             self.unpin(pinned)
 
-    def body_opened(self, body: FetchedBody) -> None:
+    def body_opened(self, body: Abortable) -> None:
         """A response of `fetch` that is to be read. An object may keep it; a request's are let go of at its end."""
 
     @property
     def caches(self) -> CachePort:
-        return self.host.caches
+        return self.surroundings.caches
 
     # what is passed by reference
 
@@ -280,7 +231,7 @@ class Context:
     def rpc(self) -> RpcSession:
         """What this context has exported and holds, made when it is first used."""
         if self._rpc is None:
-            self._rpc = RpcSession(self)
+            self._rpc = RpcSession(self, self.surroundings.rpc)
         return self._rpc
 
     def end_rpc(self) -> None:
@@ -304,16 +255,16 @@ class Context:
     # promises
 
     def promise(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Promise:
-        return Promise(self, coroutine, what)
+        return Promise(self, self.surroundings.loop, coroutine, what)
 
     def begin(self, coroutine: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
         """A task of this context in the current variables; it ends with the context."""
-        task = asyncio.Task(coroutine, loop=self.host.loop)
+        task = asyncio.Task(coroutine, loop=self.surroundings.loop)
         self.started(task, what)
         return task
 
     def future(self) -> asyncio.Future[Any]:
-        return self.host.loop.create_future()
+        return self.surroundings.loop.create_future()
 
     # socket events
 
@@ -325,7 +276,7 @@ class Context:
             self.unpin(pinned)
             self.take(socket, item)
 
-        self.host.loop.call_soon(hand_over)
+        self.surroundings.loop.call_soon(hand_over)
 
     def deliver_pending(self, socket: SocketEnd) -> None:
         pinned = self.pin("events that waited for accept()")
@@ -335,7 +286,7 @@ class Context:
             while socket.kept_items:
                 self.take(socket, socket.kept_items.pop(0))
 
-        self.host.loop.call_soon(hand_over)
+        self.surroundings.loop.call_soon(hand_over)
 
     def take(self, socket: SocketEnd, item: Item) -> None:
         """Give an item to an accepted socket's listeners."""
@@ -343,12 +294,12 @@ class Context:
 
     def message(self, socket: SocketEnd, event: SocketMessage, link: GatewayLink) -> None:
         """A message from the network for a socket of this context."""
-        self.last_active = self.host.now
+        self.last_active = self.surroundings.now
         self._take_or_keep(socket, Item("message", event.data))
         if len(socket.kept_items) > MAX_PENDING:
             socket.take_kept()
             link.forget(socket)
-            link.close_socket(event.socket, 1013, "Nobody accepted the socket.")
+            link.close_socket(event.socket, *NOT_ACCEPTED)
 
     def closed(self, socket: SocketEnd, event: SocketClose, link: GatewayLink) -> None:
         link.forget(socket)
@@ -380,20 +331,6 @@ class Context:
         """A socket that pinned this context no longer does."""
         self.unpin(self._socket_pins.pop(socket, 0))
 
-    def started(self, task: asyncio.Task[Any], what: str) -> None:
-        """A task that worker code has started by itself."""
-        if self.is_over:
-            task.cancel()  # a task that was cancelled with its object has made another
-            return
-        pinned = self.pin_io(what)
-        self._wait_for(task)
-
-        def over(_: Any) -> None:
-            self.unpin(pinned)
-            self._waited_for.pop(task, None)
-
-        task.add_done_callback(over)
-
     def socket_opened(self, socket: SocketEnd) -> None:
         """A socket that lives in memory pins this context."""
         if socket not in self._socket_pins:
@@ -410,67 +347,13 @@ class Context:
 
     def shut(self) -> None:
         """Cancel timers and what waitUntil waits for."""
-        current = asyncio.current_task(self.host.loop)
+        current = asyncio.current_task(self.surroundings.loop)
         for task in self._waited_for:
             if task is not current:
                 task.cancel()
         for handle in self._timers.values():
             handle.cancel()
         self._timers.clear()
-
-
-_WHILE_ANSWERING: Final = ("request", PIN_EXPORTS)  # pins that go with the request
-
-
-class RequestContext(Context):
-    """A stateless request, and the sockets it accepted, for as long as one is open."""
-
-    __slots__ = ("_answered", "_exports_stay", "_fetched", "_link", "received")
-
-    def __init__(self, host: Host, label: str, compat: Compat, link: GatewayLink | None) -> None:
-        super().__init__(host, label, compat)
-        self.received: list[SocketEnd] = []
-        self._link = link
-        self._fetched: WeakSet[FetchedBody] | None = None
-        self._answered = False
-        self._exports_stay = False
-
-    def body_opened(self, body: FetchedBody) -> None:
-        if self._fetched is None:
-            self._fetched = WeakSet()
-        self._fetched.add(body)
-
-    def answered(self) -> None:
-        """The handler has ended, and its response has left: what it has not read nobody will, unless something goes on."""
-        if self._fetched is not None and all(what in _WHILE_ANSWERING for what in self.pins.values()):
-            for body in list(self._fetched):
-                body.let_go()
-        self._answered = True
-        if self._rpc is not None:
-            self._look()
-
-    def called(self) -> None:
-        """Like `answered`, of a call: what its result passes on stays for as long as somebody holds it."""
-        self._answered = self._exports_stay = True
-        self._look()
-
-    def unpin(self, number: int) -> None:
-        super().unpin(number)
-        if self._answered and self._rpc is not None:
-            self._look()
-
-    def _look(self) -> None:
-        """Once nothing goes on here, stubs end that were made or are held here."""
-        if self._rpc is None or (self._exports_stay and self._rpc.is_held):
-            return
-        if all(what in _WHILE_ANSWERING for what in self.pins.values()):
-            self._rpc.close()
-
-    def fresh_variables(self) -> contextvars.Context:
-        variables = super().fresh_variables()
-        variables.run(request_link.set, self._link)
-        variables.run(received_sockets.set, self.received)
-        return variables
 
 
 def _socket_pin(socket: SocketEnd) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("roost.host")
 
 STACK_SIGNAL: Final = signal.SIGUSR2
-"""By which the node asks a host that does not answer for its stack (`host/worker/watchdog.py`)."""
+"""By which the node asks a host that does not answer for its stack (`host/watchdog.py`)."""
 
 _PAGE: Final = 4096
 _LINKS: Final = (BEGUN_END - BEGUN_OFFSET) // 8

@@ -12,22 +12,25 @@ from roost.errors import JsException
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
-    from roost.host.worker.io_context import Context
+    from roost.api.runtime import IoContext
 
 
 class Promise:
     """What `fetch()`, `env.NAME.fetch()` and the like return. May be awaited more than once."""
 
-    __slots__ = ("__weakref__", "_awaited", "_context", "_coroutine", "_outcome", "_what", "_where")
+    __slots__ = ("__weakref__", "_awaited", "_context", "_coroutine", "_loop", "_outcome", "_what", "_where")
 
-    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, Any], what: str) -> None:
+    def __init__(
+        self, context: IoContext, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], what: str
+    ) -> None:
         self._context = context
+        self._loop = loop
         self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
         self._outcome: asyncio.Future[Any] | None = None
         self._awaited = False
         self._what = what
         self._where = calling_line()
-        context.host.loop.call_soon(self._begin)  # in the caller's context variables
+        loop.call_soon(self._begin)  # in the caller's context variables
 
     def _begin(self) -> None:
         coroutine, self._coroutine = self._coroutine, None
@@ -47,7 +50,7 @@ class Promise:
         if coroutine is None:
             assert self._outcome is not None
             return (yield from asyncio.shield(self._outcome).__await__())  # it is not this one's to cancel
-        outcome = self._outcome = self._context.host.loop.create_future()
+        outcome = self._outcome = self._loop.create_future()
         try:
             result = yield from coroutine.__await__()
         except BaseException as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakSet, WeakValueDictionary, ref
 
 from roost.api.entrypoint import RpcTarget
@@ -30,9 +30,10 @@ from roost.api.rpc import (
 )
 from roost.api.rpc_streams import Readable, Writable
 from roost.api.rpc_stubs import RpcStub, handle_of, itself, stub_of
+from roost.api.runtime import IoContext
 from roost.errors import JsException, JsRangeError, WorkerError
 from roost.events import Chain, Fault, ObjectRef
-from roost.host.objects.blocking import call_chain
+from roost.host.worker.current import call_chain
 from roost.ids import id_from_name, slot_of
 from roost.link.port import NO_CONTEXT
 from roost.values import decode, encode
@@ -40,11 +41,13 @@ from roost.values import decode, encode
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Iterable
+    from contextvars import Context
 
     from roost.events import Result
-    from roost.host.calls.answering import Reply
-    from roost.host.host import Host
-    from roost.host.worker.io_context import Context
+    from roost.host.limits import HostCounters, HostLimits
+    from roost.host.worker.running import Runner
+
+    Reply = Callable[[bytes, Fault | None, BaseException | None, BaseException | None], None]
 
 _log = logging.getLogger("roost.worker")
 
@@ -57,12 +60,63 @@ _UNKNOWN: Final = "it was released, or what it belongs to sleeps or has ended"
 _MAX_NUMBERS: Final = 10_000  # in one message between hosts
 
 
-class RpcTable:
-    """The exports and the handles of one host."""
+class TableCaller(Protocol):
+    """Who carries calls of a table's own: `calls.stubs.StubCaller`."""
 
-    def __init__(self, host: Host, random_bytes: Callable[[int], bytes]) -> None:
-        self._host = host
-        self.home = _home_of(host.slot, host.slots, random_bytes)
+    @property
+    def may_ask(self) -> bool:
+        """Whether there is a gateway to ask, and time to."""
+        ...
+
+    def call_object(self, ref: ObjectRef, method: str, arguments: bytes) -> asyncio.Future[Any]: ...
+
+    def ask(self, target: ObjectRef, method: str, arguments: bytes, answered: asyncio.Future[Result]) -> None: ...
+
+
+class SessionContext(IoContext, Protocol):
+    """An object or a request that passes something on, or holds something: `io_context.WorkContext`."""
+
+    label: str
+
+    @property
+    def surroundings(self) -> SessionSurroundings: ...
+
+    def pin(self, what: str) -> int: ...
+
+    def pin_io(self, what: str) -> int: ...
+
+    def unpin(self, number: int) -> None: ...
+
+    def begin_rpc(self, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None: ...
+
+    def fresh_variables(self) -> Context: ...
+
+
+class SessionSurroundings(Protocol):
+    """Where that runs."""
+
+    loop: asyncio.AbstractEventLoop
+    runner: Runner
+
+
+class RpcTable:
+    """The exports and the handles of one host. `caller` is to be filled in."""
+
+    caller: TableCaller
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: HostCounters,
+        limits: HostLimits,
+        slot: int,
+        slots: int,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._loop = loop
+        self._counters = counters
+        self._limits = limits
+        self.home = _home_of(slot, slots, random_bytes)
         self._exports: dict[int, Export] = {}
         self._numbers = itertools.count(1)
         self._held: dict[str, WeakValueDictionary[int, Handle]] = {}  # what others have exported, by home and number
@@ -76,7 +130,7 @@ class RpcTable:
 
     def export(self, session: RpcSession, target: Any) -> Export:
         """Raises RangeError (as JsException) if there are too many."""
-        counters, limit = self._host.counters, self._host.limits.max_rpc_stubs
+        counters, limit = self._counters, self._limits.max_rpc_stubs
         if len(session.exports) >= MAX_OF_CONTEXT or len(self._exports) >= limit:
             counters.rpc_stubs_refused += 1
             what = f"{MAX_OF_CONTEXT} functions, targets and streams of {session.context.label}"
@@ -85,7 +139,7 @@ class RpcTable:
             raise JsRangeError(f"{what} are held by others; dispose stubs that are not needed any more.")
         counters.rpc_stubs += 1
         number = next(self._numbers)
-        export = self._exports[number] = Export(session, target, number, self._host.loop.time() + LEASE_S)
+        export = self._exports[number] = Export(session, target, number, self._loop.time() + LEASE_S)
         session.exports[number] = export
         counters.rpc_stubs_held = len(self._exports)
         self._watch()
@@ -96,7 +150,7 @@ class RpcTable:
         for number in numbers:
             export = self._exports.pop(number, None)
             if export is not None:
-                self._host.counters.rpc_stubs_held = len(self._exports)
+                self._counters.rpc_stubs_held = len(self._exports)
                 export.session.ended(export)
                 handle = export.handle()
                 if handle is not None:
@@ -108,7 +162,7 @@ class RpcTable:
         return not target.class_name and target.id == self.home
 
     def call(self, home: str, number: int, method: str, arguments: bytes) -> asyncio.Future[Any]:
-        return self._host.stubs.call_object(ObjectRef(_NO_CLASS, home, str(number)), method, arguments)
+        return self.caller.call_object(ObjectRef(_NO_CLASS, home, str(number)), method, arguments)
 
     def begin(self, target: ObjectRef, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
         """A call on an export, or of another host's table on this one."""
@@ -119,7 +173,7 @@ class RpcTable:
         elif (export := self._exports.get(int(target.name))) is None:
             reply(b"", _gone(_UNKNOWN), None, None)
         else:
-            self._host.counters.calls += 1
+            self._counters.calls += 1
             export.session.context.begin_rpc(export, method, arguments, chain, reply)
 
     # holding
@@ -142,12 +196,12 @@ class RpcTable:
         numbers = self._dropped.setdefault(home, [])
         numbers.append(number)
         if len(numbers) == 1:
-            self._host.loop.call_soon(self._say_dropped, home, context=NO_CONTEXT)
+            self._loop.call_soon(self._say_dropped, home, context=NO_CONTEXT)
 
     def later(self, function: Callable[[], None]) -> None:
         """Call it on the loop, from whatever thread: `__del__` may run anywhere."""
         try:
-            self._host.loop.call_soon_threadsafe(function, context=NO_CONTEXT)
+            self._loop.call_soon_threadsafe(function, context=NO_CONTEXT)
         except RuntimeError:
             pass  # the loop is closed, and all is over
 
@@ -155,7 +209,7 @@ class RpcTable:
         numbers = self._dropped.pop(home, [])
         if home == self.home:
             self.end(numbers, "it was released")
-        elif self._host.links and not self._host.closing:
+        elif self.caller.may_ask:
             for start in range(0, len(numbers), _MAX_NUMBERS):
                 self._ask_table(home, "release", numbers[start : start + _MAX_NUMBERS], lambda _: None)
 
@@ -167,14 +221,14 @@ class RpcTable:
         if method == "release":
             self.end(numbers, "it was released")
         else:
-            until = self._host.loop.time() + LEASE_S
+            until = self._loop.time() + LEASE_S
             for number in numbers:
                 if number in self._exports:
                     self._exports[number].until = until
         return unknown
 
     def _ask_table(self, home: str, method: str, numbers: list[int], then: Callable[[list[int]], None]) -> None:
-        answered: asyncio.Future[Result] = self._host.loop.create_future()
+        answered: asyncio.Future[Result] = self._loop.create_future()
 
         def over(_: Any) -> None:
             if answered.cancelled() or answered.exception() is not None:
@@ -184,20 +238,20 @@ class RpcTable:
 
         answered.add_done_callback(over, context=NO_CONTEXT)
         try:
-            self._host.stubs.ask(ObjectRef(_NO_CLASS, home), method, encode(numbers), answered)
+            self.caller.ask(ObjectRef(_NO_CLASS, home), method, encode(numbers), answered)
         except JsException:
             answered.cancel()
 
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = self._host.loop.call_later(RENEW_S, self._look, context=NO_CONTEXT)
+            self._timer = self._loop.call_later(RENEW_S, self._look, context=NO_CONTEXT)
 
     def _look(self) -> None:
         """End what nobody has said to hold; say what is held here."""
         self._timer = None
-        now = self._host.loop.time()
+        now = self._loop.time()
         over = [number for number, export in self._exports.items() if export.until < now]
-        self._host.counters.rpc_stubs_expired += len(over)
+        self._counters.rpc_stubs_expired += len(over)
         self.end(over, "nobody held it")
         for home, handles in list(self._held.items()):
             numbers = list(handles)
@@ -356,7 +410,7 @@ class Handle:
     def _tell(self, callback: Callable[[Any], Any]) -> None:
         context = self.session.context
         if not context.is_over:
-            soon = context.host.loop.call_soon
+            soon = context.surroundings.loop.call_soon
             soon(lambda: context.run_callback(callback, self._error(), what="onRpcBroken"), context=NO_CONTEXT)
 
     def _error(self) -> JsException:
@@ -369,9 +423,9 @@ class RpcSession:
 
     __slots__ = ("_pinned", "context", "exports", "handles", "table")
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SessionContext, table: RpcTable) -> None:
         self.context = context
-        self.table = context.host.rpc
+        self.table = table
         self.exports: dict[int, Export] = {}
         self.handles: WeakSet[Handle] = WeakSet()
         self._pinned = 0
@@ -413,7 +467,7 @@ class RpcSession:
                 handle.passed_on.remove(export.number)
             target.dispose()
         elif isinstance(target, Readable | Writable) and not self.context.is_over:
-            soon = self.context.host.loop.call_soon
+            soon = self.context.surroundings.loop.call_soon
             soon(lambda: self.context.run_callback(target.released, what="a stream's end"), context=NO_CONTEXT)
 
     def close(self) -> None:
@@ -429,7 +483,7 @@ class RpcCall:
 
     __slots__ = ("_context", "_method", "passes_on", "received")
 
-    def __init__(self, context: Context, method: str, export: Export | None = None) -> None:
+    def __init__(self, context: SessionContext, method: str, export: Export | None = None) -> None:
         self._context = context
         self._method = method
         self.passes_on = export is not None and type(export.target) is RpcStub
@@ -451,8 +505,22 @@ class RpcCall:
             fault = fault_of(error)
         return value, fault, error
 
+    def answer_when_durable(self, gate: Gate, result: Any, error: BaseException | None, reply: Reply) -> None:
+        """Answer behind what was written before; also an error is an answer."""
+        value, fault, raised = self.outcome(result, error)
+        failure = raised if isinstance(raised, WorkerError) else None
+        gate.hold(lambda broken: reply(value, fault, failure or broken, raised))
 
-def begin_in_request(context: Context, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply) -> None:
+
+class Gate(Protocol):
+    """An object's output gate."""
+
+    def hold(self, release: Callable[[Any], None]) -> None: ...
+
+
+def begin_in_request(
+    context: SessionContext, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply
+) -> None:
     """A call on what a request without an object has exported."""
     call = RpcCall(context, method, export)
     variables = context.fresh_variables()
@@ -468,4 +536,4 @@ def begin_in_request(context: Context, export: Export, method: str, arguments: b
         context.unpin(pinned)
         reply(value, fault, error if isinstance(error, WorkerError) else None, error)
 
-    context.host.runner.run(variables, run(), done)
+    context.surroundings.runner.run(variables, run(), done)

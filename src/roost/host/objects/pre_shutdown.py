@@ -8,14 +8,12 @@ Source: Durable Objects base class, `preShutdown`, reference 4.1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from roost.host.objects.actor import Actor
 
 BUDGET_S: Final = 10.0
-
-Reason = Literal["inactive", "codeUpdated"]
 
 
 class PreShutdownInfo:
@@ -30,15 +28,15 @@ class PreShutdownInfo:
         return f"PreShutdownInfo(reason={self.reason!r})"
 
 
-def say_farewell(actor: Actor, reason: str) -> bool:
+def call_pre_shutdown(actor: Actor, reason: str) -> bool:
     """Call the object's `preShutdown`, unless it has none or was called since its last event; whether it runs now.
 
     Must not be called from within a task.
     """
     handler = actor.kind.handler(actor.instance, "preShutdown") if actor.instance is not None else None
-    if handler is None or actor.farewell_at >= actor.last_active:
+    if handler is None or actor.pre_shutdown_at >= actor.last_active:
         return False
-    host = actor.host
+    surroundings = actor.surroundings
     unblock = actor.block()
     pinned = actor.pin("preShutdown running")
     over = False
@@ -51,12 +49,12 @@ def say_farewell(actor: Actor, reason: str) -> bool:
         timer.cancel()
         if error is not None:
             actor.failed_in("preShutdown", error)
-        actor.farewell_at = host.loop.time()
+        actor.pre_shutdown_at = surroundings.loop.time()
         actor.unpin(pinned)
         unblock()
 
-    timer = host.loop.call_later(BUDGET_S, ended, None, TimeoutError(f"preShutdown took more than {BUDGET_S:g} s"))
-    host.handled += 1
+    timer = surroundings.loop.call_later(BUDGET_S, ended, None, TimeoutError(f"preShutdown took more than {BUDGET_S:g} s"))
+    surroundings.handled += 1
     variables = actor.fresh_variables()
     try:
         result = variables.run(handler, PreShutdownInfo(reason))
@@ -64,7 +62,7 @@ def say_farewell(actor: Actor, reason: str) -> bool:
         ended(None, error)
         return False
     if hasattr(result, "send"):
-        host.runner.run(variables, result, ended)
+        surroundings.runner.run(variables, result, ended)
     else:
         ended(None, None)
     return not over

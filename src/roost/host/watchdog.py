@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import FrameType
 
-    from roost.host.host import Host
+    from roost.host.worker.surroundings import Surroundings
 
 _log = logging.getLogger("roost.worker")
 
@@ -55,7 +55,7 @@ class Watchdog:
 
     def __init__(
         self,
-        host: Host,
+        surroundings: Surroundings,
         limit_s: float,
         class_limits_s: Mapping[str, float],
         max_memory_bytes: int,
@@ -63,7 +63,7 @@ class Watchdog:
         debugged: Callable[[], None] = lambda: None,
         end: Callable[[int], None] = os._exit,
     ) -> None:
-        self._host = host
+        self._surroundings = surroundings
         self._limit_s = limit_s
         self._class_limits_s = class_limits_s
         self._shortest_s = min((limit_s, *class_limits_s.values()))
@@ -89,13 +89,13 @@ class Watchdog:
     def _beat(self) -> None:
         self._beats += 1
         if not self._stop.is_set():
-            self._host.loop.call_later(self._pause_s, self._beat, context=NO_CONTEXT)
+            self._surroundings.loop.call_later(self._pause_s, self._beat, context=NO_CONTEXT)
 
     def _watch(self) -> None:
         seen, since = -1, time.monotonic()
         now = since
         while not self._stop.wait(self._pause_s):
-            progress = self._beats + self._host.handled + self._host.runner.steps
+            progress = self._beats + self._surroundings.handled + self._surroundings.runner.steps
             looked_before, now = now, time.monotonic()
             # A look that comes much too late: the whole process was stopped, or the machine.
             if progress != seen or now - looked_before > 2 * self._pause_s + _LATE_S:
@@ -149,7 +149,7 @@ def describe(frame: FrameType | None) -> Stuck:
             frames.append(frame)
         elif not label:
             label, actor = _context_of(frame.f_locals)
-        if actor is not None and not event and file.endswith("/host/objects/actor.py"):
+        if actor is not None and not event and "/host/objects/" in file:
             epoch, event = _event_of(frame.f_locals)
         frame = frame.f_back
     lines = [f'  File "{f.f_code.co_filename}", line {f.f_lineno}, in {f.f_code.co_name}' for f in reversed(frames)]

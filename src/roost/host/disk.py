@@ -13,11 +13,11 @@ import tempfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from roost.errors import InternalError
-from roost.host.objects.actor_storage import close_database
 from roost.storage.alarm_index import AlarmIndex, index_path, object_path
+from roost.storage.database import close_database
 from roost.storage.dump import put_in_place
 from roost.storage.folding import FOLD_BYTES, MAX_LOG_BYTES
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from roost.clock import Clock
     from roost.events import ObjectRef
-    from roost.host.objects.actor_storage import ActorStorage
     from roost.storage.database import Database
     from roost.storage.dump import Restored
     from roost.storage.folding import Folded
@@ -49,6 +48,22 @@ class LogBounds(NamedTuple):
 
     max_bytes: int = MAX_LOG_BYTES
     total_bytes: int = 64 * MAX_LOG_BYTES
+
+
+class OpenStorage(Protocol):
+    """An object's storage whose file is open: `actor_storage.ActorStorage`."""
+
+    used: bool
+
+    def park(self) -> bool:
+        """Close the file, to be opened again when it is next used; whether that is possible at the moment."""
+        ...
+
+    def could_fold(self, size: int) -> bool:
+        """Whether it is of use to fold a log of that size now."""
+        ...
+
+    def fold_soon(self) -> None: ...
 
 
 class Disk:
@@ -74,7 +89,7 @@ class Disk:
         self.folds_held = 0  # that did not empty their log, as something held it
         self.folds_waited_for = 0  # by the whole host: a log had reached its bound
         self.log_bytes = 0  # of all open databases
-        self._logs: dict[ActorStorage, int] = {}
+        self._logs: dict[OpenStorage, int] = {}
         self._held_logged_at = -_HELD_LOGGED_S
         self.alarm_changed: Callable[[], None] = lambda: None
         self._scratch = None if data is not None else tempfile.TemporaryDirectory(prefix="roost-scratch-")
@@ -83,7 +98,7 @@ class Disk:
         self._max_open = self._bounded_by_files(max_open)
         self._executor = ThreadPoolExecutor(THREADS, "roost disk")
         self._closing: dict[Path, Future[None]] = {}
-        self._open: OrderedDict[ActorStorage, None] = OrderedDict()
+        self._open: OrderedDict[OpenStorage, None] = OrderedDict()
 
     def path(self, ref: ObjectRef) -> Path:
         """An object's file."""
@@ -124,7 +139,7 @@ class Disk:
             )  # fmt: skip
         return min(wanted, possible)
 
-    def make_room(self, but: ActorStorage | None = None) -> bool:
+    def make_room(self, but: OpenStorage | None = None) -> bool:
         """No file can be opened: close those least used; whether that was possible. What is busy stays."""
         closed = 0
         for storage in list(self._open):
@@ -139,12 +154,12 @@ class Disk:
             closing.exception(_CLOSING_WAIT_S)
         return closed > 0
 
-    def opened(self, storage: ActorStorage) -> None:
+    def opened(self, storage: OpenStorage) -> None:
         """One more is open."""
         self._open[storage] = None
         self.close_some(storage)
 
-    def close_some(self, but: ActorStorage | None = None) -> None:
+    def close_some(self, but: OpenStorage | None = None) -> None:
         """If too many are open, close those that were not used for longest (second chance; a few looks a call)."""
         for _ in range(_LOOKS):
             if len(self._open) <= self._max_open:
@@ -158,13 +173,13 @@ class Disk:
                 oldest.used = False
                 self._open.move_to_end(oldest)
 
-    def forget(self, storage: ActorStorage) -> None:
+    def forget(self, storage: OpenStorage) -> None:
         self._open.pop(storage, None)
         self.log_is(storage, 0)
 
     # logs
 
-    def log_is(self, storage: ActorStorage, size: int) -> None:
+    def log_is(self, storage: OpenStorage, size: int) -> None:
         """How large an open database's log is now. If all of them are too large together, the largest is folded."""
         self.log_bytes += size - self._logs.get(storage, 0)
         if size:
