@@ -164,7 +164,7 @@ class Child:
 
     def __init__(self, name):
         self.name = name
-        self.is_ready, self.replaced, self.silent_s = True, False, 0.0
+        self.is_ready, self.is_replaced, self.silent_s = True, False, 0.0
         self.process = type("Process", (), {"pid": 2**22 + 1})
         self.killed = 0
 
@@ -217,7 +217,7 @@ def test_the_judgement():
     tick(1, answers=gateways)
     assert hosts[0].killed == 1
     hosts[0] = Child("host 0")
-    hosts[0].replaced = True  # it drains
+    hosts[0].is_replaced = True  # it drains
     tick(100, answers=gateways)
     assert not hosts[0].killed
     # When all gateways are silent, none stops listening.

@@ -143,9 +143,9 @@ RATCHETS = {
     "typed_circles": [],
     "run_time_circles": [],
     "private_accesses": 0,
-    "files_over_400": 18,
-    "functions_over_60": 7,
-    "largest_file": 880,
+    "files_over_400": 16,
+    "functions_over_60": 4,
+    "largest_file": 808,
 }
 
 

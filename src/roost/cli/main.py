@@ -157,8 +157,9 @@ def _serve(parsed: Any) -> int:
     from roost.node.admin import parse_address
     from roost.node.config import data_folder, read_app
     from roost.node.files import raise_file_limit
+    from roost.node.options import Options
     from roost.node.settings import read_settings, with_tls
-    from roost.node.supervisor import Node, Options
+    from roost.node.supervisor import Node
     from roost.node.versions import Source
     from roost.observe import logs
 

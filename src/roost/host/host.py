@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from roost.host.bindings import Binding
+    from roost.host.gateway_link import GatewayLink
     from roost.host.objects.actor import Actor
     from roost.host.spec import HostSpec
     from roost.host.worker.loader import Worker
@@ -116,9 +117,9 @@ class Host:
         self.worker.env.fill(env)
         LazyEnv.target = self.worker.env
 
-    def add_gateway(self, link: Link) -> None:
+    def add_gateway(self, link: Link) -> GatewayLink:
         """Serve a gateway from now on."""
-        self.links.add(link, self.surroundings.mark.path)
+        return self.links.add(link, self.surroundings.mark.path)
 
     def _begin(self) -> None:
         self.alarms.start()

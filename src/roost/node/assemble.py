@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from roost.node.settings import Settings
 
 
+_log = logging.getLogger("roost.node")
+
 _PROBE_S = 10.0
 
 
@@ -168,16 +170,6 @@ def _one_host(settings: Settings, slots: int) -> bool:
     return slots > 1 and settings.asgi.hosts == "one" and asgi is not None and asgi.keeps_sockets()
 
 
-_log = logging.getLogger("roost.node")
-
-_EVICT_WAITS_S = 4.0  # for what pins an object
-
-
-async def evict_objects(host: Host, arguments: dict[str, Any]) -> int:
-    """`roost objects evict`, on one host."""
-    return await host.sleeping.evict(arguments.get("object"), cut=bool(arguments.get("cut")), timeout_s=_EVICT_WAITS_S)
-
-
 def watch(
     host: Host, app: App, settings: Settings, tell: Callable[[Stuck], None], debugged: Callable[[], None]
 ) -> Watchdog:
@@ -238,14 +230,15 @@ def host_report(host: Host) -> dict[str, Any]:
     }
 
 
-async def restore_object(host: Host, arguments: dict[str, Any]) -> dict[str, Any]:
+async def restore_object(
+    host: Host, class_name: str, object_id: str, name: str | None, alarm_ms: int | None
+) -> dict[str, Any]:
     """Put a restored file in an object's place; what went wrong as `error`."""
     try:
-        ref = ObjectRef(str(arguments["class"]), str(arguments["id"]), arguments["name"])
-        await host.replace_storage(ref, arguments["alarm_ms"])
+        await host.replace_storage(ObjectRef(class_name, object_id, name), alarm_ms)
     except (RoostError, OSError, ValueError) as error:
         return {"error": str(error)}
-    return {"restored": ref.id}
+    return {"restored": object_id}
 
 
 def fault_of(error: BaseException) -> tuple[str, str, str]:

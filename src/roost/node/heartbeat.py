@@ -63,7 +63,7 @@ class Heartbeat:
             (role, index, child)
             for role, children in (("gateway", self._gateways), ("host", self._hosts))
             for index, child in enumerate(children)
-            if child is not None and child.is_ready and not child.replaced
+            if child is not None and child.is_ready and not child.is_replaced
         ]
         for _, _, child in judged:
             if not ran or (child.silent_s > MUTE_S and _is_traced(child.process.pid)):

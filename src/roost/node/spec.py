@@ -1,4 +1,4 @@
-"""What the node tells a child process to be, as JSON on the child's control socket."""
+"""What the node tells a child process to be (`orders.Start`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import msgspec
 
 from roost.node.config import App
 from roost.node.settings import Settings
-
-CONTROL_LINE_BYTES = 64 * 1024 * 1024
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -34,44 +32,6 @@ class ChildSpec(msgspec.Struct, frozen=True):
     dev: bool = False  # `roost dev`: requests may run crons
     take_over: str = ""  # a gateway with `hold`: where the one that runs hands over
 
-
-class ToChild(msgspec.Struct, frozen=True):
-    """The node → a child, one a line. `command`: "start" (with `spec`), "connect", "app" (to a gateway: `app` is
-    served now), "listen_again" (to a gateway: its socket for hosts was removed), "breaker" (to a gateway: why nobody
-    should wait for the host of `slot`), "hand_over" (to a gateway: everything to the one that waits at `text`), "classes"
-    (to a gateway: those `renamed` and `deleted`), "drain" (`text`: why, for `preShutdown`), "end_soon", "release" (to a
-    host: let the objects go within `timeout_s`, say so, then finish what else goes on), "came" (to a host: an earlier one
-    has let go of these `objects`), "quarantine" (all `quarantined` objects), "end_pumped" (to a gateway: close the
-    clients whose TLS is another process', `request` its id), "ping", "report", "evict" or "restore"
-    (answered with a report)."""
-
-    command: str
-    app: App | None = None
-    arguments: dict[str, str | int | None] = {}
-    not_again: list[tuple[int, int]] = []
-    quarantined: list[tuple[str, str]] = []
-    spec: ChildSpec | None = None
-    timeout_s: float = 0.0
-    request: int = 0
-    slot: int = 0
-    text: str = ""
-    renamed: dict[str, str] = {}
-    deleted: list[str] = []
-    objects: list[tuple[str, str]] = []  # (class, id)
-
-
-class FromChild(msgspec.Struct, frozen=True):
-    """A child → the node, one a line. `kind`: "loaded", "ready", "left" (a successor has everything), "released" (a host's
-    objects are its successor's, but for these `objects`), "came" (those are now), "report",
-    "pong" (to a ping), "stuck" (`report`: a `Stuck`) or "failed".
-
-    `text` and `fault` ("config" or "worker") tell of a failure.
-    """
-
-    kind: str
-    text: str = ""
-    fault: str = ""
-    traceback: str = ""
-    request: int = 0
-    report: msgspec.Raw = msgspec.Raw(b"null")
-    objects: list[tuple[str, str]] = []
+    def marked(self, path: str) -> ChildSpec:
+        """With the file in which a host notes what it does; it is named by its process."""
+        return msgspec.structs.replace(self, mark=path)
