@@ -9,7 +9,7 @@ import pytest
 from conftest import write_app
 from hosted import REF, HeldDisk, left, run_hosted, settle, until
 from roost import events as e
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 from roost.testing import running, wait_for
 
 SOURCE = """

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from roost.storage import database as storage
-from roost.storage.database import Database, StorageError
+from roost.storage.database import Database
+from roost.storage.errors import StorageError
 from roost.testing import wait_for
 
 WRITER = """

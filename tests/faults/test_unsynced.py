@@ -14,7 +14,8 @@ from roost.events import ObjectRef
 from roost.storage import database as database_module
 from roost.storage import folding
 from roost.storage.alarm_index import AlarmIndex
-from roost.storage.database import Database, StorageError
+from roost.storage.database import Database
+from roost.storage.errors import StorageError
 
 REF = ObjectRef("Room", "ab" * 32, "x")
 

@@ -11,7 +11,7 @@ from roost.clock import ManualClock
 from roost.errors import JsTypeError
 from roost.ids import id_from_name, namespace_key, slot_of
 from roost.storage.alarm_index import AlarmIndex, index_path, mark, prepare
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 SOURCE = """
 from workers import DurableObject, Response, WorkerEntrypoint

@@ -11,7 +11,8 @@ from roost.errors import ConfigError
 from roost.events import ObjectRef
 from roost.host.disk import Disk
 from roost.host.objects.actor_storage import ActorStorage
-from roost.storage.database import Database, SqlError, StorageError
+from roost.storage.database import Database
+from roost.storage.errors import SqlError, StorageError
 
 REF = ObjectRef("Room", "ab" * 32, "x")
 

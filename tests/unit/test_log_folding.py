@@ -19,7 +19,8 @@ from roost.host.objects.actor_storage import ActorStorage
 from roost.storage import database as database_module
 from roost.storage import folding
 from roost.storage.alarm_index import AlarmIndex
-from roost.storage.database import Database, SqlError, StorageError
+from roost.storage.database import Database
+from roost.storage.errors import SqlError, StorageError
 from roost.storage.folding import Folded
 from unit.test_database import Owner
 

@@ -10,7 +10,7 @@ import pytest
 from hosted import REF, HeldDisk, left, run_hosted, settle, until
 from roost import events as e
 from roost.errors import JsException
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 SOURCE = """
 import asyncio

@@ -13,7 +13,7 @@ from roost.errors import ConfigError
 from roost.ids import slot_of
 from roost.node import control
 from roost.storage import alarm_index, dump
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,9 @@ import apsw
 from roost.errors import ConfigError
 from roost.events import ObjectRef
 from roost.ids import is_object_id, slot_of
-from roost.storage.database import NeverWritten, StorageError, read_alarm
+from roost.storage.errors import NeverWritten, StorageError
 from roost.storage.folding import FOLD_BYTES, MAX_LOG_BYTES, fold, sync_path
+from roost.storage.object_file import read_alarm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

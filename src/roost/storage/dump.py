@@ -20,8 +20,10 @@ import msgspec
 from roost.errors import ConfigError, JsException
 from roost.events import ObjectRef
 from roost.storage.alarm_index import AlarmIndex, index_path, object_files, object_path
-from roost.storage.database import Database, NeverWritten, StorageError, check_format
+from roost.storage.database import Database
+from roost.storage.errors import NeverWritten, StorageError
 from roost.storage.folding import sync_path
+from roost.storage.object_file import check_format
 from roost.values import decode, encode
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 from roost.storage.shared_database import SharedDatabase
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import msgspec
 
 from roost.errors import ConfigError
 from roost.storage.alarm_index import AlarmIndex, index_path
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 from roost.storage.folding import sync_path
 
 if TYPE_CHECKING:

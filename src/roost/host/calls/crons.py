@@ -16,7 +16,7 @@ from cronsim import CronSim, CronSimError
 
 from roost.errors import ConfigError, WorkerError
 from roost.link.port import NO_CONTEXT
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from roost.errors import OverloadError
 from roost.host.calls.stubs import calling_actor
 from roost.host.worker.io_context import WorkContext
 from roost.link.port import NO_CONTEXT
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 from roost.storage.shared_database import SharedDatabase
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from roost.host.objects.serving import Serving
 from roost.host.worker.io_context import MAX_PENDING
 from roost.host.worker.pins import NOTHING
 from roost.host.worker.running import Suspended
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from roost.api.http import Request, Response

@@ -18,7 +18,8 @@ import apsw
 from roost.host.objects.delivered import Delivered
 from roost.host.objects.output_gate import OutputGate
 from roost.link.port import NO_CONTEXT
-from roost.storage.database import Database, StorageError, close_database
+from roost.storage.database import Database, close_database
+from roost.storage.errors import StorageError
 from roost.storage.folding import LARGE_COMMITS, Folded
 
 if TYPE_CHECKING:

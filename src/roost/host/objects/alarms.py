@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from roost.errors import ConfigError, JsException, UnavailableError
 from roost.events import Chain
 from roost.link.port import NO_CONTEXT
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from roost.clock import Clock

@@ -14,7 +14,7 @@ from roost.host.objects.actor_port import ActorPort
 from roost.host.objects.actor_storage import ActorStorage
 from roost.host.objects.input_gate import InputGate, Phase
 from roost.link.port import NO_CONTEXT
-from roost.storage.database import StorageError
+from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from roost.host.gateway_link import GatewayLink, Receipt, StoredGroup
