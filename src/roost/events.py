@@ -12,6 +12,8 @@ Numbers on the wire
 
 Text in `SocketMessage.data` is `str` (already checked UTF-8); outbound `Send.payload` is bytes plus a flag, because the
 host must copy at `send()` anyway and the gateway only frames it.
+
+Long because it is a vocabulary: one list, nothing else.
 """
 
 from __future__ import annotations

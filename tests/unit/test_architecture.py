@@ -1,5 +1,6 @@
 """The map is true: import contracts hold and catch violations, and a message takes six files."""
 
+import ast
 import importlib.util
 import json
 import shutil
@@ -143,9 +144,9 @@ RATCHETS = {
     "typed_circles": [],
     "run_time_circles": [],
     "private_accesses": 0,
-    "files_over_400": 14,
-    "functions_over_60": 4,
-    "largest_file": 594,
+    "files_over_400": 9,
+    "functions_over_60": 0,
+    "largest_file": 491,
 }
 
 
@@ -166,6 +167,14 @@ def test_the_shape_of_the_code_only_gets_better():
     worse = {name: figure for name, figure in figures.items() if figure > RATCHETS[name]}
     assert not worse, f"worse than {RATCHETS}: {worse}"
     assert figures == RATCHETS, "better: write the new figures into RATCHETS"
+
+
+def test_a_long_file_says_why():
+    for file in (ROOT / "src/roost").rglob("*.py"):
+        text = file.read_text()
+        if text.count("\n") > 400:
+            docstring = ast.get_docstring(ast.parse(text)) or ""
+            assert "Long because" in docstring, f"{file} has more than 400 lines: carve it, or say why in its docstring"
 
 
 def test_the_tool_sees_circles_and_private_access(tmp_path):

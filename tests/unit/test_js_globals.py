@@ -12,7 +12,8 @@ from pyodide.ffi import create_once_callable, create_proxy, to_js
 from roost.api.runtime import Compat
 from roost.errors import JsException, WorkerError
 from roost.host.worker.loader import load_worker
-from roost.values import DataCloneError, JsDate, JsDict, JsList
+from roost.js_values import JsDate, JsDict, JsList
+from roost.values import DataCloneError
 
 
 def test_arrays_and_objects():

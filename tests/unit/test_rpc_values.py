@@ -13,7 +13,8 @@ from roost.api.rpc import RemoteError, decode_result, error_of
 from roost.api.rpc_stubs import RpcStub
 from roost.api.rpc_values import MARK, decode_rpc, encode_rpc
 from roost.errors import JsException, JsTypeError
-from roost.values import DataCloneError, JsDict, JsMap, encode
+from roost.js_values import JsDict, JsMap
+from roost.values import DataCloneError, encode
 
 
 def sent(value):

@@ -7,7 +7,7 @@ from weakref import ref
 
 from roost.api.runtime import IoContext, current_context, require_context
 from roost.errors import JsException, JsTypeError
-from roost.values import JsDict
+from roost.js_values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

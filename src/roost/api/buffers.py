@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Self
 
-from roost.values import ArrayBuffer as ArrayBuffer
+from roost.js_values import ArrayBuffer as ArrayBuffer
 
 
 def to_bytes(value: Any) -> bytes | None:

@@ -9,7 +9,7 @@ import zlib
 from typing import Any, Final
 
 from roost.api.buffers import to_bytes
-from roost.api.streams import options_of, size_of_chunk
+from roost.api.chunks import options_of, size_of_chunk
 from roost.api.writable_streams import TransformStream
 from roost.errors import JsTypeError
 

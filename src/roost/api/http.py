@@ -1,6 +1,8 @@
 """`Request` and `Response` as Python Workers write them. Source: reference 1.3; Fetch standard §2.2, §5.
 
 Bodies are bytes, or a stream of bytes that is consumed once. No I/O: a stream is fed by whoever made it.
+
+Long because `Request` and `Response` share their body, and the platform puts all of it on these two.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from roost.api.abort import AbortSignal
 from roost.api.buffers import ArrayBuffer, Blob, to_bytes
+from roost.api.chunks import Chunks, options_of
 from roost.api.forms import FormData, parse_form
 from roost.api.headers import Headers
-from roost.api.streams import Chunks, ReadableStream, options_of
+from roost.api.streams import ReadableStream
 from roost.api.urls import normalised
 from roost.errors import JsException, JsRangeError, JsTypeError
 

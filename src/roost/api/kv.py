@@ -13,7 +13,8 @@ from roost.api.http import Body
 from roost.api.promises import Pending, begun, eager
 from roost.api.streams import ReadableStream
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import JsDict, JsMap, to_unicode
+from roost.js_values import JsDict, JsMap
+from roost.values import to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from roost.api.promises import at_once
 from roost.errors import JsTypeError
-from roost.values import JsDict
+from roost.js_values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

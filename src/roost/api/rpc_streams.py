@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from roost.api.chunks import Chunks, as_error
 from roost.api.entrypoint import RpcTarget
 from roost.api.promises import settled, waiter_of
 from roost.api.runtime import require_context
-from roost.api.streams import Chunks, ReadableStream, as_error
+from roost.api.streams import ReadableStream
 from roost.api.writable_streams import WritableStream
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from roost.api.runtime import current_context
 from roost.api.streams import ReadableStream
 from roost.api.writable_streams import WritableStream
 from roost.events import Fault
-from roost.values import DataCloneError, JsMap, decode_js, encode, to_unicode
+from roost.js_values import JsMap
+from roost.values import DataCloneError, decode_js, encode, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

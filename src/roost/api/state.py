@@ -18,7 +18,8 @@ from roost.api.socket_end import Accept
 from roost.api.websocket import WebSocket, WebSocketRequestResponsePair, encode_attachment
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.events import Redial
-from roost.values import JsDate, JsList, to_unicode
+from roost.js_values import JsDate, JsList
+from roost.values import to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -2,6 +2,9 @@
 
 Checks arguments and turns values into bytes and back; `StorePort` does the rest. Every operation completes within the
 call, awaited or not, so no other event of the object can come between a read and a write.
+
+Long because the platform's one class has two faces, `ctx.storage` and `ctx.storage.sql`, with a docstring for each
+operation.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from roost.api.aliases import with_snake_case
 from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.api.promises import at_once, eager
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import JsDict, JsList, JsMap, as_js, decode_all, decode_js, encode
+from roost.js_values import JsDict, JsList, JsMap
+from roost.values import as_js, decode_all, decode_js, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

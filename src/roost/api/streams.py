@@ -8,158 +8,19 @@ generator in place of one, work as well. Everything that is kept for a slow read
 from __future__ import annotations
 
 import inspect
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from roost.api.buffers import ArrayBuffer
 from roost.api.promises import Failed
 from roost.api.runtime import require_context
 from roost.errors import JsTypeError
-from roost.values import JsDict
+from roost.js_values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-
-
-AHEAD: Final = 16  # chunks written and not read; then `write` waits
-MAX_BUFFERED_BYTES: Final = 32 * 1024 * 1024  # by those who do not wait, and for the slower branch of a `tee`
-
-
-def promise(coroutine: Any, what: str) -> Awaitable[Any]:
-    return require_context(what).promise(coroutine, what)
-
-
-def size_of_chunk(chunk: Any) -> int:
-    return len(chunk) if isinstance(chunk, bytes | bytearray | memoryview | str) else 64
-
-
-def member_of(source: Any, name: str) -> Any:
-    """`start`, `pull`… of an object literal, or of an object."""
-    return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
-
-
-async def called(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call what may be a plain or an async function, and wait for it."""
-    result = function(*arguments)
-    if inspect.isawaitable(result):
-        await result
-
-
-def options_of(options: Any, more: dict[str, Any]) -> dict[str, Any]:
-    """Options as a dict, as keywords, or both."""
-    return {**(options if isinstance(options, dict) else {}), **more}
-
-
-def as_error(reason: Any) -> BaseException:
-    return reason if isinstance(reason, BaseException) else JsTypeError(str(reason or "The stream was aborted."))
-
-
-class Channel:
-    """Chunks between one who makes them and one who reads them. An async iterator; `aclose` is the reader's leaving."""
-
-    def __init__(self) -> None:
-        self.cancelled: Callable[[Any], Any] | None = None
-        self.left: Callable[[], None] | None = None  # called when the reader has gone
-        self.wanted: Callable[[], Any] | None = None  # called when the reader waits
-        self.gone: BaseException | None = None  # the reader
-        self.ended = False
-        self._error: BaseException | None = None
-        self._chunks: deque[Any] = deque()
-        self._bytes = 0
-        self._reading: Any = None
-        self._writing: list[Any] = []
-
-    @property
-    def room(self) -> int:
-        return AHEAD - len(self._chunks)
-
-    def put(self, chunk: Any) -> None:
-        """Raises TypeError if nobody will read it, or if too much waits."""
-        if self.gone is not None:
-            raise self.gone
-        if self._error is not None:
-            raise self._error
-        if self.ended:
-            raise JsTypeError("This WritableStream has been closed.")
-        size = size_of_chunk(chunk)
-        if self._bytes and self._bytes + size > MAX_BUFFERED_BYTES:  # one that is larger by itself may go
-            raise JsTypeError(
-                f"More than {MAX_BUFFERED_BYTES} bytes were written to a stream and not read: await write(), or look at"
-                " desiredSize."
-            )
-        self._bytes += size
-        self._chunks.append(chunk)
-        self._wake_reader()
-
-    async def has_room(self) -> None:
-        """Return when the reader has caught up. Raises what it left with."""
-        while self.room < 0 and self.gone is None and self._error is None:
-            waiting = require_context("write()").future()
-            self._writing.append(waiting)
-            await waiting
-        if self.gone is not None:
-            raise self.gone
-
-    def end(self) -> None:
-        self.ended = True
-        self._wake_reader()
-
-    def fail(self, error: BaseException) -> None:
-        if not self.ended and self._error is None:
-            self._error = error
-            self._wake_reader()
-            self._wake_writers()
-
-    def _wake_reader(self) -> None:
-        if self._reading is not None and not self._reading.done():
-            self._reading.set_result(None)
-
-    def _wake_writers(self) -> None:
-        writing, self._writing = self._writing, []
-        for each in writing:
-            if not each.done():
-                each.set_result(None)
-
-    def __aiter__(self) -> Channel:
-        return self
-
-    async def __anext__(self) -> Any:
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            if self.ended or self.gone is not None:
-                raise StopAsyncIteration
-            if self.wanted is not None:
-                await called(self.wanted)
-                if self._chunks or self.ended or self._error is not None:
-                    continue
-            self._reading = require_context("read()").future()
-            await self._reading
-        chunk = self._chunks.popleft()
-        self._bytes -= size_of_chunk(chunk)
-        if self._writing:
-            self._wake_writers()
-        return chunk
-
-    def leave(self, reason: Any = None) -> bool:
-        """Nobody reads on: who writes is told. Whether that is news."""
-        if self.gone is not None or (self.ended and not self._chunks):
-            return False
-        self.gone = as_error(reason or "The readable side of the stream was cancelled.")
-        self._chunks.clear()
-        self._bytes = 0
-        self._wake_writers()
-        self._wake_reader()
-        if self.left is not None:
-            self.left()
-        return True
-
-    async def cancel(self, reason: Any) -> None:
-        if self.leave(reason) and self.cancelled is not None:
-            await called(self.cancelled, reason)
-
-    async def aclose(self) -> None:
-        await self.cancel(None)
+from roost.api.chunks import Channel, as_error, chunks_of, close_source, member_of, options_of, promise
+from roost.api.pipes import pipe
+from roost.api.tees import Tee
 
 
 class ReadableStreamDefaultController:
@@ -233,10 +94,10 @@ class ReadableStream:
     get_reader = getReader
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return _chunks_of(self.take())
+        return chunks_of(self.take())
 
     async def _cancel(self, reason: Any) -> None:
-        await _close(self.take(), reason)
+        await close_source(self.take(), reason)
 
     def cancel(self, reason: Any = None) -> Awaitable[None]:
         """Nobody wants the rest: its source is told, and may go."""
@@ -246,7 +107,7 @@ class ReadableStream:
 
     def tee(self) -> list[ReadableStream]:
         """Two streams of the same chunks. What the slower one has not read is kept, up to 32 MiB."""
-        tee = _Tee(_chunks_of(self.take()))
+        tee = Tee(chunks_of(self.take()))
         return [ReadableStream(tee.branches[0]), ReadableStream(tee.branches[1])]
 
     def pipeTo(self, destination: Any, options: Any = None, **more: Any) -> Awaitable[None]:
@@ -256,7 +117,7 @@ class ReadableStream:
             chunks, writer = self.take(), destination.getWriter()
         except JsTypeError as error:
             return Failed(error, "pipeTo()")
-        return promise(_pipe(chunks, writer, chosen), "pipeTo()")
+        return promise(pipe(chunks, writer, chosen), "pipeTo()")
 
     pipe_to = pipeTo
 
@@ -280,79 +141,6 @@ async def _quietly(piped: Awaitable[None]) -> None:
 
 def _iterable(source: Any) -> bool:
     return hasattr(source, "__aiter__") or hasattr(source, "__iter__")
-
-
-class _Items:
-    """A plain iterable as an async iterator."""
-
-    def __init__(self, items: Any) -> None:
-        self._items = iter(items)
-
-    async def __anext__(self) -> Any:
-        for item in self._items:
-            return item
-        raise StopAsyncIteration
-
-
-def _iterator_of(source: Any) -> Any:
-    if source is None:
-        return _Items(())
-    if isinstance(source, bytes | bytearray | memoryview | str):
-        return _Items((source,) if len(source) else ())
-    return aiter(source) if hasattr(source, "__aiter__") else _Items(source)
-
-
-class Chunks:
-    """The chunks of any source, one read at a time. A read that fails or is cancelled is no end: a generator cannot go on
-    after it, so the next read fails, too, instead of saying that all was read."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self._iterator: Any = None
-        self._broken: BaseException | None = None
-        self._over = False
-
-    def __aiter__(self) -> Chunks:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._broken is not None:
-            raise self._broken
-        if self._iterator is None:
-            self._iterator = _iterator_of(self._source)
-        try:
-            return await anext(self._iterator)
-        except StopAsyncIteration:
-            self._over = True
-            raise
-        except Exception as error:
-            self._broken = error
-            raise
-        except BaseException:
-            if inspect.isasyncgen(self._iterator):
-                self._broken = JsTypeError("A read of this stream was cancelled, and what it would have given is lost.")
-            raise
-
-    async def aclose(self) -> None:
-        self._over = True
-        await _close(self._source if self._iterator is None else self._iterator, None)
-
-    def __del__(self) -> None:
-        if not self._over and isinstance(self._source, Channel):
-            self._source.leave()
-
-
-def _chunks_of(source: Any) -> Chunks:
-    return source if isinstance(source, Chunks) else Chunks(source)
-
-
-async def _close(source: Any, reason: Any) -> None:
-    if isinstance(source, Channel):
-        await source.cancel(reason)
-        return
-    close = getattr(source, "aclose", None)
-    if close is not None:
-        await close()
 
 
 def _from_underlying(source: Any) -> Channel:
@@ -386,7 +174,7 @@ def _begin(start: Callable[[Any], Any], channel: Channel, controller: Any) -> No
         except Exception as error:  # noqa: BLE001 - whoever reads gets it
             channel.fail(error)
         channel.wanted = wanted
-        channel._wake_reader()
+        channel.wake_reader()
 
     require_context("ReadableStream").wait_until(started())
 
@@ -397,7 +185,7 @@ class StreamReader:
     def __init__(self, stream: ReadableStream) -> None:
         self._stream = stream
         self._source = stream.take()
-        self._chunks: Any = _chunks_of(self._source)
+        self._chunks: Any = chunks_of(self._source)
         self._over: Any = None
         self._outcome: tuple[Exception | None] | None = None  # what it ended with
 
@@ -436,8 +224,8 @@ class StreamReader:
         return over
 
     async def _cancel(self, reason: Any) -> None:
-        await _close(self._source, reason)
-        await _close(self._chunks, reason)
+        await close_source(self._source, reason)
+        await close_source(self._chunks, reason)
         self._ended(None)
 
     def cancel(self, reason: Any = None) -> Awaitable[None]:
@@ -446,149 +234,6 @@ class StreamReader:
     def releaseLock(self) -> None:
         """Another reader may go on where this one stopped."""
         self._stream._source, self._stream._locked = self._chunks, False
-        self._chunks = _chunks_of(None)
+        self._chunks = chunks_of(None)
 
     release_lock = releaseLock
-
-
-class _Tee:
-    """One source for two readers: whoever comes first reads on for both."""
-
-    def __init__(self, source: AsyncIterator[Any]) -> None:
-        self.branches = [_Branch(self), _Branch(self)]
-        self._source = source
-        self._waiting: list[Any] | None = None  # for the read that is under way
-        self._over = False
-        self._error: BaseException | None = None
-
-    async def read_on(self) -> None:
-        """Return when there is another chunk, or the end. Who is cancelled while waiting takes nothing from the other."""
-        if self._waiting is None:
-            self._waiting = []
-            promise(self._read(), "tee()")  # a task of its own
-        waiting = require_context("tee()").future()
-        self._waiting.append(waiting)
-        await waiting
-
-    async def _read(self) -> None:
-        try:
-            chunk = await anext(self._source)
-        except StopAsyncIteration:
-            self._over = True
-        except Exception as error:  # noqa: BLE001 - both get it
-            self._error = error
-        except BaseException:
-            self._error = JsTypeError("The stream's request has ended.")
-            raise
-        else:
-            for branch in self.branches:
-                branch.take(chunk)
-        finally:
-            waiting, self._waiting = self._waiting or [], None
-            for each in waiting:
-                if not each.done():
-                    each.set_result(None)
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._over:
-            raise StopAsyncIteration
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
-
-    async def left(self) -> None:
-        if all(branch.gone for branch in self.branches):
-            await _close(self._source, None)
-
-
-class _Branch:
-    """One of a tee's two."""
-
-    def __init__(self, tee: _Tee) -> None:
-        self.gone = False
-        self._tee = tee
-        self._chunks: deque[Any] = deque()
-        self._bytes = 0
-
-    def take(self, chunk: Any) -> None:
-        if self.gone:
-            return
-        size = size_of_chunk(chunk)
-        fits = not self._bytes or self._bytes + size <= MAX_BUFFERED_BYTES
-        self._chunks.append(chunk)
-        self._bytes += size
-        if not fits:
-            self._tee.fail(
-                JsTypeError(f"ReadableStream.tee() buffer limit exceeded: one branch is {self._bytes} bytes behind.")
-            )
-            self._chunks.clear()
-
-    def __aiter__(self) -> _Branch:
-        return self
-
-    async def __anext__(self) -> Any:
-        while not self._chunks:
-            self._tee.check()
-            await self._tee.read_on()
-        chunk = self._chunks.popleft()
-        self._bytes -= size_of_chunk(chunk)
-        return chunk
-
-    async def aclose(self) -> None:
-        self.gone = True
-        self._chunks.clear()
-        await self._tee.left()
-
-
-class _PipeTarget(Protocol):
-    """`writable_streams.StreamWriter`, as much of it as a pipe needs."""
-
-    def write(self, chunk: Any = None) -> Awaitable[None]: ...
-
-    def close(self) -> Awaitable[None]: ...
-
-    def abort(self, reason: Any = None) -> Awaitable[None]: ...
-
-    def check(self) -> None: ...
-
-    def when_reader_leaves(self, function: Callable[[], Any] | None) -> None: ...
-
-    def releaseLock(self) -> None: ...
-
-
-async def _pipe(source: Any, writer: _PipeTarget, options: dict[str, Any]) -> None:
-    chunks = _chunks_of(source)
-    context = require_context("pipeTo()")
-    if not options.get("preventCancel"):  # also while the source is silent: its read then fails, or ends
-        writer.when_reader_leaves(lambda: context.promise(_cancel_quietly(source), "pipeTo()"))
-    try:
-        async for chunk in chunks:
-            try:
-                await writer.write(chunk)
-            except BaseException as error:
-                if not options.get("preventCancel"):
-                    await _close(source, error)
-                raise
-        writer.check()
-    except BaseException as error:
-        if not options.get("preventAbort"):
-            aborting = writer.abort(error if isinstance(error, Exception) else None)
-            if isinstance(error, Exception):
-                await aborting
-        raise
-    finally:
-        writer.when_reader_leaves(None)
-        writer.releaseLock()
-        await _close(chunks, None)
-    if not options.get("preventClose"):
-        await writer.close()
-
-
-async def _cancel_quietly(source: Any) -> None:
-    """A generator that is being read cannot be closed: it hears of it at its next chunk."""
-    try:
-        await _close(source, None)
-    except RuntimeError:
-        pass

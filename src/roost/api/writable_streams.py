@@ -7,20 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from roost.api.chunks import AHEAD, MAX_BUFFERED_BYTES, Channel, as_error, called, member_of, promise, size_of_chunk
 from roost.api.promises import Failed, Settled
 from roost.api.runtime import require_context
-from roost.api.streams import (
-    AHEAD,
-    MAX_BUFFERED_BYTES,
-    Channel,
-    ReadableStream,
-    ReadableStreamDefaultController,
-    as_error,
-    called,
-    member_of,
-    promise,
-    size_of_chunk,
-)
+from roost.api.streams import ReadableStream, ReadableStreamDefaultController
 from roost.errors import JsTypeError
 
 if TYPE_CHECKING:

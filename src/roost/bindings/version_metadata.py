@@ -32,7 +32,7 @@ class VersionMetadata:
         self._version = version
 
     def open(self, surroundings: Surroundings) -> Mapping[str, Any]:
-        from roost.values import JsDict
+        from roost.js_values import JsDict
 
         return {name: JsDict(self._version._asdict()) for name in self._configs}
 

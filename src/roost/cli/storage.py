@@ -12,14 +12,15 @@ from roost.cli.folders import data_of
 from roost.errors import ConfigError
 from roost.ids import slot_of
 from roost.node import control
-from roost.storage import alarm_index, dump
+from roost.storage import alarm_index, dump, restoring
 from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from roost.storage.dump import Restored, Stored
+    from roost.storage.dump import Stored
+    from roost.storage.restoring import Restored
 
 
 def run(parsed: Any) -> int:
@@ -101,7 +102,7 @@ def _restore(data: Path, parsed: Any) -> int:
     made: list[Restored] = []
     count = 0
     try:
-        made.extend(dump.restore_objects(data, source))
+        made.extend(restoring.restore_objects(data, source))
         while made:  # the dump is whole
             restored = made[0]
             if lock is None:
@@ -109,7 +110,7 @@ def _restore(data: Path, parsed: Any) -> int:
             else:
                 if restored.alarm_ms is not None:
                     _tell_index(data, restored)  # too early wakes for nothing; too late would be missed
-                dump.put_in_place(data, restored)
+                restoring.put_in_place(data, restored)
                 _tell_index(data, restored)
             del made[0]
             count += 1
@@ -118,7 +119,7 @@ def _restore(data: Path, parsed: Any) -> int:
             alarm_index.recount(data)
     finally:
         for restored in made:
-            dump.discard(restored.path)
+            restoring.discard(restored.path)
         if source is not sys.stdin:
             source.close()
         if lock is not None:

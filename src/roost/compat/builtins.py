@@ -1,5 +1,8 @@
 """JavaScript's own objects, as far as Python sources use them through `js`: `Object`, `Array`, `Date`, `JSON`, `Math`,
-`RegExp`, `Map`, `Set` and the functions of the global object. Source: ECMAScript §19, §20 to §25; reference 1.4."""
+`RegExp`, `Map`, `Set` and the functions of the global object. Source: ECMAScript §19, §20 to §25; reference 1.4.
+
+Long because it is a list of small objects of JavaScript, none of which knows another.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from roost.errors import JsException, JsTypeError
-from roost.values import DataCloneError, JsDict, JsList, JsMap, as_js, decode_js, encode, to_unicode
+from roost.js_values import JsDict, JsList, JsMap
+from roost.values import DataCloneError, as_js, decode_js, encode, to_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

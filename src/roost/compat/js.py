@@ -53,10 +53,11 @@ from roost.compat.builtins import (
     parseInt,
     structuredClone,
 )
-from roost.compat.subtle import CryptoKey, SubtleCrypto
+from roost.compat.crypto_keys import CryptoKey
+from roost.compat.subtle import SubtleCrypto
 from roost.compat.url import URL, URLSearchParams
 from roost.errors import JsException, JsRangeError, JsTypeError
-from roost.values import JsDict
+from roost.js_values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

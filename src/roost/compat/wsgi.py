@@ -1,6 +1,8 @@
 """`workers.wsgi`: Flask, Django and other WSGI apps as workers. Each request runs in a thread of its own.
 
 `fetch` and `entrypoint` have the signatures of `asgi`. Source: PEP 3333; reference 1.2.
+
+Long because one request's two sides, the thread's and the loop's, are read together.
 """
 
 from __future__ import annotations

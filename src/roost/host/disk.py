@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from roost.errors import InternalError
 from roost.storage.alarm_index import AlarmIndex, index_path, object_path
 from roost.storage.database import close_database
-from roost.storage.dump import put_in_place
 from roost.storage.folding import FOLD_BYTES, MAX_LOG_BYTES
+from roost.storage.restoring import put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from roost.clock import Clock
     from roost.events import ObjectRef
     from roost.storage.database import Database
-    from roost.storage.dump import Restored
     from roost.storage.folding import Folded
+    from roost.storage.restoring import Restored
 
 _log = logging.getLogger("roost.storage")
 

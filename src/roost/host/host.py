@@ -39,7 +39,7 @@ from roost.host.worker.running import Runner
 from roost.host.worker.surroundings import HostPhase, Surroundings
 from roost.ids import id_from_random, namespace_key
 from roost.link.port import NO_CONTEXT
-from roost.storage.dump import Restored, restoring_path
+from roost.storage.restoring import Restored, restoring_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence

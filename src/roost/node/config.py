@@ -113,23 +113,14 @@ def read_app(
     configuration has none; else the folder's. Raises ConfigError with one clear line."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder.")
-    path = config or next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise ConfigError(f"{folder} has no {', '.join(FILES[:-1])} or {FILES[-1]}; is it the app's folder?")
+    path = config or _configuration_of(folder)
     raw = _read(path)
     warnings = [
         f"{path.name}: unknown key {key!r} is ignored.{nearest(key, list(_KEYS))}" for key in raw if key not in _KEYS
     ]
     raw = _for_env(raw, env, path, warnings)
     raw = {"name": default_name or folder.resolve().name, **raw}
-    main = raw.get("main")
-    if not isinstance(main, str) or not main:
-        raise ConfigError(f'{path}: "main" is missing; it names the worker\'s Python file.', key="main")
-    main_path = (path.parent / main).resolve()
-    if not main_path.is_file():
-        raise ConfigError(f"{path}: main: {main_path} does not exist.", key="main")
-    if main_path.suffix != ".py":
-        raise ConfigError(f"{path}: main: {main} is not a Python file; Roost runs Python workers.", key="main")
+    main = _main(raw, path)
     for key, what in _UNSUPPORTED.items():
         if raw.get(key):
             raise ConfigError(f"{path}: {key}: {what} are not supported by Roost yet.", key=key)
@@ -142,7 +133,7 @@ def read_app(
     return App(
         folder=str(folder.resolve()),
         name=_text(raw["name"], "name", path),
-        main=str(main_path),
+        main=str(main),
         compatibility_date=day,
         compatibility_flags=flags,
         variables={
@@ -162,6 +153,25 @@ def read_app(
         exports=exports_of(raw, path, _bindings(raw, path), warnings),
         code_update=code_update_of(raw, path),
     )
+
+
+def _configuration_of(folder: Path) -> Path:
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ConfigError(f"{folder} has no {', '.join(FILES[:-1])} or {FILES[-1]}; is it the app's folder?")
+    return path
+
+
+def _main(raw: dict[str, Any], path: Path) -> Path:
+    main = raw.get("main")
+    if not isinstance(main, str) or not main:
+        raise ConfigError(f'{path}: "main" is missing; it names the worker\'s Python file.', key="main")
+    main_path = (path.parent / main).resolve()
+    if not main_path.is_file():
+        raise ConfigError(f"{path}: main: {main_path} does not exist.", key="main")
+    if main_path.suffix != ".py":
+        raise ConfigError(f"{path}: main: {main} is not a Python file; Roost runs Python workers.", key="main")
+    return main_path
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ An idle connection needs none of this: `decode_messages` handles the common case
 gives the same events, and no memory is taken for a frame before its announced size was checked.
 
 Source: RFC 6455 §5 (framing), §7 (closing), §8.1 (UTF-8); RFC 7692 §6 (a compressed message's first reserved bit).
+
+Long because the fast way of whole frames and the decoder for the rest must be compared line by line.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,22 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import apsw
 import msgspec
 
-from roost.errors import ConfigError, JsException
 from roost.events import ObjectRef
-from roost.storage.alarm_index import AlarmIndex, index_path, object_files, object_path
-from roost.storage.database import Database
+from roost.storage.alarm_index import AlarmIndex, index_path, object_files
 from roost.storage.errors import NeverWritten, StorageError
-from roost.storage.folding import sync_path
 from roost.storage.object_file import check_format
 from roost.values import decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
+
 
 DUMP_VERSION: Final = 2
-_WITHOUT_COUNT: Final = 1  # dumps of Roost 0.1 do not end with a count
+
+
+WITHOUT_COUNT: Final = 1  # dumps of Roost 0.1 do not end with a count
+
+
 _DAMAGE: Final = (StorageError, ValueError, TypeError, OverflowError)  # what reading a damaged object may raise
 
 
@@ -109,10 +110,6 @@ def _json_value(value: Any) -> Any:
     return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
-def _from_json(value: Any) -> Any:
-    return base64.b64decode(value["base64"]) if isinstance(value, dict) else value
-
-
 def _readable(key: str, raw: bytes) -> dict[str, Any]:
     """A stored value as JSON if JSON can carry it exactly, else its encoding. Raises StorageError if it is damaged."""
     try:
@@ -184,7 +181,7 @@ def _dump_whole(ref: ObjectRef, path: Path, out: IO[str]) -> None:
         line(end={"keys": keys, "rows": rows})
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -194,150 +191,15 @@ def _columns(connection: apsw.Connection, table: str) -> list[str]:
 
 
 def _rows(connection: apsw.Connection, table: str) -> Iterator[tuple[int | None, tuple[Any, ...]]]:
-    columns = ", ".join(map(_quoted, _columns(connection, table)))
+    columns = ", ".join(map(quoted, _columns(connection, table)))
     try:
-        cursor = connection.execute(f"SELECT rowid, {columns} FROM {_quoted(table)}")
+        cursor = connection.execute(f"SELECT rowid, {columns} FROM {quoted(table)}")
     except apsw.SQLError:  # WITHOUT ROWID
-        for row in connection.execute(f"SELECT {columns} FROM {_quoted(table)}"):
+        for row in connection.execute(f"SELECT {columns} FROM {quoted(table)}"):
             yield None, row
         return
     for rowid, *values in cursor:
         yield rowid, tuple(values)
-
-
-class Restored(msgspec.Struct):
-    """A file made from a dump, to be put in the object's place."""
-
-    ref: ObjectRef
-    path: Path
-    alarm_ms: int | None
-
-
-def restore_objects(data: Path, lines: Iterable[str]) -> Iterator[Restored]:
-    """Make a file beside each object's own, from a dump. Raises ConfigError naming the line; leaves no file of the object
-    that it stands in then. Objects that the dump says were damaged are passed over. Only at the end is it known that the
-    dump is whole: nothing may be put in place before."""
-    database: Database | None = None
-    restored: Restored | None = None
-    keys = rows = 0
-    objects = broken = 0  # since the last count
-    counted = True
-    try:
-        for number, text in enumerate(lines, 1):
-            if not text.strip():
-                continue
-            try:
-                entry = json.loads(text)
-                if "object" in entry:
-                    if restored is not None:
-                        raise ValueError("the object before it is not complete")
-                    restored = _begin(data, entry)
-                    counted = counted and entry["version"] == _WITHOUT_COUNT
-                    database = Database(restored.path, restored.ref.name)
-                    database.begin()
-                    keys = rows = 0
-                elif "broken" in entry:
-                    if restored is not None and database is not None:
-                        database.rollback()
-                        database.close()
-                        discard(restored.path)
-                    database = restored = None
-                    broken += 1
-                elif "dump" in entry and restored is None:
-                    if entry["dump"] != {"objects": objects, "broken": broken}:
-                        raise ValueError(f"it should end with {entry['dump']}, but has {objects} objects, {broken} broken")
-                    objects = broken = 0
-                    counted = True
-                elif database is None or restored is None:
-                    raise ValueError('a dump begins with a line that has "object"')
-                elif "end" in entry:
-                    if entry["end"] != {"keys": keys, "rows": rows}:
-                        raise ValueError(f"it should end with {entry['end']}, but has {keys} keys and {rows} rows")
-                    database.set_alarm(restored.alarm_ms)
-                    database.commit()
-                    database.close()
-                    database = None
-                    sync_path(restored.path)
-                    finished, restored = restored, None
-                    objects += 1
-                    yield finished
-                elif "key" in entry:
-                    keys += 1
-                    raw = base64.b64decode(entry["encoded"]) if "encoded" in entry else encode(entry["value"])
-                    decode(raw)
-                    database.put(entry["key"], raw)
-                else:
-                    rows += _restore_sql(database, entry)
-            except (ValueError, KeyError, TypeError, apsw.Error, StorageError, JsException) as error:
-                raise ConfigError(f"line {number} of the dump: {error}") from error
-        if restored is not None:
-            raise ConfigError(f"the dump ends in the middle of {restored.ref.class_name}({restored.ref.id[:8]}).")
-        if not counted:
-            raise ConfigError("the dump was cut short: the line that counts its objects is missing. Nothing was restored.")
-    finally:
-        if restored is not None:
-            if database is not None:
-                database.rollback()
-                database.close()
-            discard(restored.path)
-
-
-def _begin(data: Path, entry: dict[str, Any]) -> Restored:
-    if entry.get("version") not in (_WITHOUT_COUNT, DUMP_VERSION):
-        raise ValueError(f"a dump of version {entry.get('version')}; this Roost knows {DUMP_VERSION}")
-    ref = ObjectRef(str(entry["object"]["class"]), str(entry["object"]["id"]), entry["object"].get("name"))
-    alarm_ms = entry.get("alarm_ms")
-    if alarm_ms is not None and type(alarm_ms) is not int:
-        raise ValueError("alarm_ms must be a number of milliseconds")
-    new = restoring_path(data, ref)
-    new.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    discard(new)
-    return Restored(ref, new, alarm_ms)
-
-
-def restoring_path(data: Path, ref: ObjectRef) -> Path:
-    """Where an object's new file is made: beside its own."""
-    path = object_path(data, ref)
-    return path.with_name(f"{path.name}.restoring")
-
-
-def discard(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-def _restore_sql(database: Database, entry: dict[str, Any]) -> int:
-    """A statement or a row, with no more rights than the worker's own SQL has; how many rows."""
-    if "sql" in entry:
-        database.execute(str(entry["sql"]), ())
-        return 0
-    if "sequence" in entry:
-        database.execute("DELETE FROM sqlite_sequence WHERE name = ?", (entry["sequence"],))
-        database.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (entry["sequence"], entry["value"]))
-        return 0
-    table = str(entry["table"])
-    names = _columns(database.connection(), table)
-    values = [_from_json(value) for value in entry["row"]]
-    if entry.get("rowid") is not None:
-        names, values = ["rowid", *names], [entry["rowid"], *values]
-    columns = ", ".join(map(_quoted, names))
-    marks = ", ".join("?" * len(values))
-    database.execute(f"INSERT INTO {_quoted(table)} ({columns}) VALUES ({marks})", tuple(values))
-    return 1
-
-
-def put_in_place(data: Path, restored: Restored) -> None:
-    """Make a restored file the object's. Nobody may have the object open. Blocks on the disk."""
-    path = object_path(data, restored.ref)
-    if path.exists():
-        try:
-            apsw.Connection(str(path)).close()  # fold its log: a crash in the middle of this must find it whole
-        except apsw.Error:
-            pass  # it is damaged, and about to be replaced
-    for suffix in ("-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-    os.replace(restored.path, path)
-    sync_path(path.parent)
 
 
 def check_objects(data: Path, slots: int | None) -> Iterator[str]:

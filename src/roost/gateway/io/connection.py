@@ -5,6 +5,8 @@ unfinished, a `Backlog` only while the client does not read. It must not know wh
 (`turn.SocketEvents`).
 
 Invariant: exactly one of `closed` and `failed` is called for each connection.
+
+Long because the states of one connection are read together.
 """
 
 from __future__ import annotations

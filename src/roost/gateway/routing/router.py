@@ -3,7 +3,7 @@
 Sockets and their messages are here; requests and their answers are `exchanges`. It owns no descriptor and no link, and
 decides synchronously. The invariant: a socket's number finds its connection until the host is done with its end.
 
-A little over 400 lines, as its two directions share their tables.
+Long because its two directions share their tables.
 """
 
 from __future__ import annotations

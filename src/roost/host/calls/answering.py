@@ -9,7 +9,7 @@ from roost.api.entrypoint import DurableObject
 from roost.api.rpc import fault_of, find_method
 from roost.errors import ConfigError, Superseded, UnavailableError, WorkerError
 from roost.events import Call, Fault, Result
-from roost.host.worker.rpc_table import RpcCall
+from roost.host.worker.rpc_calls import RpcCall
 from roost.link.port import NO_CONTEXT
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from roost.host.worker.aborting import unless_aborted
 from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.worker.promise import RpcPromise
 from roost.host.worker.request_context import RequestContext
-from roost.host.worker.rpc_table import RpcCall
+from roost.host.worker.rpc_calls import RpcCall
 from roost.host.worker.running import in_context
 from roost.link.port import NO_CONTEXT
 from roost.values import decode_js, encode

@@ -19,7 +19,7 @@ from roost.host.objects.object_sockets import current_fetch
 from roost.host.objects.socket_handlers import SocketHandlers
 from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_link
 from roost.host.worker.pins import NOTHING
-from roost.host.worker.rpc_table import RpcCall
+from roost.host.worker.rpc_calls import RpcCall
 from roost.host.worker.running import in_context
 from roost.link.port import NO_CONTEXT
 

@@ -13,7 +13,7 @@ from roost.api.socket_end import Accept, Item, SocketEnd
 from roost.errors import JsException
 from roost.host.objects.object_sockets import ObjectSockets
 from roost.host.worker.running import Suspended
-from roost.values import JsDict
+from roost.js_values import JsDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

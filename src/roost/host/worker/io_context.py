@@ -21,7 +21,8 @@ from roost.host.bodies import SenderGone
 from roost.host.worker.aborting import unless_aborted
 from roost.host.worker.pins import NOTHING, Pins
 from roost.host.worker.promise import Promise
-from roost.host.worker.rpc_table import RpcSession, begin_in_request
+from roost.host.worker.rpc_calls import begin_in_request
+from roost.host.worker.rpc_table import RpcSession
 from roost.host.worker.running import Suspended
 
 if TYPE_CHECKING:

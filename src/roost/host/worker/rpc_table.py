@@ -7,6 +7,8 @@ the caller's writes, and finds its host through a gateway.
 An export ends when its holder lets go of it, when the context ends that it belongs to, or when nobody says for `LEASE_S`
 that it is held: an answer may be lost, and a holder's host may die. Source: platform documentation, "Remote-procedure call
 (RPC)", "Lifecycle".
+
+Long because a table, its exports, handles and sessions know each other; what a call is stands in `rpc_calls`.
 """
 
 from __future__ import annotations
@@ -23,17 +25,14 @@ from roost.api.rpc import (
     BrokenStubError,
     call_function,
     decoded_arguments,
-    encode_result,
     error_of,
-    fault_of,
     find_method,
 )
 from roost.api.rpc_streams import Readable, Writable
 from roost.api.rpc_stubs import RpcStub, handle_of, itself, stub_of
 from roost.api.runtime import IoContext
-from roost.errors import JsException, JsRangeError, WorkerError
+from roost.errors import JsException, JsRangeError
 from roost.events import Chain, Fault, ObjectRef
-from roost.host.worker.current import call_chain
 from roost.ids import id_from_name, slot_of
 from roost.link.port import NO_CONTEXT
 from roost.values import decode, encode
@@ -49,14 +48,28 @@ if TYPE_CHECKING:
 
     Reply = Callable[[bytes, Fault | None, BaseException | None, BaseException | None], None]
 
+
 _log = logging.getLogger("roost.worker")
 
+
 MAX_OF_CONTEXT: Final = 1000  # exports of one object or request at a time
+
+
 LEASE_S: Final = 60.0
+
+
 RENEW_S: Final = 15.0
+
+
 PIN_EXPORTS: Final = "RPC stubs that others hold"
+
+
 _NO_CLASS: Final = ""  # of the objects that calls on exports name
+
+
 _UNKNOWN: Final = "it was released, or what it belongs to sleeps or has ended"
+
+
 _MAX_NUMBERS: Final = 10_000  # in one message between hosts
 
 
@@ -476,64 +489,3 @@ class RpcSession:
         handles, self.handles = list(self.handles), WeakSet()
         for handle in handles:
             handle.release()
-
-
-class RpcCall:
-    """One call of a function, a method or a property in a context, until it is answered."""
-
-    __slots__ = ("_context", "_method", "passes_on", "received")
-
-    def __init__(self, context: SessionContext, method: str, export: Export | None = None) -> None:
-        self._context = context
-        self._method = method
-        self.passes_on = export is not None and type(export.target) is RpcStub
-        self.received: list[Any] = []
-
-    def outcome(self, result: Any, error: BaseException | None) -> tuple[bytes, Fault | None, BaseException | None]:
-        """The value or fault that travels, and the error itself. Stubs that were arguments are disposed."""
-        value, fault = b"", None
-        if error is None:
-            try:
-                value = encode_result(result, self._method, self._context)
-            except Exception as refused:  # noqa: BLE001 - it cannot be cloned: the caller is told
-                error = refused
-        for stub in self.received:
-            stub.dispose()
-        if type(error) is BrokenStubError and self.passes_on:
-            fault = Fault(GONE, error.message)
-        elif error is not None and not isinstance(error, WorkerError):
-            fault = fault_of(error)
-        return value, fault, error
-
-    def answer_when_durable(self, gate: Gate, result: Any, error: BaseException | None, reply: Reply) -> None:
-        """Answer behind what was written before; also an error is an answer."""
-        value, fault, raised = self.outcome(result, error)
-        failure = raised if isinstance(raised, WorkerError) else None
-        gate.hold(lambda broken: reply(value, fault, failure or broken, raised))
-
-
-class Gate(Protocol):
-    """An object's output gate."""
-
-    def hold(self, release: Callable[[Any], None]) -> None: ...
-
-
-def begin_in_request(
-    context: SessionContext, export: Export, method: str, arguments: bytes, chain: Chain, reply: Reply
-) -> None:
-    """A call on what a request without an object has exported."""
-    call = RpcCall(context, method, export)
-    variables = context.fresh_variables()
-    variables.run(call_chain.set, chain)
-    pinned = context.pin(export.name_of(method))
-
-    async def run() -> Any:
-        result = export.start(method, arguments, call.received)
-        return await result if hasattr(result, "__await__") else result
-
-    def done(result: Any, error: BaseException | None) -> None:
-        value, fault, error = call.outcome(result, error)
-        context.unpin(pinned)
-        reply(value, fault, error if isinstance(error, WorkerError) else None, error)
-
-    context.surroundings.runner.run(variables, run(), done)
