@@ -77,6 +77,13 @@ measure-calls: $(STAMP)  ## what a message, a wake, an upgrade cost in calls (BA
 measure-code:  ## sizes, circles of imports and access to others' private parts of the code base (ARGS=--json)
 	@$(PYTHON) tools/measure_code.py $(ARGS)
 
+mutants: $(STAMP)  ## which small changes no unit test notices (MODULE=roost.link.unix COUNT=40 SEED=1; without: all floors)
+	$(BIN)/python tools/mutants.py $(MODULE) --count $(or $(COUNT),40) --seed $(or $(SEED),1)
+
+coverage: $(STAMP)  ## which branches the unit and contract tests run
+	$(BIN)/coverage run --branch --source=src/roost --data-file=.coverage -m pytest -q tests/unit tests/contract
+	$(BIN)/coverage report --data-file=.coverage --sort=miss
+
 soak: $(STAMP)  ## a year in half an hour: load, alarms, births, kills, freezes, deploys (MINUTES=30 SEED=1)
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
 
@@ -89,4 +96,4 @@ growth: $(STAMP)  ## how the cost of a message grows with sockets, objects, size
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean measure-code measure-calls
+.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean measure-code measure-calls mutants coverage

@@ -1,5 +1,7 @@
 """gateway/routing/journal.py: what a killed gateway's successor reads."""
 
+import os
+
 import pytest
 
 from roost.events import ObjectRef
@@ -153,3 +155,80 @@ def test_one_that_cannot_be_written_is_given_up_and_removed(tmp_path, path, made
 
 def test_its_file_is_for_its_owner_only(tmp_path, made):
     assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
+
+
+def open_descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    before = open_descriptors()
+    for name, over in (("a", Journal.end), ("b", Journal.leave)):
+        made = Journal(str(tmp_path / name))
+        for _ in range(5):
+            made.start([lost(1)])
+        assert open_descriptors() == before + 1
+        over(made)
+        assert open_descriptors() == before
+
+
+def test_giving_up_closes_and_needs_no_journal(path, made, monkeypatch):
+    before = open_descriptors()
+    monkeypatch.setattr(journal.os, "write", lambda fd, data: 0)
+    bind(made, 1)
+    made.flush(lambda: pytest.fail("it was written anew"))
+    assert open_descriptors() == before - 1
+    made.flush(list) if made.is_written else None
+    made.leave()
+    made.end()
+    assert open_descriptors() == before - 1
+
+
+def test_one_that_cannot_be_begun_is_given_up(tmp_path, caplog):
+    made = Journal(str(tmp_path / "no folder" / "journal"))
+    made.start([lost(1)])
+    assert "given up" in caplog.text
+    assert not made.is_written
+    bind(made, 2)
+    assert not made.lines
+
+
+def test_one_that_cannot_be_put_in_place_is_given_up(tmp_path, path, made, monkeypatch, caplog):
+    bind(made, 1)
+    made.flush(list)
+
+    def refused(*_):
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr(journal.os, "replace", refused)
+    made.start([lost(1)])
+    assert "I/O error" in caplog.text
+    assert not list(tmp_path.glob("journal*"))
+
+
+@pytest.mark.parametrize(
+    ("live", "entries", "anew"), [(2, 8, False), (2, 9, True), (3, 12, False), (3, 13, True), (0, 9, True)]
+)
+def test_when_most_of_it_is_history(path, made, monkeypatch, live, entries, anew):
+    """Anew from more than 8 entries on, if more than four times as many as live."""
+    monkeypatch.setattr(journal, "_ANEW_FROM", 8)
+    for number in range(1, live + 1):
+        bind(made, number)
+    for _ in range(entries - live):
+        made.attached(1 if live else 99, b"x")
+    written = []
+    made.flush(lambda: written.append(True) or [])
+    assert bool(written) == anew
+    made.flush(lambda: written.append(True) or [])
+    assert len(written) == anew  # and its count begins anew
+
+
+def test_damage_in_the_middle_ends_the_reading_with_a_word(path, caplog):
+    with open(path, "wb") as file:
+        file.write(b'[1,"Room","ab","x",[],""]\n[2,"Room"\n[3,"Room","ab","x",[],""]\n')
+    assert [each.number for each in read(path)] == [1]
+    assert "is damaged" in caplog.text
+    for line in (b"[]", b'["x"]', b"[1,2,3]", b"[4,17]", b"{}", b"\xff"):
+        with open(path, "wb") as file:
+            file.write(b'[1,"Room","ab","x",[],""]\n' + line + b"\n[1]\n")
+        assert [each.number for each in read(path)] == [1], line

@@ -345,7 +345,8 @@ class Connection(Channel):
         if self.state == State.PEER_CLOSED:  # the program never answered: answer for it, as the peer was promised one
             self.close(CloseCode.NO_STATUS, "")
             self.flush()
-            self.turn.close_deadline(self.number)
+            if self.fd >= 0:
+                self.turn.close_deadline(self.number)
         elif self.state in (State.CLOSING, State.LINGERING, State.FLUSHING, State.ENDED):
             if self.state == State.CLOSING:
                 self._abnormal()
