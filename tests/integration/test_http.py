@@ -80,11 +80,11 @@ class Default(WorkerEntrypoint):
 NODE = pytest.fixture(params=["split", "inline"], scope="module")
 
 
-@NODE
-def node(request, tmp_path_factory):
+def make(folder):
+    """The app, with files of all kinds."""
     settings = "[limits]\nmax_body_bytes = 2000000\n"
     config = '[assets]\ndirectory = "public"'
-    folder = write_app(tmp_path_factory.mktemp("http"), SOURCE, config=config, settings=settings)
+    write_app(folder, SOURCE, config=config, settings=settings)
     public = folder / "public"
     (public / "sub").mkdir(parents=True)
     (public / "index.html").write_text("<h1>home</h1>")
@@ -93,6 +93,12 @@ def node(request, tmp_path_factory):
     (public / "a b.css").write_text("css")
     (public / ".secret").write_text("hidden")
     (public / "link").symlink_to("/etc/passwd")
+    return folder
+
+
+@NODE
+def node(request, tmp_path_factory):
+    folder = make(tmp_path_factory.mktemp("http"))
     with running(folder, *(["--inline"] if request.param == "inline" else [])) as running_node:
         yield running_node
 
