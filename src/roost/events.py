@@ -7,7 +7,7 @@ Numbers on the wire
 - `socket`: a gateway's number for one client connection, unique for the life of that gateway process. It grows with the
   time at which the client connected, so that sockets of several gateways have an order.
 - `actor`: a gateway's number for one object that has sockets there; 0 means a socket that no object hibernates with.
-- `event`: a gateway's running number of an event on one link; the host answers it with `Done`.
+- `event`: a gateway process' running number of an event, whatever host it goes to; the host answers it with `Done`.
 - `request`, `dial`: chosen by the asking side; gateways use even numbers, hosts odd ones, so they never meet.
 
 Text in `SocketMessage.data` is `str` (already checked UTF-8); outbound `Send.payload` is bytes plus a flag, because the
@@ -23,7 +23,7 @@ import msgspec
 Headers = list[tuple[str, str]]
 """Header fields in order, names as received. Values are Latin-1 text (RFC 9110 §5.5)."""
 
-ENVELOPE_VERSION = 5
+ENVELOPE_VERSION = 6
 """Of `protocol/envelope.py` and the events here: raised when what travels has another shape or meaning. Processes of
 different versions refuse each other (`tests/unit/test_versions.py` notices a new shape)."""
 
@@ -105,10 +105,7 @@ class Binding(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Response(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a `Request`. With status 101 and no binding, `socket` names a connection bound elsewhere.
-
-    `started` is false when the request never reached worker code: it may be tried again.
-    """
+    """The answer to a `Request`. With status 101 and no binding, `socket` names a connection bound elsewhere."""
 
     request: int
     status: int
@@ -271,9 +268,9 @@ class Dialled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
-    """A gateway's answer to `Hello`. `epoch` names this gateway process (0: its hosts cannot die without it); events up to
-    `given_before` may have been given to an earlier host, and those of them that are not done, `again`, follow. Of the
-    groups that the host before, `life`, has `Said`, those up to `said` have arrived, and `said_besides`."""
+    """A gateway's answer to `Hello`. `epoch`, below 2^53, names this gateway process (0: its hosts cannot die without it).
+    Events up to `given_before` may have been given to an earlier host, and those of them that are not done, `again`,
+    follow. Of the groups that the host before, `life`, has `Said`, those up to `said` have arrived, and `said_besides`."""
 
     epoch: int
     given_before: int

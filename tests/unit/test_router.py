@@ -9,9 +9,10 @@ from roost import events as e
 from roost.api.state import MAX_TAG_BYTES, MAX_TAGS
 from roost.api.websocket import MAX_ATTACHMENT_BYTES
 from roost.clock import ManualClock
-from roost.closes import CLASS_DELETED, OBJECT_RESET, RELAY_FAILED, WORKER_RESTARTED
+from roost.closes import BAD_CLOSE, CLASS_DELETED, OBJECT_RESET, RELAY_FAILED, WORKER_RESTARTED
 from roost.errors import RemoteProtocolError
 from roost.gateway.counters import Counters
+from roost.gateway.gateway import Gateway
 from roost.gateway.io.connection import Connection, State
 from roost.gateway.io.owner import Owner, Relay
 from roost.gateway.io.turn import Turn
@@ -495,6 +496,30 @@ def test_what_hosts_say_to_a_socket(gateway, slot):
     assert socket.attachment == b"kept"
     assert gateway.counters.sends == 2
     assert gateway.counters.sends_to_closed == 0
+
+
+@pytest.mark.parametrize("code", [1000, 1003, 1005, 1006, 1011, 2999, 3000, 4999])
+def test_codes_that_a_host_may_close_with(gateway, slot, code):
+    gateway.turn.reactor.table[7] = socket = Open(7)
+    gateway.router.from_host(slot, [e.CloseSocket(7, code, "x")])
+    assert socket.closed == [(code, "x")]
+
+
+@pytest.mark.parametrize("code", [0, 999, 1004, 1015, 5000, 70_000])
+def test_a_code_that_no_frame_may_have_is_said_and_ends_the_socket(gateway, slot, code, caplog):
+    gateway.turn.reactor.table[7] = socket = Open(7)
+    gateway.router.from_host(slot, [e.CloseSocket(7, code, "x")])
+    assert socket.closed == [BAD_CLOSE]
+    assert f"closed socket 7 with {code}" in caplog.text
+    pending = SimpleNamespace(events=[])
+    gateway.upgrades.pending[30] = pending
+    gateway.router.from_host(slot, [e.CloseSocket(30, code, "x")])
+    assert pending.events == [e.CloseSocket(30, *BAD_CLOSE)]
+
+
+def test_epochs_are_below_what_json_carries():
+    made = Gateway(SimpleNamespace(), ManualClock(), slots=1, random_bytes=lambda size: b"\xff" * size)
+    assert made.router.epoch == 2**53 - 1
 
 
 def test_a_reused_descriptor_is_not_the_socket(gateway, slot):

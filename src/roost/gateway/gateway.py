@@ -69,7 +69,7 @@ class Gateway:
         self.sockets = SocketTable(turn.counters, Journal(journal))
         self.upgrades = Upgrades(turn, self.sockets)
         self.exchanges = Exchanges(turn, self.slots, self.upgrades)
-        epoch = int.from_bytes(random_bytes(8), "big") if epoch is None else epoch
+        epoch = int.from_bytes(random_bytes(7), "big") >> 3 if epoch is None else epoch  # below 2^53: JSON carries it
         self.router = Router(turn, self.slots, self.sockets, self.exchanges, self.upgrades, epoch)
         self.dialler = Dialler(turn, ca_file)
         self.kept = KeptUpstreams(turn, self.dialler, self.router)

@@ -35,7 +35,7 @@ class Connect(Order, frozen=True, tag="connect"):
     """A successor's turn has come: take the place. For a host: what it must know by now."""
 
     quarantined: list[Key] = []
-    not_again: list[tuple[int, int]] = []  # events (epoch, number) that an earlier host hung in
+    not_again: list[tuple[int, int]] = []  # events (epoch, number), both below 2^53, that an earlier host hung in
     objects: list[Key] = []  # that an earlier host of the place still has
 
 
