@@ -96,4 +96,7 @@ growth: $(STAMP)  ## how the cost of a message grows with sockets, objects, size
 clean:  ## remove what the other verbs made
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean measure-code measure-calls mutants coverage
+docs: $(STAMP)  ## the pages that are made from the source
+	$(BIN)/python tools/close_codes.py
+
+.PHONY: help setup npm autobahn conformance fuzz browser proxies tracer demo lint test torture acceptance bench bench-storage compare soak growth clean measure-code measure-calls mutants coverage docs

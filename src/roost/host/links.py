@@ -171,5 +171,5 @@ class Links:
             link.link.close()
 
     def unique_numbers(self) -> int:
-        """An even start for numbers that no earlier host of this slot has used."""
-        return int.from_bytes(self._spec.random_bytes(4), "big") << 24
+        """An even start, below 2^52, for numbers that no earlier host of this slot has used."""
+        return int.from_bytes(self._spec.random_bytes(4), "big") >> 4 << 24
