@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.storage import database as storage
+from roost.storage import object_file
 from roost.storage.database import Database
 from roost.storage.errors import StorageError
 from roost.testing import wait_for
@@ -177,4 +177,4 @@ def test_a_mutant_that_acknowledges_before_the_sync_is_seen(tmp_path):
     with pytest.raises(AssertionError):
         assert state(copy / "x.sqlite") >= acknowledged
     database.close()
-    assert storage.FORMAT == 1
+    assert object_file.FORMAT == 1
