@@ -4,9 +4,15 @@ only a whole request shows; what must hold across processes is in the integratio
 import asyncio
 import contextlib
 import gc
+import io
 import logging
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
+from roost.cli.main import main
+from roost.errors import ConfigError, WorkerError
 from roost.node.config import read_app
 from roost.node.control import ask
 from roost.node.options import Options
@@ -91,3 +97,30 @@ def running_here(app, data, *, variables=(), admin=None):
         gc.set_threshold(*thresholds)
     assert not thread.is_alive()
     assert not failed
+
+
+@contextlib.contextmanager
+def running_instead(app, *arguments, data=None, **_):
+    """`roost.testing.running`, of one process in this one. Of the command line only `--var` and `--admin` are heeded."""
+    words = list(arguments)
+    variables = [words[at + 1] for at, word in enumerate(words) if word == "--var"]
+    admin = ("127.0.0.1", 0) if "--admin" in words else None
+    with tempfile.TemporaryDirectory(prefix="roost-test-") as folder:
+        try:
+            with running_here(Path(app), Path(data or folder), variables=variables, admin=admin) as node:
+                yield node
+        except (ConfigError, WorkerError) as error:
+            raise RuntimeError(f"roost serve {app} did not start:\n{error}") from error
+
+
+def command_instead(*arguments, stdin=None, code=0):
+    """What a `roost` command writes; its exit code must be `code`."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
+    sys.stdin = io.StringIO(stdin or "")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            ended = main(list(arguments))
+    finally:
+        sys.stdin = before
+    assert ended == code, (ended, out.getvalue(), err.getvalue())
+    return out.getvalue() + err.getvalue()

@@ -1,13 +1,14 @@
 """What worker code sees, asked of a node in this very process: the checks of the integration tests that need no process of
 their own. There they run split as well, and with several hosts; here they are quick, and every line of them is counted."""
 
+import contextlib
 import itertools
 from typing import NamedTuple
 
 import pytest
 
 from conftest import write_app
-from here import running_here
+from here import command_instead, running_here, running_instead
 from integration import (
     test_abort,
     test_asgi,
@@ -15,10 +16,13 @@ from integration import (
     test_fetch,
     test_http,
     test_http_edges,
+    test_kept_upstreams,
+    test_migrations,
     test_objects,
     test_promises,
     test_rpc,
     test_storage,
+    test_storage_cli,
     test_streams,
     test_wsgi,
 )
@@ -156,3 +160,41 @@ def test_the_checks_hold(suite, tmp_path, upstream):  # noqa: F811
                         function(**arguments)
                 else:
                     function(**arguments)
+
+
+# checks that start nodes of their own
+
+OWN = {
+    test_storage_cli: "test_offline_into_another_folder test_a_bad_dump_changes_nothing test_usage test_check_finds_damage"
+    " test_a_dump_without_a_count_is_one_of_version_1 test_a_dump_passes_over_the_damaged_and_names_them",
+    test_migrations: "test_bad_migrations test_order  test_wrong_declarations test_what_is_declared_is_read",
+    test_kept_upstreams: "test_it_is_dialled_again test_giving_up_and_closing_while_it_is_away test_what_cannot_be_kept"
+    " test_many_messages_keep_their_order",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(module, name) for module, names in OWN.items() for name in names.split()],
+    ids=lambda each: each if isinstance(each, str) else each.__name__.rpartition("test_")[2],
+)
+def test_with_nodes_of_its_own(module, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "running", running_instead)
+    if hasattr(module, "roost"):
+        monkeypatch.setattr(module, "roost", command_instead)
+    function = getattr(module, name)
+    for number, arguments in enumerate(calls_of(function, {})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if "tmp_path" in arguments:
+            arguments["tmp_path"] = folder
+        if module is test_storage_cli and "app" in arguments:
+            arguments["app"] = write_app(folder / "app", module.SOURCE, "Box", settings="[hibernation]\nidle_s = 0.2\n")
+        with contextlib.ExitStack() as stack:
+            if "upstream" in arguments:
+                arguments["upstream"] = server = test_kept_upstreams.Upstream()
+                stack.callback(server.stop)
+            if "node" in arguments:
+                app = write_app(folder / "app", module.SOURCE, "Feed", settings="[hibernation]\nidle_s = 0.1\n")
+                arguments["node"] = stack.enter_context(running_here(app, folder / "data"))
+            function(**arguments)
