@@ -148,30 +148,22 @@ def mutated(source: str, mutant: Mutant) -> ast.Module:
 def covering(modules: list[str]) -> dict[str, dict[int, set[str]]]:
     """By file and line: the tests that run it, as pytest's arguments."""
     with tempfile.TemporaryDirectory() as folder:
-        data, config = Path(folder) / "data", Path(folder) / "rc"
-        config.write_text("[run]\ndynamic_context = test_function\n")
-        command = [sys.executable, "-m", "coverage", "run", f"--rcfile={config}", f"--data-file={data}"]
-        command += [f"--include={','.join(str(_file_of(module)) for module in modules)}"]
-        command += ["-m", "pytest", "-q", "-p", "no:cacheprovider", *TIERS]
-        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        data = Path(folder) / "data"
+        command = [sys.executable, "-m", "coverage", "run", f"--data-file={data}"]
+        command += [f"--include={','.join(str(_file_of(module)) for module in modules)}", "-m", "pytest", "-q"]
+        command += ["-p", "no:cacheprovider", "-p", "mutant_contexts", *TIERS]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             sys.exit(f"mutants: the tests are red without any:\n{done.stdout[-2000:]}")
         from coverage import CoverageData
 
         found = CoverageData(str(data))
         found.read()
-        files = {path.stem: path for tier in TIERS for path in (ROOT / tier).glob("test_*.py")}
-        by_file: dict[str, dict[int, set[str]]] = {}
-        for file in found.measured_files():
-            lines = by_file.setdefault(file, {})
-            for line, contexts in found.contexts_by_lineno(file).items():
-                for context in contexts:
-                    names = context.split(".")
-                    test = next((place for place, name in enumerate(names) if name in files), None)
-                    if test is not None and len(names) > test + 1:
-                        path = files[names[test]].relative_to(ROOT)
-                        lines.setdefault(line, set()).add("::".join([str(path), *names[test + 1 :]]))
-        return by_file
+        return {
+            file: {line: {test for test in tests if test} for line, tests in found.contexts_by_lineno(file).items()}
+            for file in found.measured_files()
+        }
 
 
 def _file_of(module: str) -> Path:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from conftest import write_app
 from roost.api.rate_limits import MAX_KEYS, Window
 from roost.testing import running
 
@@ -109,13 +110,17 @@ run_worker_first = true
 """
 
 
-@pytest.fixture
-def app(make_app):
-    app = make_app(SOURCE, "Box", config=CONFIG)
+def make(folder):
+    app = write_app(folder, SOURCE, "Box", config=CONFIG)
     (app / "public").mkdir()
     (app / "public" / "index.html").write_text("<h1>hello</h1>")
     (app / ".dev.vars").write_text('SECRET="from a file"\n')
     return app
+
+
+@pytest.fixture
+def app(tmp_path):
+    return make(tmp_path / "app")
 
 
 def test_key_values(app, tmp_path):

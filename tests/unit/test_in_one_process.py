@@ -3,6 +3,7 @@ their own. There they run split as well, and with several hosts; here they are q
 
 import contextlib
 import itertools
+import re
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +12,9 @@ from conftest import write_app
 from here import command_instead, running_here, running_instead
 from integration import (
     test_abort,
+    test_admin,
     test_asgi,
+    test_bindings,
     test_caches,
     test_fetch,
     test_http,
@@ -27,6 +30,7 @@ from integration import (
     test_wsgi,
 )
 from integration.test_fetch import upstream  # noqa: F401 - a fixture
+from roost.testing import wait_for
 
 
 class Suite(NamedTuple):
@@ -168,6 +172,7 @@ OWN = {
     test_storage_cli: "test_offline_into_another_folder test_a_bad_dump_changes_nothing test_usage test_check_finds_damage"
     " test_a_dump_without_a_count_is_one_of_version_1 test_a_dump_passes_over_the_damaged_and_names_them",
     test_migrations: "test_bad_migrations test_order  test_wrong_declarations test_what_is_declared_is_read",
+    test_bindings: "test_key_values test_expiry test_rate_limits test_assets_and_secrets test_periods_of_rate_limits",
     test_kept_upstreams: "test_it_is_dialled_again test_giving_up_and_closing_while_it_is_away test_what_cannot_be_kept"
     " test_many_messages_keep_their_order",
 }
@@ -190,6 +195,8 @@ def test_with_nodes_of_its_own(module, name, tmp_path, monkeypatch):
             arguments["tmp_path"] = folder
         if module is test_storage_cli and "app" in arguments:
             arguments["app"] = write_app(folder / "app", module.SOURCE, "Box", settings="[hibernation]\nidle_s = 0.2\n")
+        if module is test_bindings and "app" in arguments:
+            arguments["app"] = test_bindings.make(folder / "app")
         with contextlib.ExitStack() as stack:
             if "upstream" in arguments:
                 arguments["upstream"] = server = test_kept_upstreams.Upstream()
@@ -198,3 +205,20 @@ def test_with_nodes_of_its_own(module, name, tmp_path, monkeypatch):
                 app = write_app(folder / "app", module.SOURCE, "Feed", settings="[hibernation]\nidle_s = 0.1\n")
                 arguments["node"] = stack.enter_context(running_here(app, folder / "data"))
             function(**arguments)
+
+
+def test_the_admin_side(tmp_path):
+    app = write_app(tmp_path / "app", test_admin.SOURCE)
+    with running_here(app, tmp_path / "data", admin=("127.0.0.1", 0)) as node:
+        line = wait_for(lambda: next((line for line in node.log if "admin on" in line), None))
+        node.admin = int(re.search(r":(\d+), its token", line)[1])
+        node.token = (tmp_path / "data" / "admin-token").read_text().strip()
+        for name in (
+            "test_nothing_without_the_token",
+            "test_by_no_other_name",
+            "test_methods_and_paths",
+            "test_a_bad_body",
+        ):
+            function = getattr(test_admin, name)
+            for arguments in calls_of(function, {"node": node}):
+                function(**arguments)

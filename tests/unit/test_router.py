@@ -307,6 +307,8 @@ def test_hello():
         e.Asleep(1),
         e.Hello(e.ENVELOPE_VERSION - 1, 0, 1),
         e.Hello(e.ENVELOPE_VERSION, 3, 2),
+        e.Hello(e.ENVELOPE_VERSION, 2, 2),
+        e.Hello(e.ENVELOPE_VERSION, -1, 2),
         e.Hello(e.ENVELOPE_VERSION, 0, 3),
     ):
         with pytest.raises(RemoteProtocolError):
