@@ -60,7 +60,43 @@ NOT_ACCEPTED: Final = Close(CloseCode.TRY_AGAIN_LATER, "Nobody accepted the sock
 OBJECT_BUSY: Final = Close(CloseCode.TRY_AGAIN_LATER, "Too many messages wait for this object; try again later.")
 APP_BUSY: Final = Close(CloseCode.TRY_AGAIN_LATER, "Too many messages wait for the app.")
 
+# The client broke the protocol, or a limit of a message. `{…}` is filled in.
+RESERVED_BIT: Final = Close(CloseCode.PROTOCOL_ERROR, "A reserved bit is set that no extension explains here.")
+RESERVED_OPCODE: Final = Close(CloseCode.PROTOCOL_ERROR, "Opcode {opcode} is reserved.")
+UNMASKED: Final = Close(CloseCode.PROTOCOL_ERROR, "A client's frame must be masked.")
+MASKED: Final = Close(CloseCode.PROTOCOL_ERROR, "A server's frame must not be masked.")
+CONTROL_FRAME: Final = Close(CloseCode.PROTOCOL_ERROR, "A control frame must be whole and at most 125 bytes long.")
+NO_MESSAGE: Final = Close(CloseCode.PROTOCOL_ERROR, "A continuation frame continues nothing.")
+MESSAGE_INSIDE: Final = Close(CloseCode.PROTOCOL_ERROR, "A new message began inside another.")
+LENGTH_FORM: Final = Close(CloseCode.PROTOCOL_ERROR, "The length is not in its shortest form.")
+CLOSE_CODE: Final = Close(CloseCode.PROTOCOL_ERROR, "The close code is not one that may be sent.")
+CLOSE_REASON: Final = Close(CloseCode.INVALID_DATA, "The close reason is not UTF-8.")
+NOT_TEXT: Final = Close(CloseCode.INVALID_DATA, "A text message is not UTF-8.")
+NOT_DEFLATED: Final = Close(CloseCode.INVALID_DATA, "{error}")
+TOO_LARGE: Final = Close(CloseCode.TOO_BIG, "Message is too large: {size} > {limit}")
+TOO_LARGE_INFLATED: Final = Close(CloseCode.TOO_BIG, "Message is too large: more than {limit} when inflated.")
+
+# The runtime's own fault.
+UNSENDABLE: Final = Close(CloseCode.INTERNAL_ERROR, "")
+ENDPOINT_FAILED: Final = Close(CloseCode.INTERNAL_ERROR, "")
+
 WHEN: Final[dict[str, str]] = {
+    "RESERVED_BIT": "RFC 6455 §5.2",
+    "RESERVED_OPCODE": "RFC 6455 §5.2",
+    "UNMASKED": "RFC 6455 §5.1",
+    "MASKED": "to an upstream: RFC 6455 §5.1",
+    "CONTROL_FRAME": "RFC 6455 §5.5",
+    "NO_MESSAGE": "RFC 6455 §5.4",
+    "MESSAGE_INSIDE": "RFC 6455 §5.4",
+    "LENGTH_FORM": "RFC 6455 §5.2",
+    "CLOSE_CODE": "RFC 6455 §7.4",
+    "CLOSE_REASON": "RFC 6455 §5.5.1",
+    "NOT_TEXT": "RFC 6455 §8.1",
+    "NOT_DEFLATED": "a compressed message cannot be inflated (RFC 7692 §7.2.2); the reason says why",
+    "TOO_LARGE": "more than `limits.max_message_bytes`",
+    "TOO_LARGE_INFLATED": "more than `limits.max_message_bytes`, once it is inflated",
+    "UNSENDABLE": "what the worker sent cannot be passed on; the log says why",
+    "ENDPOINT_FAILED": "`on_receive` of an ASGI endpoint raised",
     "LOST": "the stream of the other side ended, or its connection broke, without a Close frame",
     "STOPPED_RECONNECTING": "the object closed a kept upstream while it was away",
     "UPSTREAM_ENDED": "a kept upstream could not be dialled again in as many attempts as it has; the reason says why the"

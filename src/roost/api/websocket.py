@@ -16,6 +16,7 @@ from roost.api.buffers import ArrayBuffer, Blob, to_bytes
 from roost.api.runtime import Compat, current_context, require_context
 from roost.api.socket_checks import NEWEST, SURROGATE, check_close, check_protocols, check_url
 from roost.api.socket_end import Accept, Item, SocketEnd
+from roost.closes import DIAL_FAILED
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.values import decode_js, encode
 
@@ -209,9 +210,7 @@ class WebSocket(SocketEnd):
     def _fail(self, reason: str) -> None:
         assert self.io_context is not None
         self.io_context.deliver(self, Item("error", reason=reason))
-        self.io_context.deliver(
-            self, Item("close", code=1006, reason="Failed to establish websocket connection", clean=False)
-        )
+        self.io_context.deliver(self, Item("close", code=int(DIAL_FAILED.code), reason=DIAL_FAILED.reason, clean=False))
 
     def _fire(self, event: Event) -> None:
         listeners = (self._listeners or {}).get(event.type)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from roost import events
+from roost.closes import UNSENDABLE
 from roost.errors import RemoteProtocolError
 from roost.protocol.envelope import encode
 
@@ -85,7 +86,7 @@ def _instead_of(event: Event) -> tuple[list[Event], Event | None]:
         case events.Dial(dial=dial):
             return [], events.Dialled(dial, 0, 0, [], _WHY)
         case events.Send(sockets=sockets):
-            return [events.CloseSocket(socket, 1011, "") for socket in sockets], None
+            return [events.CloseSocket(socket, *UNSENDABLE) for socket in sockets], None
         case events.CloseSocket(socket=socket) | events.Attach(socket=socket) | events.KeepSocket(socket=socket):
-            return [events.CloseSocket(socket, 1011, "")], None
+            return [events.CloseSocket(socket, *UNSENDABLE)], None
     return [], None

@@ -17,7 +17,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from roost.closes import CloseCode
+from roost import closes
+from roost.closes import Close, CloseCode
 from roost.protocol.deflate import deflate, inflate
 
 
@@ -272,8 +273,8 @@ class Decoder:
         del self._buffer[:position]
         return events
 
-    def _fail(self, events: list[FrameEvent], code: CloseCode, reason: str) -> Literal[-1]:
-        events.append(Failure(int(code), reason))
+    def _fail(self, events: list[FrameEvent], why: Close, **facts: object) -> Literal[-1]:
+        events.append(Failure(int(why.code), why.reason.format(**facts)))
         self._finish()
         return -1
 
@@ -290,21 +291,19 @@ class Decoder:
         first = buffer[position]
         opcode = first & 0x0F
         if first & 0x70 and (first & 0x70 != _COMPRESSED or not self._deflate or opcode not in (1, 2)):
-            return self._fail(events, CloseCode.PROTOCOL_ERROR, "A reserved bit is set that no extension explains here.")
+            return self._fail(events, closes.RESERVED_BIT)
         if opcode not in (0, 1, 2, 8, 9, 10):
-            return self._fail(events, CloseCode.PROTOCOL_ERROR, f"Opcode {opcode} is reserved.")
+            return self._fail(events, closes.RESERVED_OPCODE, opcode=opcode)
         if available < 2:
             return -1
         second = buffer[position + 1]
         if (second >= 128) is not self._masked:
-            wrong = "A client's frame must be masked." if self._masked else "A server's frame must not be masked."
-            return self._fail(events, CloseCode.PROTOCOL_ERROR, wrong)
+            return self._fail(events, closes.UNMASKED if self._masked else closes.MASKED)
         size = second & 127
         if opcode >= 8 and (not first & 0x80 or size > 125):
-            return self._fail(events, CloseCode.PROTOCOL_ERROR, "A control frame must be whole and at most 125 bytes long.")
+            return self._fail(events, closes.CONTROL_FRAME)
         if opcode < 8 and (opcode == 0) is (self._opcode == 0):
-            wrong = "A continuation frame continues nothing." if opcode == 0 else "A new message began inside another."
-            return self._fail(events, CloseCode.PROTOCOL_ERROR, wrong)
+            return self._fail(events, closes.NO_MESSAGE if opcode == 0 else closes.MESSAGE_INSIDE)
         body = position + 2
         if size == 126:
             if available < 4:
@@ -312,16 +311,16 @@ class Decoder:
             size = int.from_bytes(buffer[body : body + 2], "big")
             body += 2
             if size < 126:
-                return self._fail(events, CloseCode.PROTOCOL_ERROR, "The length is not in its shortest form.")
+                return self._fail(events, closes.LENGTH_FORM)
         elif size == 127:
             if available < 10:
                 return -1
             size = int.from_bytes(buffer[body : body + 8], "big")
             body += 8
             if size < 65536:
-                return self._fail(events, CloseCode.PROTOCOL_ERROR, "The length is not in its shortest form.")
+                return self._fail(events, closes.LENGTH_FORM)
         if opcode < 8 and (total := self._total_with(size)) > self._max:
-            return self._fail(events, CloseCode.TOO_BIG, f"Message is too large: {total} > {self._max}")
+            return self._fail(events, closes.TOO_LARGE, size=total, limit=self._max)
         mask = b""
         if self._masked:
             mask = bytes(buffer[body : body + 4])
@@ -356,13 +355,13 @@ class Decoder:
     def _close(self, payload: bytes, events: list[FrameEvent]) -> None:
         code = int.from_bytes(payload[:2], "big")
         if len(payload) == 1 or not is_valid_close_code(code):
-            self._fail(events, CloseCode.PROTOCOL_ERROR, "The close code is not one that may be sent.")
+            self._fail(events, closes.CLOSE_CODE)
             return
         try:
             events.append(CloseFrame(code, payload[2:].decode()))
             self._finish()
         except UnicodeDecodeError:
-            self._fail(events, CloseCode.INVALID_DATA, "The close reason is not UTF-8.")
+            self._fail(events, closes.CLOSE_REASON)
 
     def _data(self, opcode: int, payload: bytes, first: int, events: list[FrameEvent]) -> None:
         final = first >= 0x80
@@ -378,7 +377,7 @@ class Decoder:
             try:  # each fragment at once, so that bad text fails before the message is complete
                 self._text.decode(payload, final)
             except UnicodeDecodeError:
-                self._fail(events, CloseCode.INVALID_DATA, "A text message is not UTF-8.")
+                self._fail(events, closes.NOT_TEXT)
                 return
         self._message += payload
         self._fragments += 1
@@ -394,13 +393,13 @@ class Decoder:
             try:
                 inflated = inflate(payload, self._max)
             except ValueError as error:
-                self._fail(events, CloseCode.INVALID_DATA, str(error))
+                self._fail(events, closes.NOT_DEFLATED, error=error)
                 return
             if inflated is None:
-                self._fail(events, CloseCode.TOO_BIG, f"Message is too large: more than {self._max} when inflated.")
+                self._fail(events, closes.TOO_LARGE_INFLATED, limit=self._max)
                 return
             payload = inflated
         try:
             events.append(payload.decode() if opcode == Opcode.TEXT else payload)
         except UnicodeDecodeError:
-            self._fail(events, CloseCode.INVALID_DATA, "A text message is not UTF-8.")
+            self._fail(events, closes.NOT_TEXT)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from roost.api.entrypoint import DurableObject
 from roost.api.http import Request, Response
+from roost.closes import ENDPOINT_FAILED
 from roost.compat.asgi.http import fetch
 from roost.compat.asgi.lifespan import serves, started
 from roost.compat.asgi.scope import is_upgrade, make_scope
@@ -139,7 +140,7 @@ class DurableApp(DurableObject):
                 finally:
                     event.keep()
             except Exception:
-                socket.close(1011)
+                socket.close(*ENDPOINT_FAILED)
                 raise
 
     async def webSocketClose(self, socket: WebSocket, code: int, reason: str, clean: bool) -> None:

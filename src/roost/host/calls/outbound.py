@@ -45,7 +45,7 @@ class Outbound:
             context.unpin(pinned)
             if not socket.is_connecting:  # closed by the program in the meantime
                 if outcome.socket:
-                    link.close_socket(outcome.socket, 1000, "")
+                    link.close_socket(outcome.socket, CloseCode.NORMAL, "")
                 return
             if outcome.status != 101:
                 socket.dial_failed(_why(outcome))
@@ -130,7 +130,7 @@ class Outbound:
                     socket.upgrade_dialled(context, request.url)
                     link.adopt(socket, outcome.socket, context.port_for(link))
             elif outcome.socket:
-                link.close_socket(outcome.socket, 1000, "")  # the caller no longer waits
+                link.close_socket(outcome.socket, CloseCode.NORMAL, "")  # the caller no longer waits
 
         def failed(reason: str) -> None:
             if not answered.done():
