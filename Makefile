@@ -83,6 +83,7 @@ mutants: $(STAMP)  ## which small changes no unit test notices (MODULE=roost.lin
 coverage: $(STAMP)  ## which branches the unit and contract tests run
 	$(BIN)/coverage run --branch --source=src/roost --data-file=.coverage -m pytest -q tests/unit tests/contract
 	$(BIN)/coverage report --data-file=.coverage --sort=miss --fail-under=75
+	@$(BIN)/python tools/coverage_check.py
 
 soak: $(STAMP)  ## a year in half an hour: load, alarms, births, kills, freezes, deploys (MINUTES=30 SEED=1)
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)

@@ -6,7 +6,6 @@ W2, W3, W5, W6, W8-W11, W13, W15, W18, W22, W24-W26, W31, W34 and W39-W53 are th
 import json
 import os
 import threading
-import time
 
 import pytest
 from websockets.sync.server import serve as ws_serve
@@ -328,7 +327,8 @@ def test_w29_an_interval_does_not_keep_it_for_ever(tmp_path):
 
 def test_w30_an_accepted_socket_keeps_it_awake(node, lab):
     with node.connect(f"/{lab}?plain") as ws:
-        time.sleep(1.0)  # longer than it takes to sleep
+        assert look(node, f"{lab}-neighbour")["life"] == 1
+        asleep(node, f"{lab}-neighbour")  # one that was idle as long has gone to sleep
         ws.send("there?")
         assert ws.recv() == "there?"
         assert look(node, lab)["life"] == 1

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_app
 from hosted import REF, HeldDisk, left, run_hosted, settle, until
 from roost import events as e
+from roost.protocol.websocket import Pong
 from roost.storage.errors import StorageError
 from roost.testing import running, wait_for
 
@@ -299,7 +300,8 @@ def test_07_input_gate(node, room):
     """Nothing comes between a storage operation and what follows it; other awaits let events in."""
     with node.connect(f"/{room}") as a, node.connect(f"/{room}") as b:
         a.send("slow")
-        time.sleep(0.05)
+        a.ping(b"?")
+        assert a.event() == Pong(b"?")  # its gateway has passed on what came before
         b.send("quick")
         assert b.recv() == "quick"  # while the other waits
         assert a.recv() == "slow"

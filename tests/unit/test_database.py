@@ -5,6 +5,7 @@ import asyncio
 import apsw
 import pytest
 
+from hosted import until
 from roost.api.storage import DurableObjectStorage
 from roost.clock import SystemClock
 from roost.errors import ConfigError
@@ -75,7 +76,7 @@ def test_a_transaction_that_sqlite_undid_does_not_count(tmp_path):
         await storage.put("b", 2)
         store.gate.hold(released.append)
         store._database.connection().execute("ROLLBACK")  # as SQLITE_FULL does
-        await asyncio.sleep(0.05)
+        await until(lambda: released)
         assert isinstance(released[0], StorageError)
         assert len(failures) == 1
 

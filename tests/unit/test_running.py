@@ -16,6 +16,19 @@ def start(runner, coroutine, ended):
     return result
 
 
+async def settled(runner):
+    """Nothing is left to do, but for the runner's spare task; or it waits for long."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 0.2  # some bodies leave a task behind that sleeps for seconds, on purpose
+    for _ in range(5):
+        await asyncio.sleep(0)
+    while loop.time() < until:
+        spare = None if runner._spare is None else runner._spare.task
+        if not asyncio.all_tasks() - {asyncio.current_task(), spare}:
+            return
+        await asyncio.sleep(0.001)
+
+
 def from_callback(body):
     """Run `body(loop, runner)` in a callback of a fresh loop, then let the loop settle."""
 
@@ -31,8 +44,7 @@ def from_callback(body):
                 failure.append(error)
 
         loop.call_soon(call)
-        for _ in range(20):
-            await asyncio.sleep(0.005)
+        await settled(runner)
         runner.close()
         await asyncio.sleep(0)
         if failure:
