@@ -269,15 +269,16 @@ class Dialled(msgspec.Struct, frozen=True, array_like=True):
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """A gateway's answer to `Hello`. `epoch`, below 2^53, names this gateway process (0: its hosts cannot die without it).
-    Events up to `given_before` may have been given to an earlier host, and those of them that are not done, `again`,
-    follow. Of the groups that the host before, `life`, has `Said`, those up to `said` have arrived, and `said_besides`."""
+    Events up to `given_before` may have been given to an earlier host, and those of them that are not done, `redelivered`,
+    follow. Of the groups that the host before, `life`, has `Said`, those up to `groups_upto` have arrived, and
+    `groups_besides`."""
 
     epoch: int
     given_before: int
-    again: list[int] = []
+    redelivered: list[int] = []
     life: int = 0
-    said: int = 0
-    said_besides: list[int] = []
+    groups_upto: int = 0
+    groups_besides: list[int] = []
 
 
 # --- host → gateway ----------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_done_of_some_keeps_the_rest_for_the_successor(gateway, slot):  # noqa: 
     successor = Link()
     slot.attach(successor, HELLO)
     assert messages(successor.sent) == [(3, "c"), (4, "d")]
-    assert successor.sent[0].again == [3, 4]
+    assert successor.sent[0].redelivered == [3, 4]
 
 
 def test_an_event_that_kills_its_hosts_is_dropped_though_its_neighbours_get_done(gateway, slot, caplog):  # noqa: F811

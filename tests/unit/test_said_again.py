@@ -41,7 +41,7 @@ def test_said_again_unless_it_was_heard(tmp_path, heard, besides):
         await until(lambda: gateway.take(e.Said))
 
     async def second(host, gateway, module):
-        said = {"said": 0, "said_besides": [1]} if besides else {"said": 1}
+        said = {"groups_upto": 0, "groups_besides": [1]} if besides else {"groups_upto": 1}
         gateway.link.send(e.Welcome(7, 1, [1], lives[0] if heard else 0, **said))
         gateway.answers_rosters = True
         gateway.message(101, "a")  # as event 1, again

@@ -118,8 +118,8 @@ class Links:
 
     def welcomed(self, link: GatewayLink, event: Welcome) -> None:
         """A gateway says who it is, and what it gives again: it gets what was kept for it."""
-        link.epoch, link.redelivery_upto, link.redelivered = event.epoch, event.given_before, set(event.again)
-        link.heard_before(event.life, event.said, event.said_besides)
+        link.epoch, link.redelivery_upto, link.redelivered = event.epoch, event.given_before, set(event.redelivered)
+        link.heard_before(event.life, event.groups_upto, event.groups_besides)
         link.welcome = True
         for _, life, group, envelopes in self._unsaid.pop(event.epoch, ()):
             self._unsaid_bytes -= len(envelopes)

@@ -68,7 +68,7 @@ class TlsPump:
             return
         except OSError:  # ssl.SSLError is one
             plain = b""
-        self._to_client += self._tls.said()
+        self._to_client += self._tls.outgoing()
         if plain == b"":
             self._client_ended = True
         elif not self._successor_ended:  # else: read and dropped, so that what the client was told is not lost to a reset

@@ -54,7 +54,7 @@ class TlsPipe:
             pass
         return self._outgoing.read()
 
-    def said(self) -> bytes:
+    def outgoing(self) -> bytes:
         """What TLS itself has to send: an alert, a key update."""
         return self._outgoing.read()
 
@@ -151,9 +151,9 @@ class Sealed(Channel):
         except ssl.SSLError as error:
             _log.debug("gateway: TLS with descriptor %d ended: %s", self.fd, error)
             self.turn.counters.closed_tls += 1
-            self._last_words(tls.said())
+            self._last_words(tls.outgoing())
             return b""
-        tls.unsent += tls.said()
+        tls.unsent += tls.outgoing()
         if tls.unsent and self.out is None:
             self.write(b"")
         return plain

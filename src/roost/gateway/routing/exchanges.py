@@ -37,7 +37,7 @@ class OriginState(msgspec.Struct, array_like=True):
     target: int
     nth: int
     given: bool
-    again: bytes
+    envelope: bytes  # of the request, to give it again, if the host ends before it begins
 
 
 class Origin:
@@ -299,5 +299,5 @@ class Exchanges:
         origin.target = self._slots[told.target] if told.target >= 0 else None
         origin.nth = told.nth
         origin.given_to = origin.target.link if told.given and origin.target is not None else None
-        origin.request = next((event for event in events_of(told.again) if isinstance(event, Request | Call)), None)
+        origin.request = next((event for event in events_of(told.envelope) if isinstance(event, Request | Call)), None)
         self.origins[told.request] = origin

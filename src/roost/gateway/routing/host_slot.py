@@ -78,11 +78,11 @@ class SlotState(msgspec.Struct, array_like=True):
     unsent: bytes
     last_event: int
     unfinished: bytes
-    late: bytes
+    stragglers: bytes
     attempts: dict[int, int]
     breaker: str
     waiting: bytes
-    heard: tuple[int, int, list[int]]
+    groups: tuple[int, int, list[int]]
 
 
 class HostSlot(Owed):
@@ -242,11 +242,11 @@ class HostSlot(Owed):
         self.restore(
             told.last_event,
             [event for event in events_of(told.unfinished) if isinstance(event, _SOCKET_EVENTS)],
-            [event for event in events_of(told.late) if isinstance(event, _SOCKET_EVENTS)],
+            [event for event in events_of(told.stragglers) if isinstance(event, _SOCKET_EVENTS)],
             told.attempts,
         )
         self.given, self.breaker = told.given, told.breaker
-        self.groups_received = GroupsReceived(*told.heard)
+        self.groups_received = GroupsReceived(*told.groups)
         self._begun = Begun(begun_fd, told.begun_offset) if begun_fd >= 0 else None
         self.waiting.extend(event for event in events_of(told.waiting) if isinstance(event, Request | Call))
 

@@ -79,7 +79,7 @@ class Actor(Serving):
         self.sockets = {}
         self.asked = NOTHING
         self.asked_at = 0.0
-        self.late = NOTHING
+        self.unanswered = NOTHING
         self._auto = None
         self._fetches = NOTHING
         self._listening = 0

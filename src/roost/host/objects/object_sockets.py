@@ -35,12 +35,12 @@ current_fetch: ContextVar[object | None] = ContextVar("roostcurrent_fetch", defa
 class ObjectSockets(StoredObject):
     """An object as its sockets see it. `api.state.ObjectHost` for its `ctx`, as far as those go."""
 
-    __slots__ = ("_auto", "_fetches", "_listening", "asked", "asked_at", "late", "sockets")
+    __slots__ = ("_auto", "_fetches", "_listening", "asked", "asked_at", "sockets", "unanswered")
 
     sockets: dict[SocketEnd, GatewayLink | None]  # oldest first; None until the 101 has left
     asked: dict[GatewayLink, None]  # gateways whose roster is awaited
     asked_at: float
-    late: dict[GatewayLink, None]  # those that were asked and are not waited for
+    unanswered: dict[GatewayLink, None]  # those that were asked and are not waited for
     _auto: AutoResponse | None
     _fetches: dict[SocketEnd, object | None]  # in which fetch a socket was accepted that has no client yet
     _listening: int  # the pin of listeners on hibernatable sockets
@@ -56,9 +56,9 @@ class ObjectSockets(StoredObject):
 
     def do_not_await(self, link: GatewayLink) -> None:
         """That gateway's roster is taken when it comes."""
-        if self.late is NOTHING:
-            self.late = {}
-        self.late[link] = None
+        if self.unanswered is NOTHING:
+            self.unanswered = {}
+        self.unanswered[link] = None
 
     def adopt(self, link: GatewayLink, roster: Roster, only: set[int] | None) -> None:
         """A gateway's sockets are the object's (`only` these, if given). Their events wait until it is awake."""

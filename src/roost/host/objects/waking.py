@@ -176,9 +176,9 @@ class Waking:
                 if actor.phase is not Phase.GONE:
                     self.socket_event(link, event)
             return
-        late = link in actor.late
+        late = link in actor.unanswered
         if not roster.more:
-            actor.late.pop(link, None)
+            actor.unanswered.pop(link, None)
         actor.adopt(link, roster, None if late else {event.socket for event in events})
         for event in events:  # it was awake after all: what it does not know of is over
             link.running.discard(event.event)
@@ -283,5 +283,5 @@ class Waking:
         """It need not be waited for any more."""
         for actor in self._actors:
             actor.asked.pop(link, None)
-            actor.late.pop(link, None)
+            actor.unanswered.pop(link, None)
             self._wake_if_ready(actor)
