@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hosted import ENTRIES, REF, Gateway, left, run_hosted, settle, until
+from hosted import REF, Gateway, left, run_hosted, settle, until
 from roost import events as e
 from roost.host.objects.input_gate import Phase
 from roost.link.memory import memory_pair
@@ -42,6 +42,10 @@ class Room(DurableObject):
         if message == "background":
             self.ctx.waitUntil(asyncio.sleep(1000))
         ws.send("did")
+
+    async def fetch(self, request):
+        GATES["fetch"] = asyncio.get_running_loop().create_future()
+        await GATES["fetch"]
 
     async def hello(self):
         return "hello"
@@ -82,6 +86,10 @@ def hosted(tmp_path, test, source=SOURCE, **options):
     run_hosted(tmp_path, source, test, **options)
 
 
+def entries(numbers):
+    return [e.RosterEntry(number, (), None, 0, "", "", close_sent=False) for number in numbers]
+
+
 async def awake(host, gateway):
     """The object, after its first message."""
     gateway.waking_message(101, "first")
@@ -94,6 +102,7 @@ def test_a_message_counts_and_its_object_was_active(tmp_path):
     async def body(host, gateway, module):
         actor = await awake(host, gateway)
         assert host.counters.wakes == 1
+        assert actor.surroundings.handled == 3  # the event, the constructor, the message that waited for it
         assert actor.phase is Phase.AWAKE
         assert actor.built
         assert actor._waiting is None
@@ -279,6 +288,35 @@ def test_a_call_that_runs_when_its_object_is_reset_is_answered(tmp_path):
     hosted(tmp_path, body)
 
 
+def test_a_request_that_runs_when_its_object_is_reset_ends(tmp_path):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        gateway.link.send(e.Request(6, "GET", "http://x/", [], b"", False, False, 0, "", REF))
+        await settle()
+        running = module["GATES"]["fetch"]
+        actor.reset(ValueError("lost"))
+        await settle()
+        assert running.cancelled()
+        assert [each.request for each in gateway.got if isinstance(each, e.Abort | e.Response)] == [6]
+
+    hosted(tmp_path, body)
+
+
+def test_an_object_that_aborts_in_its_constructor_is_not_awake(tmp_path):
+    async def body(host, gateway, module):
+        made = []
+        add = host.actors.add
+        host.actors.add = lambda actor: (made.append(actor), add(actor))
+        module["ABORT"].append(True)
+        gateway.waking_message(101, "a")
+        await settle()
+        (actor,) = made
+        assert actor.phase is Phase.GONE
+        assert not actor.built
+
+    hosted(tmp_path, body)
+
+
 def test_a_call_on_one_awake(tmp_path):
     async def body(host, gateway, module):
         actor = await awake(host, gateway)
@@ -290,7 +328,8 @@ def test_a_call_on_one_awake(tmp_path):
     hosted(tmp_path, body)
 
 
-def test_sockets_of_two_gateways_are_in_the_order_in_which_they_connected(tmp_path):
+@pytest.mark.parametrize(("first", "second_has"), [((101, 102), (50, 150)), ((101,), (50,)), ((), (50, 60))])
+def test_sockets_of_two_gateways_are_in_the_order_in_which_they_connected(tmp_path, first, second_has):
     async def body(host, gateway, module):
         ours, theirs = memory_pair(asyncio.get_running_loop())
         second = Gateway(theirs)
@@ -301,14 +340,14 @@ def test_sockets_of_two_gateways_are_in_the_order_in_which_they_connected(tmp_pa
         await settle()
         gateway.message(101, "a")
         await settle()
-        gateway.roster(entries=ENTRIES)
+        gateway.roster(entries=entries(first))
         await settle()
         assert second.take(e.RosterRequest) == [e.RosterRequest(0, REF)]
         assert host.actors.get(REF).phase is Phase.WAKING
-        second.roster(actor=5, entries=[e.RosterEntry(n, (), None, 0, "", "", close_sent=False) for n in (50, 150)])
+        second.roster(actor=5, entries=entries(second_has))
         await until(lambda: host.actors.get(REF) is not None and host.actors.get(REF).phase is Phase.AWAKE)
         order = [socket.socket_number for socket in host.actors.get(REF).sockets]
-        assert order == [50, 101, 102, 150]
+        assert order == sorted((*first, *second_has))
 
     hosted(tmp_path, body, gateways=2)
 
