@@ -365,3 +365,40 @@ def test_an_end_leaves_no_descriptor_and_no_task(tmp_path, how):
         await until(lambda: host.disk.open_files == 0)
 
     hosted(tmp_path, body)
+
+
+def test_how_one_begins_and_that_its_constructor_is_named_if_it_fails(tmp_path, caplog):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        assert not actor.alarm_running
+        assert actor.pre_shutdown_at < 0
+        assert actor.failure is None
+        host.actors.forget(actor)
+        actor.sleep()
+
+        def fails(ctx, env):
+            raise ValueError("not today")
+
+        actor.kind.build = fails
+        gateway.waking_message(101, "again")
+        await settle()
+        assert "constructor failed" in caplog.text
+        assert "not today" in caplog.text
+        assert gateway.done() == e.Done(2, ())
+
+    hosted(tmp_path, body)
+
+
+def test_a_message_that_an_earlier_life_has_finished_is_done_without_being_run(tmp_path, monkeypatch):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        link = host.links[0]
+        link.redelivery_upto = 5
+        monkeypatch.setattr(type(actor), "_was_finished", lambda actor, number, link: number == 2)
+        gateway.message(101, "was finished")
+        gateway.message(101, "was not")
+        await settle()
+        assert module["SEEN"] == ["first", "was not"]
+        assert gateway.done() == e.Done(3, ())
+
+    hosted(tmp_path, body)
