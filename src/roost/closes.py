@@ -122,6 +122,12 @@ WHEN: Final[dict[str, str]] = {
 }
 
 
+def may_be_sent(code: int) -> bool:
+    """Whether a program may close with that code. Wider than what a peer may send (`protocol.websocket`): the platform lets
+    codes through that nobody has registered."""
+    return 1000 <= code <= 4999 and code not in (1004, 1005, 1006, 1015)
+
+
 def table() -> dict[str, Close]:
     """All of them, by name."""
     return {name: value for name, value in globals().items() if isinstance(value, Close)}

@@ -388,7 +388,7 @@ def test_a_program_that_never_answers_one_who_does_not_read(client):
 )
 def test_a_handshake_that_takes_too_long(client, state, told):
     client.connection.state = state
-    client.turn.close_deadline(client.connection.number)
+    client.turn.close_deadline(client.connection)
     client.waits_s(client.turn.limits.close_timeout_s - 0.5)
     assert client.connection.fd >= 0
     client.waits_s(0.5)
@@ -396,8 +396,18 @@ def test_a_handshake_that_takes_too_long(client, state, told):
     assert client.ends == ([("closed", 1006, "WebSocket disconnected without sending Close frame.", False)] if told else [])
 
 
+@pytest.mark.parametrize("end", ["close", "fail"])
+def test_an_end_that_finds_the_client_gone_leaves_no_deadline(client, end):
+    client.end.close()
+    for _ in range(511):
+        client.connection.write(b"x")  # one more, and it is written at once
+    getattr(client.connection, end)(1000, "")
+    assert client.connection.fd == -1
+    assert not client.turn.closing_due
+
+
 def test_an_open_one_has_no_deadline(client):
-    client.turn.close_deadline(client.connection.number)
+    client.turn.close_deadline(client.connection)
     client.waits_s(100)
     assert client.connection.state == State.OPEN
     client.turn.closing_due.clear()
@@ -565,7 +575,7 @@ def test_it_describes_itself_and_goes_on(client):
     connection.tags, connection.attachment, connection.protocol, connection.auto_at_ms = ("t",), b"a", "chat", 7
     frame = text("half")
     client.says(frame[:5])
-    client.turn.close_deadline(connection.number, 3.0)
+    client.turn.close_deadline(connection, 3.0)
     client.turn.held_back.add(connection.number)
     told = moved(client)
     assert (told.slot, told.actor, told.relay, told.dialled) == (0, 0, 0, False)

@@ -13,6 +13,7 @@ from roost.gateway.io.connection import Connection, State
 from roost.gateway.io.reactor import WRITE
 from roost.gateway.limits import GatewayLimits
 from roost.protocol.websocket import encode_message
+from turns import received
 
 REF = e.ObjectRef("Room", "ab" * 32, "x")
 
@@ -46,15 +47,7 @@ def connect(gateway):
 
 
 def arrived(client):
-    data = b""
-    while True:
-        try:
-            piece = client.recv(1 << 20)
-        except BlockingIOError:
-            return data
-        if not piece:
-            return data
-        data += piece
+    return received(client).removesuffix(b"<end>")
 
 
 def queue(gateway, numbers, frame):

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from roost.api.runtime import Compat
+from roost.closes import may_be_sent
 from roost.errors import JsException
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
@@ -27,7 +28,7 @@ def check_close(code: int | None, reason: str | None, compat: Compat = NEWEST) -
             raise JsException("If you specify a WebSocket close reason, you must also specify a code.",
                               "InvalidAccessError")  # fmt: skip
         return 1005, ""
-    allowed = isinstance(code, int) and 1000 <= code <= 4999 and code not in (1004, 1005, 1006, 1015)
+    allowed = isinstance(code, int) and may_be_sent(code)
     if not allowed or (compat.strict_close_codes and 1000 < code < 3000):
         raise JsException(f"Invalid WebSocket close code: {code}.", "InvalidAccessError")
     text = SURROGATE.sub("\ufffd", reason or "")

@@ -32,7 +32,7 @@ class Role(Protocol):
 
 
 class Control:
-    """A child's end of the control socket. `extra`: something else that ends with an order to nobody (see `next`)."""
+    """A child's end of the control socket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

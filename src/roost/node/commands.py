@@ -1,4 +1,4 @@
-"""What the control socket and the admin address are asked: one table of commands. `docs/reference/control.md` has them."""
+"""What the control socket and the admin address are asked: one table of commands."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def _rebuild_socket(gateway: Gateway, told: SocketState, placed: dict[int, int])
             gateway.router.hold_again(connection)
         connection.rewatch()
         if told.closing_in_s is not None:
-            turn.close_deadline(connection.number, told.closing_in_s)
+            turn.close_deadline(connection, told.closing_in_s)
     return connection
 
 

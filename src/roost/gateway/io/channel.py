@@ -157,6 +157,10 @@ class Channel:
             out.taken(sent)
             if sent < len(data):
                 return
+        self.backlog_left(out)
+
+    def backlog_left(self, out: Backlog) -> None:
+        """All chunks of the backlog have left: a pong that waits goes now, else there is nothing to write any more."""
         self.out = out.pong
         self.turn.reactor.watch(self.fd, self.wanted())
         if self.out is not None:

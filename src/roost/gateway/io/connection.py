@@ -216,7 +216,7 @@ class Connection(Channel):
             elif type(self.out) is Backlog:
                 self.rewatch()
         else:
-            self.turn.close_deadline(self.number)
+            self.turn.close_deadline(self)
 
     def _half_closed(self) -> None:
         """Their half of the stream is over, and they may still read: what they sent before is answered, a Close frame too.
@@ -228,7 +228,7 @@ class Connection(Channel):
         self.state = State.ENDED
         self.decoder = None
         self.rewatch()
-        self.turn.close_deadline(self.number)
+        self.turn.close_deadline(self)
         if not told:
             self.turn.socket_events.closed(self, *LOST, clean=False)
 
@@ -280,10 +280,10 @@ class Connection(Channel):
         self._write_close(code, reason)
         self.state = following
         if following == State.CLOSING:
-            self.turn.close_deadline(self.number)
+            self.turn.close_deadline(self)
         elif type(self.out) is Backlog:
             self.rewatch()
-            self.turn.close_deadline(self.number)
+            self.turn.close_deadline(self)
 
     def fail(self, code: int, reason: str) -> None:
         """The client is at fault: tell it and the program, drop what it sends from now on, then cut."""
@@ -294,7 +294,7 @@ class Connection(Channel):
             self._write_close(code, reason)
         self.state = State.LINGERING
         self.decoder = None
-        self.turn.close_deadline(self.number)
+        self.turn.close_deadline(self)
         if not told:
             self.turn.socket_events.failed(self, code, reason)
 
@@ -345,8 +345,7 @@ class Connection(Channel):
         if self.state == State.PEER_CLOSED:  # the program never answered: answer for it, as the peer was promised one
             self.close(CloseCode.NO_STATUS, "")
             self.flush()
-            if self.fd >= 0:
-                self.turn.close_deadline(self.number)
+            self.turn.close_deadline(self)
         elif self.state in (State.CLOSING, State.LINGERING, State.FLUSHING, State.ENDED):
             if self.state == State.CLOSING:
                 self._abnormal()

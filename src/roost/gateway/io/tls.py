@@ -174,12 +174,7 @@ class Sealed(Channel):
         out = self.out
         if type(out) is not Backlog or not self._pump(out):
             return
-        self.out = out.pong
-        self.turn.reactor.watch(self.fd, self.wanted())
-        if self.out is not None:
-            self.flush()
-        else:
-            self.drained()
+        self.backlog_left(out)
 
     def _pump(self, out: Backlog) -> bool:
         """Encrypt and write until the kernel takes no more; whether everything has left."""

@@ -186,11 +186,13 @@ class Turn:
 
     # deadlines and rates
 
-    def close_deadline(self, number: int, in_s: float | None = None) -> None:
-        """A closing handshake has begun."""
+    def close_deadline(self, channel: Any, in_s: float | None = None) -> None:
+        """A closing handshake has begun. Of a descriptor that is closed already nobody would forget it."""
+        if channel.fd < 0:
+            return
         due = self.loop.time() + (self.limits.close_timeout_s if in_s is None else in_s)
-        self.closing_due[number] = due
-        self._deadlines.add(due, number)
+        self.closing_due[channel.number] = due
+        self._deadlines.add(due, channel.number)
 
     def look_again(self, number: int, in_s: float | None = None) -> None:
         """A connection has deadlines anew: it was accepted, here or elsewhere, or its client has ended its half."""

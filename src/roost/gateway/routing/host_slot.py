@@ -19,7 +19,6 @@ from roost.events import (
     Request,
     SocketClose,
     SocketError,
-    SocketEvent,
     SocketMessage,
     SocketOpened,
     Welcome,
@@ -245,20 +244,11 @@ class HostSlot(Owed):
             [event for event in events_of(told.stragglers) if isinstance(event, _SOCKET_EVENTS)],
             told.attempts,
         )
+        self.owner.last_event = max(self.owner.last_event, told.last_event)
         self.given, self.breaker = told.given, told.breaker
         self.groups_received = GroupsReceived(*told.groups)
         self._begun = Begun(begun_fd, told.begun_offset) if begun_fd >= 0 else None
         self.waiting.extend(event for event in events_of(told.waiting) if isinstance(event, Request | Call))
-
-    def restore(
-        self,
-        last_event: int,
-        unfinished: Iterable[SocketEvent],
-        stragglers: Iterable[SocketEvent],
-        attempts: dict[int, int],
-    ) -> None:
-        super().restore(last_event, unfinished, stragglers, attempts)
-        self.owner.last_event = max(self.owner.last_event, last_event)
 
 
 class Departed:

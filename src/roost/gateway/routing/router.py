@@ -11,7 +11,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from roost.closes import BAD_CLOSE, CLASS_DELETED, OBJECT_RESET, RELAY_FAILED, WORKER_RESTARTED, Close, CloseCode
+from roost.closes import (
+    BAD_CLOSE,
+    CLASS_DELETED,
+    OBJECT_RESET,
+    RELAY_FAILED,
+    WORKER_RESTARTED,
+    Close,
+    CloseCode,
+    may_be_sent,
+)
 from roost.errors import RemoteProtocolError
 from roost.events import (
     Abort,
@@ -297,7 +306,7 @@ class Router:
 
     def _close(self, slot: HostSlot, event: CloseSocket) -> None:
         connection = find_socket(self.turn, event.socket)
-        if not _may_be_sent(event.code):
+        if not may_be_sent(event.code) and event.code not in (CloseCode.NO_STATUS, CloseCode.ABNORMAL):
             _log.error("gateway: a host closed socket %d with %d, which no Close frame may have", event.socket, event.code)
             event = CloseSocket(event.socket, *BAD_CLOSE)
         if connection is not None:
@@ -456,11 +465,6 @@ class Router:
         Hello: _hello,
         Leaving: lambda router, slot, event: slot.leave(),
     }
-
-
-def _may_be_sent(code: int) -> bool:
-    """Whether a Close frame may have the code (RFC 6455 §7.4.1), or it is 1005 (an empty one) or 1006 (none)."""
-    return 1000 <= code <= 4999 and code not in (1004, 1015)
 
 
 def _queue_waking(link: Link, record: ActorRecord, message: SocketMessage) -> None:

@@ -18,9 +18,7 @@ from roost.host.worker.current import call_chain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from roost.host.worker.rpc_table import Export, SessionContext
-
-    Reply = Callable[[bytes, Fault | None, BaseException | None, BaseException | None], None]
+    from roost.host.worker.rpc_table import Export, Reply, SessionContext
 
 
 class RpcCall:
