@@ -10,6 +10,7 @@ code is 0, else 1. This tree is as it lies here, with what is not committed; bot
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import shutil
@@ -17,9 +18,12 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from servers import CACHE, HERE, LOAD_CORE, Server, load
+from works import HIBERNATED_S, WAKES, Held, open_websocket, wake
 
 ROOT = HERE.parent
 GOAL = 0.98
@@ -46,15 +50,58 @@ def counter(path, sockets):
     return lambda server, seconds: load(server, "echo", path, sockets, 64, 1, seconds)["per_s"]
 
 
-# by row: the app, what it measures, one sample (more is better)
+IDLE_OBJECTS = 2_000  # of a sample, each with a socket
+
+
+def sleepers(servers, samples, stack):
+    """Sockets of objects that have gone to sleep by the time this returns, as many as `samples` take; by server."""
+    sockets = {}
+    for server in servers:
+        sockets[server] = [open_websocket(server.port, f"/echo/w{number}") for number in range(WAKES * samples)]
+        for sock in sockets[server]:
+            stack.callback(sock.close)
+    time.sleep(HIBERNATED_S)
+    return sockets
+
+
+def wakes(server, _seconds, sockets):
+    taken = [wake(sockets[server].pop()) for _ in range(WAKES)]
+    return 1e6 / statistics.median(taken)
+
+
+def held(_servers, _samples, stack):
+    return stack
+
+
+def idle_objects(server, _seconds, stack):
+    before = server.pss_bytes()
+    connections = Held(server.port, f"/echo/{time.monotonic_ns()}-%d", IDLE_OBJECTS)
+    stack.callback(connections.close)
+    connections.wait_open()
+    time.sleep(HIBERNATED_S + 2)
+    return 1e6 * IDLE_OBJECTS / (server.pss_bytes() - before)
+
+
+class Row(NamedTuple):
+    """One sample is `sample(server, seconds)`, more is better; or, with what `prepare(servers, samples, stack)` made of
+    the running servers before the first, `sample(server, seconds, prepared)`."""
+
+    app: str
+    title: str
+    sample: object
+    prepare: object = None
+
+
 ROWS = {
-    "P1": ("room", "echo, 1 in flight, messages/s", echo(1)),
-    "P2": ("room", "echo, 8 in flight, messages/s", echo(8)),
-    "P3": ("room", "fan-out to 1,000, deliveries/s", fan),
-    "P7": ("room", "round trips on 1 connection, 1/p50", round_trips),
-    "P9": ("room", "HTTP, requests/s", requests),
-    "S1": ("store", "durable counter, 1 object, 16 sockets, messages/s", counter("/ws/a", 16)),
-    "S64": ("store", "durable counters, 64 objects, messages/s", counter("/ws/n%d", 64)),
+    "P1": Row("room", "echo, 1 in flight, messages/s", echo(1)),
+    "P2": Row("room", "echo, 8 in flight, messages/s", echo(8)),
+    "P3": Row("room", "fan-out to 1,000, deliveries/s", fan),
+    "P5": Row("room", "sleeping objects with one socket each, objects/MB", idle_objects, held),
+    "P7": Row("room", "round trips on 1 connection, 1/p50", round_trips),
+    "P8": Row("room", "wakes from hibernation to reply, 1/p50", wakes, sleepers),
+    "P9": Row("room", "HTTP, requests/s", requests),
+    "S1": Row("store", "durable counter, 1 object, 16 sockets, messages/s", counter("/ws/a", 16)),
+    "S64": Row("store", "durable counters, 64 objects, messages/s", counter("/ws/n%d", 64)),
 }
 
 
@@ -99,14 +146,21 @@ def interval(ratios):
     return ordered[first], ordered[count - 1 - first]
 
 
+def _prepared(sample, prepared, server, seconds):
+    return sample(server, seconds, prepared)
+
+
 def compare(row, mode, base, pairs, seconds):
     """Whether the row reaches the goal; prints its line."""
-    app, title, sample = ROWS[row]
+    app, title, sample, prepare = ROWS[row]
     with contextlib.ExitStack() as stack:
         servers = []
         for source in (base, ROOT):
             servers.append(Server(command(source, app, mode)))
             stack.callback(servers[-1].kill)
+        if prepare:
+            prepared = prepare(servers, pairs + 1, stack)
+            sample = functools.partial(_prepared, sample, prepared)
         for server in servers:
             sample(server, 1.0)  # warm
         ratios, rates = [], ([], [])

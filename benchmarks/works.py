@@ -248,10 +248,18 @@ def open_websocket(port, path):
     return sock
 
 
+def wake(sock):
+    """Microseconds from a message to an object that sleeps until its reply."""
+    began = time.perf_counter()
+    sock.sendall(b"\x81\xc0\0\0\0\0" + b"w" * 64)
+    if not sock.recv(4096):
+        raise RuntimeError("a server closed a socket")
+    return (time.perf_counter() - began) * 1e6
+
+
 def p8(options):
     """Objects that have slept since they got their socket, each woken once by a message."""
     turns = range(3 * options.rounds)  # they take no time, and what the machine does besides is most of a p99
-    frame = b"\x81\xc0\0\0\0\0" + b"w" * 64
     p50, p99 = {}, {}
     with started(options.commands(SPLIT, INLINE, "workerd")) as servers, contextlib.ExitStack() as stack:
         sockets = {}
@@ -263,14 +271,7 @@ def p8(options):
         time.sleep(HIBERNATED_S)
         for turn in turns:
             for name in servers:
-                taken = []
-                for sock in sockets[name][turn * WAKES : (turn + 1) * WAKES]:
-                    began = time.perf_counter()
-                    sock.sendall(frame)
-                    if not sock.recv(4096):
-                        raise RuntimeError(f"{name} closed a socket")
-                    taken.append((time.perf_counter() - began) * 1e6)
-                taken.sort()
+                taken = sorted(map(wake, sockets[name][turn * WAKES : (turn + 1) * WAKES]))
                 p50.setdefault(name, []).append(statistics.median(taken))
                 p99.setdefault(name, []).append(taken[int(len(taken) * 0.99)])
     for which, samples in (("p50", p50), ("p99", p99)):

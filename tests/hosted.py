@@ -124,4 +124,4 @@ class HeldDisk:
 
 def left(gateway):
     """What the gateway was told, without what it acknowledges."""
-    return [event for event in gateway.got if not isinstance(event, e.Done | e.RosterRequest | e.Said)]
+    return [event for event in gateway.got if not isinstance(event, e.Done | e.RosterRequest | e.GroupEnd)]

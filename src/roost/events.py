@@ -270,7 +270,7 @@ class Dialled(msgspec.Struct, frozen=True, array_like=True):
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """A gateway's answer to `Hello`. `epoch`, below 2^53, names this gateway process (0: its hosts cannot die without it).
     Events up to `given_before` may have been given to an earlier host, and those of them that are not done, `redelivered`,
-    follow. Of the groups that the host before, `life`, has `Said`, those up to `groups_upto` have arrived, and
+    follow. Of the groups that the host before, `life`, has ended (`GroupEnd`), those up to `groups_upto` have arrived, and
     `groups_besides`."""
 
     epoch: int
@@ -334,7 +334,7 @@ class DropSockets(msgspec.Struct, frozen=True, array_like=True):
     object: ObjectRef
 
 
-class Said(msgspec.Struct, frozen=True, array_like=True):
+class GroupEnd(msgspec.Struct, frozen=True, array_like=True):
     """The end of a group: what an object said while some writes were on their way to the disk. Numbered on each link from
     1; groups may leave in another order than they were begun."""
 
@@ -348,13 +348,13 @@ class Released(msgspec.Struct, frozen=True, array_like=True):
 
 class Confirm(msgspec.Struct, frozen=True, array_like=True):
     """A host: say `Confirmed` with this number when you next have something to say. It stands at the end of a batch: once
-    that has been read, every `Done` before it has been heard."""
+    that has been read, every `Done` before it has been received."""
 
     number: int
 
 
 class Confirmed(msgspec.Struct, frozen=True, array_like=True):
-    """A gateway: everything that was said before that `Confirm` (and those of lower numbers) has been heard."""
+    """A gateway: everything that was sent before that `Confirm` (and those of lower numbers) has been received."""
 
     number: int
 
@@ -453,7 +453,7 @@ ToGateway = (
     | SetAutoResponse
     | DropSockets
     | RosterRequest
-    | Said
+    | GroupEnd
     | Released
     | Confirm
     | Asleep

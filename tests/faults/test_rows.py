@@ -102,7 +102,7 @@ def stop_across_a_death(node, rng, seconds=2.0):
 
 def test_a_gateway_stopped_across_the_death_of_a_host(tmp_path):
     """Nothing is said twice to its clients, and no event counts twice: what the dead host had said and done is in the
-    gateway's buffers, where the successor cannot see it. A host that says it again turns `unit/test_said_again.py` red;
+    gateway's buffers, where the successor cannot see it. A host that says it again turns `unit/test_sent_again.py` red;
     here that shows only where the death has cut the buffer between what was said and its `Done`."""
     rng = random.Random(SEED)
     # Not strict: while the gateway is stopped, objects wake without its sockets, which miss what is told to the room.
@@ -214,7 +214,7 @@ ActorPort.send_message = lambda self, *a: (kept.append(bytearray(20_000)), send_
 """,
     "I14": """
 from roost.host.gateway_link import GatewayLink
-GatewayLink.say_done = lambda self: None
+GatewayLink.send_done = lambda self: None
 """,
 }
 

@@ -5,6 +5,7 @@ import socket
 import ssl
 import struct
 import time
+from array import array
 
 import pytest
 
@@ -75,9 +76,8 @@ def make(tmp_path):
     app = write_app(tmp_path / "app", SOURCE, "Room", config='assets = { directory = "public" }')
     (app / "public").mkdir()
     (app / "public/small.txt").write_text("0123456789")
-    with open(app / "public/big.bin", "wb") as file:
-        for number in range(BIG // 4):
-            file.write(struct.pack("<I", number))
+    numbers = array("I", range(BIG // 4))
+    (app / "public/big.bin").write_bytes(numbers.tobytes())
     return app
 
 

@@ -209,10 +209,10 @@ def test_a_write_is_done_when_it_is_on_the_disk(tmp_path):
     async def body(host, gateway, module):
         await awake(host, gateway)
         gateway.message(101, "put")
-        await until(lambda: any(isinstance(event, e.Said) for event in gateway.got))
+        await until(lambda: any(isinstance(event, e.GroupEnd) for event in gateway.got))
         await settle()
         said = [type(event) for event in left(gateway)] + [
-            type(event) for event in gateway.got if isinstance(event, e.Said)
+            type(event) for event in gateway.got if isinstance(event, e.GroupEnd)
         ]
         assert e.Send in said
         assert gateway.done() == e.Done(2, ())
@@ -357,7 +357,7 @@ def test_an_end_leaves_no_descriptor_and_no_task(tmp_path, how):
     async def body(host, gateway, module):
         actor = await awake(host, gateway)
         gateway.message(101, "put")
-        await until(lambda: any(isinstance(event, e.Said) for event in gateway.got))
+        await until(lambda: any(isinstance(event, e.GroupEnd) for event in gateway.got))
         await settle()
         assert host.disk.open_files == 1
         host.actors.forget(actor)

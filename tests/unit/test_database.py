@@ -33,10 +33,10 @@ class Owner:
     def is_redelivered(self, epoch, event):
         return True
 
-    def has_heard(self, epoch, life, group):
+    def has_received(self, epoch, life, group):
         return False
 
-    def said_to_store(self):
+    def groups_to_store(self):
         return []
 
     def ask_to_confirm(self, epoch):

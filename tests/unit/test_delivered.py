@@ -1,6 +1,6 @@
 """host/objects/delivered.py: which events count as finished after a crash, what is said again, and its size."""
 
-from roost.host.objects.delivered import MAX_SAID_BYTES, MAX_TURN_SAID_BYTES, Delivered
+from roost.host.objects.delivered import MAX_COMMIT_GROUP_BYTES, MAX_GROUP_BYTES, Delivered
 
 
 class Life(Delivered):
@@ -128,14 +128,14 @@ def test_the_record_does_not_grow_from_life_to_life():
 
 def test_what_is_said_is_bounded_in_a_turn_and_in_all():
     delivered = Life(None)
-    stored = commit(delivered, 1, [1], [(7, 1, 1, bytes(MAX_TURN_SAID_BYTES + 1))])
+    stored = commit(delivered, 1, [1], [(7, 1, 1, bytes(MAX_COMMIT_GROUP_BYTES + 1))])
     successor = Life(stored)
     assert successor.said == []
     assert successor.was_finished(7, 1), "known, but there is nothing to send"
-    assert delivered.too_much_said == 1
+    assert delivered.groups_too_large == 1
     for batch in range(2, 40):  # a disk that does not answer
         stored = commit(delivered, batch, [batch], [(7, 1, 1, bytes(60_000))])
-        assert len(stored) <= MAX_SAID_BYTES + 70_000
+        assert len(stored) <= MAX_GROUP_BYTES + 70_000
     assert Life(stored).was_finished(7, 39)
 
 

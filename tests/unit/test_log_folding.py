@@ -116,7 +116,7 @@ def test_a_handler_that_goes_on_writing_while_the_disk_is_slow(tmp_path, monkeyp
     fsync = os.fsync
 
     def slow(fd):
-        time.sleep(0.05)
+        time.sleep(0.01)
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", slow)

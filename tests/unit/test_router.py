@@ -558,7 +558,7 @@ def test_groups_and_dones_of_a_batch(gateway, slot):
         gateway.router.message(socket, text)
     ended = []
     gateway.turn.end = lambda: ended.append(True)
-    gateway.router.from_host(slot, [e.Done(1, ()), e.Said(1), e.Done(2, ()), e.Confirm(5), e.Said(3)])
+    gateway.router.from_host(slot, [e.Done(1, ()), e.GroupEnd(1), e.Done(2, ()), e.Confirm(5), e.GroupEnd(3)])
     assert [event.event for event in slot.unfinished] == [3]
     assert (slot.groups_received.upto, slot.groups_received.besides) == (1, {3})
     assert link.rider == e.Confirmed(5)
@@ -573,7 +573,7 @@ def test_a_batch_reaches_clients_before_its_events_are_forgotten(gateway, slot):
     gateway.router.from_host(slot, [e.Done(1, ())])
     assert order == ["written", "done"]
     order.clear()
-    gateway.router.from_host(slot, [e.Said(1)])
+    gateway.router.from_host(slot, [e.GroupEnd(1)])
     assert order == []
 
 

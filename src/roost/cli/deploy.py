@@ -49,7 +49,12 @@ def run(parsed: Any) -> int:
 
 
 def _list(data: Path) -> int:
-    for version in Versions(data).all():
+    versions = Versions(data).all()
+    if not versions:
+        print(
+            f"roost: {data} has no versions yet; `roost serve --data {data}` and `roost deploy` make them", file=sys.stderr
+        )
+    for version in versions:
         when = datetime.fromtimestamp(version.deployed_ms / 1000, UTC).isoformat(timespec="seconds")
         about = [
             version.source,

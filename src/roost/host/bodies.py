@@ -32,8 +32,8 @@ class SenderGone(ConnectionError):
 class BodyReader:
     """A body that arrives: an async iterator of bytes. Raises SenderGone (a ConnectionError) if its sender gives up."""
 
-    def __init__(self, link: Carrier, request: int, first: bytes) -> None:
-        self._link = link
+    def __init__(self, gateway: Carrier, request: int, first: bytes) -> None:
+        self._gateway = gateway
         self._request = request
         self._pieces: deque[bytes] = deque([first] if first else [])
         self._complete = False
@@ -44,7 +44,7 @@ class BodyReader:
 
     def feed(self, event: BodyData) -> None:
         if event.data and self._is_discarded:
-            self._link.link.send(BodyCredit(self._request, len(event.data)))
+            self._gateway.link.send(BodyCredit(self._request, len(event.data)))
         elif event.data:
             self._pieces.append(event.data)
         self._complete = self._complete or event.last
@@ -60,7 +60,7 @@ class BodyReader:
 
     def __del__(self) -> None:
         if not self._complete and not self._broken:  # nobody will read the rest: let its sender stop
-            self._link.later(Abort(self._request, "The body was not read."))
+            self._gateway.later(Abort(self._request, "The body was not read."))
 
     def __aiter__(self) -> BodyReader:
         return self
@@ -69,7 +69,7 @@ class BodyReader:
         """Read no further. What still comes is thrown away, so that the answer may go on."""
         self._is_discarded = True
         while self._pieces:
-            self._link.link.send(BodyCredit(self._request, len(self._pieces.popleft())))
+            self._gateway.link.send(BodyCredit(self._request, len(self._pieces.popleft())))
         self._wake()
 
     async def __anext__(self) -> bytes:
@@ -81,7 +81,7 @@ class BodyReader:
             self._more = asyncio.get_running_loop().create_future()
             await self._more
         piece = self._pieces.popleft()
-        self._link.link.send(BodyCredit(self._request, len(piece)))
+        self._gateway.link.send(BodyCredit(self._request, len(piece)))
         return piece
 
 
@@ -120,8 +120,8 @@ class ReceiverGone(ConnectionError):
 class BodyWriter:
     """A body that leaves: waits while too much of it is on its way. `abort` ends it, also while its source is slow."""
 
-    def __init__(self, link: Carrier, request: int) -> None:
-        self._link = link
+    def __init__(self, gateway: Carrier, request: int) -> None:
+        self._gateway = gateway
         self._request = request
         self._outstanding = 0
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -156,7 +156,7 @@ class BodyWriter:
             close = getattr(pieces, "aclose", None)
             if close is not None:
                 await close()
-        self._link.link.send(BodyData(self._request, b"", last=True))
+        self._gateway.link.send(BodyData(self._request, b"", last=True))
 
     async def _send_part(self, part: bytes) -> None:
         while self._outstanding and self._outstanding + len(part) > BODY_WINDOW_BYTES:
@@ -165,7 +165,7 @@ class BodyWriter:
         if self._gone.done():
             raise ReceiverGone("The client disconnected.")
         self._outstanding += len(part)
-        self._link.link.send(BodyData(self._request, part, last=False))
+        self._gateway.link.send(BodyData(self._request, part, last=False))
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

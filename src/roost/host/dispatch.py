@@ -84,7 +84,7 @@ class Dispatch:
             Request: self._request,
             Response: self._response,
             BodyData: self._body_data,
-            BodyCredit: lambda link, event: requests.credit(link, event.request, event.size),
+            BodyCredit: lambda gateway, event: requests.credit(gateway, event.request, event.size),
             Abort: self._abort,
             Dialled: self._dialled,
             Call: self._call,
@@ -92,165 +92,165 @@ class Dispatch:
             AutoAnswered: self._auto_answered,
             Welcome: self._welcome,
             Leaving: self._left,
-            Confirmed: lambda link, event: link.confirmed(event.number),
+            Confirmed: lambda gateway, event: gateway.confirmed(event.number),
         }
 
-    def on_events(self, link: GatewayLink, events: Sequence[Event]) -> None:
+    def on_events(self, gateway: GatewayLink, events: Sequence[Event]) -> None:
         """A batch from a gateway."""
         if self._links.are_awaited:
             if events and type(events[0]) is Welcome:
-                self._welcome(link, events[0])
+                self._welcome(gateway, events[0])
                 events = events[1:]
-            self._links.keep(link, events)
+            self._links.keep(gateway, events)
             return
         surroundings = self._surroundings
         surroundings.now = surroundings.loop.time()
-        link.slow = False
-        sockets = link.sockets
-        before = link.last_event
+        gateway.slow = False
+        sockets = gateway.sockets
+        before = gateway.last_event
         others = 0  # that are no socket events
         some_are_not_ours = self._links.leaving or self.not_again
         for event in events:
             try:
                 surroundings.handled += 1
-                if some_are_not_ours and self._is_passed_over(link, event):
+                if some_are_not_ours and self._is_passed_over(gateway, event):
                     continue
                 if type(event) is SocketMessage:
-                    link.last_event = event.event
+                    gateway.last_event = event.event
                     socket = sockets.get(event.socket)
                     if socket is not None:
-                        socket.io_context.message(socket, event, link)
+                        socket.io_context.message(socket, event, gateway)
                     else:
-                        self._waking.unknown(link, event)
+                        self._waking.unknown(gateway, event)
                 elif type(event) is WakingMessage:
-                    link.last_event = event.event
-                    self._waking.message(link, event)
+                    gateway.last_event = event.event
+                    self._waking.message(gateway, event)
                 elif type(event) is SocketClose or type(event) is SocketError:
-                    link.last_event = event.event
+                    gateway.last_event = event.event
                     if event.socket in self._ended:  # its gateway died before it heard that this is done
                         self._ended.discard(event.socket)
                     else:
-                        self._waking.socket_event(link, event)
+                        self._waking.socket_event(gateway, event)
                 elif type(event) is SocketOpened:
-                    link.last_event = event.event
-                    self._waking.socket_event(link, event)
+                    gateway.last_event = event.event
+                    self._waking.socket_event(gateway, event)
                 elif type(event) is Roster:
                     others += 1
-                    self._waking.roster(link, event)
+                    self._waking.roster(gateway, event)
                 else:
                     others += 1
-                    self._handlers[type(event)](link, event)
+                    self._handlers[type(event)](gateway, event)
             except Exception:  # noqa: BLE001
                 # Ours, not the user's (that is caught where it runs): the rest of the batch must not be lost with it.
                 _log.exception("host: internal error in %s; please report it", type(event).__name__)
-        if link.offered and not link.offered[-1].more:
-            link.offered = []
-        if link.last_event != before:
+        if gateway.offered and not gateway.offered[-1].more:
+            gateway.offered = []
+        if gateway.last_event != before:
             surroundings.counters.events += len(events) - others
-            link.say_done()
+            gateway.send_done()
         if self._sleeping.timer is None and len(self._actors):
             self._sleeping.arm()
 
-    def _is_passed_over(self, link: GatewayLink, event: Any) -> bool:
+    def _is_passed_over(self, gateway: GatewayLink, event: Any) -> bool:
         """Whether an event is not for this host."""
         if type(event) not in _SOCKET_EVENTS:
             return False
         if self._links.leaving:  # not done: the gateway gives it to the successor (but for a plain socket, which has none)
             if type(event) is not WakingMessage and not event.actor:
-                self._waking.socket_event(link, event)
+                self._waking.socket_event(gateway, event)
             return True
-        if (link.epoch, event.event) in self.not_again:
-            link.last_event = event.event
+        if (gateway.epoch, event.event) in self.not_again:
+            gateway.last_event = event.event
             self._surroundings.counters.events_given_up += 1
             return True
         return False
 
-    def gateway_lost(self, link: GatewayLink, reason: str) -> None:
+    def gateway_lost(self, gateway: GatewayLink, reason: str) -> None:
         """A gateway is gone, and with it all of its sockets."""
         if self._surroundings.phase is HostPhase.SERVING:
-            _log.warning("host: gateway %d is gone: %s", link.index, reason)
-        if link in self._links.here:
-            self._links.here.remove(link)
-        for number, socket in list(link.sockets.items()):
+            _log.warning("host: gateway %d is gone: %s", gateway.index, reason)
+        if gateway in self._links.here:
+            self._links.here.remove(gateway)
+        for number, socket in list(gateway.sockets.items()):
             context = socket.io_context
             if isinstance(context, Actor) and socket.accepted_as == Accept.HIBERNATABLE and self._gateways_outlive:
                 context.disconnected(socket)  # its end is told by that gateway's successor
             elif context is not None:
-                context.closed(socket, SocketClose(0, 0, number, *LOST, clean=False), link)
-        for answered in link.responses.values():
+                context.closed(socket, SocketClose(0, 0, number, *LOST, clean=False), gateway)
+        for answered in gateway.responses.values():
             if not answered.done():
                 answered.set_exception(WorkerError("The gateway that carried this call is gone."))
-        for number, dialled in list(link.dials.items()):
-            dialled(link, Dialled(number, 0, 0, [], "the gateway that dialled is gone"))
-        link.dials.clear()
-        for reader in [*link.bodies.values(), *link.readers.values()]:
+        for number, dialled in list(gateway.dials.items()):
+            dialled(gateway, Dialled(number, 0, 0, [], "the gateway that dialled is gone"))
+        gateway.dials.clear()
+        for reader in [*gateway.bodies.values(), *gateway.readers.values()]:
             reader.abort("The gateway is gone.")
-        self._ended.update(link.ended)
+        self._ended.update(gateway.ended)
         if len(self._ended) > _MAX_ENDED:
-            self._ended = set(link.ended)
-        self._requests.gateway_lost(link)
-        self._waking.gateway_lost(link)
+            self._ended = set(gateway.ended)
+        self._requests.gateway_lost(gateway)
+        self._waking.gateway_lost(gateway)
 
     # a gateway's coming and going
 
-    def _welcome(self, link: GatewayLink, event: Welcome) -> None:
-        self._links.welcomed(link, event)
+    def _welcome(self, gateway: GatewayLink, event: Welcome) -> None:
+        self._links.welcomed(gateway, event)
         for actor in self._actors:  # awake before this gateway was here
-            self._waking.ask(actor, link)
+            self._waking.ask(actor, gateway)
 
-    def _left(self, link: GatewayLink, event: Leaving) -> None:
-        link.left = True
+    def _left(self, gateway: GatewayLink, event: Leaving) -> None:
+        gateway.left = True
 
-    def _auto_answered(self, link: GatewayLink, event: AutoAnswered) -> None:
-        socket = link.sockets.get(event.socket)
+    def _auto_answered(self, gateway: GatewayLink, event: AutoAnswered) -> None:
+        socket = gateway.sockets.get(event.socket)
         if socket is None:
-            link.link.send(Asleep(event.actor))
+            gateway.link.send(Asleep(event.actor))
         else:
             socket.auto_answered_ms = event.at_ms
 
     # requests, and answers to what this host has asked
 
-    def _request(self, link: GatewayLink, event: Request) -> None:
+    def _request(self, gateway: GatewayLink, event: Request) -> None:
         self._surroundings.counters.requests += 1
-        self._surroundings.mark.begun(link.index)
-        self._requests.begin(link, event)
+        self._surroundings.mark.begun(gateway.index)
+        self._requests.begin(gateway, event)
 
-    def _call(self, link: GatewayLink, event: Call) -> None:
-        self._surroundings.mark.begun(link.index)
-        self._calls.from_link(link, event)
+    def _call(self, gateway: GatewayLink, event: Call) -> None:
+        self._surroundings.mark.begun(gateway.index)
+        self._calls.from_link(gateway, event)
 
-    def _response(self, link: GatewayLink, event: Response) -> None:
-        answered = link.responses.get(event.request)
+    def _response(self, gateway: GatewayLink, event: Response) -> None:
+        answered = gateway.responses.get(event.request)
         if (answered is None or answered.done()) and event.more_body:
-            link.link.send(Abort(event.request, "The caller gave up."))
+            gateway.link.send(Abort(event.request, "The caller gave up."))
         if answered is not None and not answered.done():
             if event.more_body:  # at once: its pieces may be in this very batch
-                reader = BodyReader(link, event.request, event.body)
-                link.bodies[event.request] = link.readers[event.request] = reader
+                reader = BodyReader(gateway, event.request, event.body)
+                gateway.bodies[event.request] = gateway.readers[event.request] = reader
             answered.set_result(event)
 
-    def _result(self, link: GatewayLink, event: Result) -> None:
-        answered = link.responses.get(event.request)
+    def _result(self, gateway: GatewayLink, event: Result) -> None:
+        answered = gateway.responses.get(event.request)
         if answered is not None and not answered.done():
             answered.set_result(event)
 
-    def _body_data(self, link: GatewayLink, event: BodyData) -> None:
-        reader = link.bodies.get(event.request)
+    def _body_data(self, gateway: GatewayLink, event: BodyData) -> None:
+        reader = gateway.bodies.get(event.request)
         if reader is not None:
             reader.feed(event)
             if event.last:
-                link.bodies.pop(event.request, None)
+                gateway.bodies.pop(event.request, None)
 
-    def _abort(self, link: GatewayLink, event: Abort) -> None:
-        reader = link.bodies.pop(event.request, None)
+    def _abort(self, gateway: GatewayLink, event: Abort) -> None:
+        reader = gateway.bodies.pop(event.request, None)
         if reader is not None:
             reader.abort(event.reason)
-        answered = link.responses.get(event.request)
+        answered = gateway.responses.get(event.request)
         if answered is not None and not answered.done():
             answered.set_exception(raised(event.fault, event.reason))
-        self._requests.abort(link, event.request)
+        self._requests.abort(gateway, event.request)
 
-    def _dialled(self, link: GatewayLink, event: Dialled) -> None:
-        dialled = link.dials.pop(event.dial, None)
+    def _dialled(self, gateway: GatewayLink, event: Dialled) -> None:
+        dialled = gateway.dials.pop(event.dial, None)
         if dialled is not None:
-            dialled(link, event)
+            dialled(gateway, event)

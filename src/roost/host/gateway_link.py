@@ -24,30 +24,30 @@ _MAX_ENDED = 4096  # more than a gateway may be behind with hearing that they ar
 
 
 StoredGroup = tuple[int, int, int, bytes]
-"""What was said to a gateway: its process' epoch, the life and number of the group (events.Said), the envelopes."""
+"""What was sent to a gateway: its process' epoch, the life and number of the group (events.GroupEnd), the envelopes."""
 
 
 class Receipt:
-    """Of what was said on a link: `has_come` once the gateway has heard it."""
+    """Of what was sent on a link: `has_come` once the gateway has received it."""
 
-    __slots__ = ("_link", "_number")
+    __slots__ = ("_gateway", "_number")
 
-    def __init__(self, link: GatewayLink, number: int) -> None:
-        self._link = link
+    def __init__(self, gateway: GatewayLink, number: int) -> None:
+        self._gateway = gateway
         self._number = number
 
     @property
     def has_come(self) -> bool:
-        """Also if the gateway is gone: it gives nothing again."""
-        return self._link.gone.is_set() or self._link.has_confirmed(self._number)
+        """Also if the gateway is gone: it redelivers nothing."""
+        return self._gateway.gone.is_set() or self._gateway.has_confirmed(self._number)
 
 
 class GatewayEvents(Protocol):
     """Who hears what a gateway says."""
 
-    def on_events(self, link: GatewayLink, events: Sequence[Event]) -> None: ...
+    def on_events(self, gateway: GatewayLink, events: Sequence[Event]) -> None: ...
 
-    def gateway_lost(self, link: GatewayLink, reason: str) -> None: ...
+    def gateway_lost(self, gateway: GatewayLink, reason: str) -> None: ...
 
 
 class GatewayLink:
@@ -58,8 +58,8 @@ class GatewayLink:
         "_confirms",
         "_events",
         "_groups",
-        "_heard_before",
         "_loop",
+        "_received_before",
         "abandoned",
         "bodies",
         "dials",
@@ -88,7 +88,7 @@ class GatewayLink:
     def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, index: int, life: int, events: GatewayEvents) -> None:
         self._loop = loop
         self._events = events
-        self.life = life  # of this process, for what its objects say (events.Said)
+        self.life = life  # of this process, for what its objects send (events.GroupEnd)
         self.abandoned = False  # handlers are being cancelled: what they end with is not done
         self.link = link
         self.index = index
@@ -97,7 +97,7 @@ class GatewayLink:
         self._groups = 0
         self._confirms = 0  # how often it was asked to confirm, and up to which of those it has
         self._confirmed = 0
-        self._heard_before: tuple[int, int, frozenset[int]] = (0, 0, frozenset())
+        self._received_before: tuple[int, int, frozenset[int]] = (0, 0, frozenset())
         self.epoch = 0  # of the gateway process; 0: it never gives an event again
         self.redelivery_upto = 0  # events up to this may have been given to an earlier host
         self.ended: deque[int] = deque(maxlen=_MAX_ENDED)  # hibernatable sockets whose ends were told to their objects
@@ -134,16 +134,16 @@ class GatewayLink:
         except RuntimeError:
             pass  # the loop is closed: so is the link
 
-    # groups of what is said (events.Said)
+    # groups of what is sent (events.GroupEnd)
 
     def new_group(self) -> int:
         self._groups += 1
         return self._groups
 
-    # what the gateway has heard
+    # what the gateway has received
 
     def ask_to_confirm(self) -> Receipt:
-        """What will say whether the gateway has heard all that was said until now, and in this turn."""
+        """What will tell whether the gateway has received all that was sent until now, and in this turn."""
         rider = self.link.rider
         if rider is None:
             self._confirms += 1
@@ -151,19 +151,19 @@ class GatewayLink:
         return Receipt(self, self._confirms)
 
     def confirmed(self, number: int) -> None:
-        """The gateway has heard what was said before that one."""
+        """The gateway has received what was sent before that one."""
         self._confirmed = number
 
     def has_confirmed(self, number: int) -> bool:
         return self._confirmed >= number
 
-    def heard_before(self, life: int, upto: int, besides: Iterable[int]) -> None:
+    def received_before(self, life: int, upto: int, besides: Iterable[int]) -> None:
         """What the gateway has of the host before this one."""
-        self._heard_before = (life, upto, frozenset(besides))
+        self._received_before = (life, upto, frozenset(besides))
 
-    def has_heard(self, life: int, group: int) -> bool:
+    def has_received(self, life: int, group: int) -> bool:
         """Whether the gateway has a whole group of an earlier life."""
-        before, upto, besides = self._heard_before
+        before, upto, besides = self._received_before
         return life == before and (group <= upto or group in besides)
 
     def send_envelopes(self, envelopes: bytes) -> None:
@@ -209,9 +209,9 @@ class GatewayLink:
     def finished(self, event: int) -> None:
         """A handler that had suspended is done with its event."""
         self.running.discard(event)
-        self.say_done()
+        self.send_done()
 
-    def say_done(self) -> None:
+    def send_done(self) -> None:
         """Report progress: everything up to `last_event`, but for what still runs (the gateway bounds how many)."""
         if self.redelivered:
             self.redelivered = {event for event in self.redelivered if event > self.last_event or event in self.running}

@@ -231,8 +231,8 @@ class Host:
                 self._let_go(actor)
         self._go(HostPhase.RELEASED)
         await self.disk.closed()
-        for link in self.links:
-            link.link.send(Released())
+        for gateway in self.links:
+            gateway.link.send(Released())
         self.links.flush()
         self._held = held
         return [actor.ref for actor in held]

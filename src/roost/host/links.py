@@ -78,26 +78,26 @@ class Links:
 
     def of(self, epoch: int) -> GatewayLink | None:
         """The gateway process of that epoch."""
-        return next((link for link in self.here if link.epoch == epoch), None)
+        return next((gateway for gateway in self.here if gateway.epoch == epoch), None)
 
     # who is awaited
 
     @property
     def awaits_gateways(self) -> bool:
         """Whether one has not said yet which events it gives again."""
-        return self._spec.gateways > 1 and sum(link.welcome for link in self.here) < self._spec.gateways
+        return self._spec.gateways > 1 and sum(gateway.welcome for gateway in self.here) < self._spec.gateways
 
     @property
     def some_are_redelivered(self) -> bool:
         """Whether an event may come that was given to an earlier host."""
-        for link in self.here:
-            if link.redelivered:
+        for gateway in self.here:
+            if gateway.redelivered:
                 return True
         return self.awaits_gateways
 
-    def keep(self, link: GatewayLink, events: Sequence[Event]) -> None:
+    def keep(self, gateway: GatewayLink, events: Sequence[Event]) -> None:
         """Until all gateways are here."""
-        self._before_all.append((link, list(events)))
+        self._before_all.append((gateway, list(events)))
         if sum(bool(other.welcome) for other in self.here) >= self._spec.gateways:
             self._take()
 
@@ -111,22 +111,24 @@ class Links:
         kept, self._before_all = self._before_all, []
         if was_awaited and not self.ending:
             self.begin()
-            for link, events in kept:
-                if link in self.here:
-                    self.events.on_events(link, events)
-                    link.link.flush()
+            for gateway, events in kept:
+                if gateway in self.here:
+                    self.events.on_events(gateway, events)
+                    gateway.link.flush()
 
-    def welcomed(self, link: GatewayLink, event: Welcome) -> None:
+    def welcomed(self, gateway: GatewayLink, event: Welcome) -> None:
         """A gateway says who it is, and what it gives again: it gets what was kept for it."""
-        link.epoch, link.redelivery_upto, link.redelivered = event.epoch, event.given_before, set(event.redelivered)
-        link.heard_before(event.life, event.groups_upto, event.groups_besides)
-        link.welcome = True
+        gateway.epoch = event.epoch
+        gateway.redelivery_upto = event.given_before
+        gateway.redelivered = set(event.redelivered)
+        gateway.received_before(event.life, event.groups_upto, event.groups_besides)
+        gateway.welcome = True
         for _, life, group, envelopes in self._unsaid.pop(event.epoch, ()):
             self._unsaid_bytes -= len(envelopes)
-            if not link.has_heard(life, group):
-                link.send_envelopes(envelopes)
+            if not gateway.has_received(life, group):
+                gateway.send_envelopes(envelopes)
 
-    def say_later(self, group: StoredGroup) -> None:
+    def send_later(self, group: StoredGroup) -> None:
         """What an earlier life of an object had to say to a gateway that is not here (yet)."""
         epoch, _, _, envelopes = group
         if self._unsaid_bytes + len(envelopes) > _MAX_UNSAID_BYTES or (
@@ -142,33 +144,33 @@ class Links:
     # the end
 
     def flush(self) -> None:
-        for link in self.here:
-            link.link.flush()
+        for gateway in self.here:
+            gateway.link.flush()
 
     def leave(self) -> bool:
         """Tell all to give nothing new; whether they were not told before."""
         if self.leaving:
             return False
         self.leaving = True
-        for link in self.here:
-            link.link.send(Leaving())
+        for gateway in self.here:
+            gateway.link.send(Leaving())
         self.flush()
         return True
 
     @property
     def are_pending(self) -> bool:
         """Whether an event is not done, or something is on its way."""
-        return any(link.running or link.link.unsent or (self.leaving and not link.left) for link in self.here)
+        return any(gateway.running or gateway.link.unsent or (self.leaving and not gateway.left) for gateway in self.here)
 
     def abandon(self) -> None:
         """Handlers are being cancelled: what they end with is not done."""
         self._abandoned = True
-        for link in self.here:
-            link.abandoned = True
+        for gateway in self.here:
+            gateway.abandoned = True
 
     def close(self) -> None:
-        for link in self.here:
-            link.link.close()
+        for gateway in self.here:
+            gateway.link.close()
 
     def unique_numbers(self) -> int:
         """An even start, below 2^52, for numbers that no earlier host of this slot has used."""

@@ -175,8 +175,8 @@ def _context_of(local: dict[str, Any]) -> tuple[str, Actor | None]:
 
 
 def _event_of(local: dict[str, Any]) -> tuple[int, int]:
-    link, event = local.get("link"), local.get("event")
+    gateway, event = local.get("gateway"), local.get("event")
     number = getattr(event, "event", event)
-    if link is None or not isinstance(number, int):
+    if gateway is None or not isinstance(number, int):
         return 0, 0
-    return link.epoch, number
+    return gateway.epoch, number

@@ -127,7 +127,8 @@ def read_app(
     dev = _table(raw.get("dev", {}), "dev", path)
     if dev.get("port") is not None and type(dev["port"]) is not int:
         raise ConfigError(f"{path}: dev.port must be a number.", key="dev.port")
-    others = _others(raw, path)
+    bindings = _bindings(raw, path)
+    others = _others(raw, path, bindings)
     day, flags = _date(raw.get("compatibility_date"), path, warnings), _flags(raw, path)
     compat_for(day, flags, warnings, path.name)
     return App(
@@ -141,7 +142,7 @@ def read_app(
             **_secrets(secrets or folder, env),
             **_given(variables or []),
         },
-        bindings=_bindings(raw, path),
+        bindings=bindings,
         others=others,
         crons=_crons(raw, path),
         assets=None if raw.get("assets") is None else config_of(raw["assets"], path),
@@ -149,8 +150,8 @@ def read_app(
         port=dev.get("port"),
         warnings=warnings,
         cpu_ms=_cpu_ms(raw, path),
-        migrations=migrations_of(raw, path, _bindings(raw, path), warnings),
-        exports=exports_of(raw, path, _bindings(raw, path), warnings),
+        migrations=migrations_of(raw, path, bindings, warnings),
+        exports=exports_of(raw, path, bindings, warnings),
         code_update=code_update_of(raw, path),
     )
 
@@ -260,11 +261,11 @@ def _bindings(raw: dict[str, Any], path: Path) -> dict[str, str]:
     return found
 
 
-def _others(raw: dict[str, Any], path: Path) -> dict[str, Configs]:
+def _others(raw: dict[str, Any], path: Path, bindings: dict[str, str]) -> dict[str, Configs]:
     """The bindings besides objects, by their kind's key. Each name in `env` is one thing."""
     place = Place(path, _text(raw["name"], "name", path))
     found = {kind.KEY: kind.parse(raw[kind.KEY], place) for kind in KINDS if raw.get(kind.KEY) is not None}
-    names = [*_table(raw.get("vars", {}), "vars", path), *_bindings(raw, path)]
+    names = [*_table(raw.get("vars", {}), "vars", path), *bindings]
     names += [name for configs in found.values() for name in configs]
     for name in names:
         if names.count(name) > 1:

@@ -49,7 +49,7 @@ _STRUCTS: Final[dict[int, type[msgspec.Struct]]] = {
     29: events.Result,
     30: events.Welcome,
     31: events.Leaving,
-    32: events.Said,
+    32: events.GroupEnd,
     33: events.KeepSocket,
     34: events.SocketOpened,
     35: events.WakingMessage,

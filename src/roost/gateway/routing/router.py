@@ -38,6 +38,7 @@ from roost.events import (
     Dialled,
     Done,
     DropSockets,
+    GroupEnd,
     Hello,
     KeepSocket,
     Leaving,
@@ -46,7 +47,6 @@ from roost.events import (
     Response,
     Result,
     RosterRequest,
-    Said,
     Send,
     SetAutoResponse,
     SocketClose,
@@ -277,7 +277,7 @@ class Router:
                         if not connection.send_frame(frame):
                             counters.sends_to_closed += 1
                     counters.sends += len(event.sockets)  # type: ignore[union-attr]
-                elif kind is Said:
+                elif kind is GroupEnd:
                     slot.groups_received.add(event.group)  # type: ignore[union-attr]
                 elif kind is Done:
                     done = event  # type: ignore[assignment]

@@ -28,7 +28,7 @@ class MethodCalls:
         self._surroundings = surroundings
         self.running = 0  # also those that wait to begin
 
-    def from_link(self, link: GatewayLink, event: Call) -> None:
+    def from_link(self, gateway: GatewayLink, event: Call) -> None:
         """A call of another host."""
 
         def reply(value: bytes, fault: Fault | None, error: BaseException | None, cause: BaseException | None) -> None:
@@ -37,7 +37,7 @@ class MethodCalls:
                 _log.info("%s.%s() raised %s (told to its caller)", what, event.method, fault)
             if error is not None:
                 fault = fault_of(error)
-            link.link.send(Result(event.request, value, fault))
+            gateway.link.send(Result(event.request, value, fault))
 
         self.begin(event.target, event.method, event.arguments, event.chain, reply)
 

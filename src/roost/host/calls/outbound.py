@@ -13,7 +13,7 @@ from roost.errors import JsException, JsTypeError
 from roost.events import Dial, DialKept, Dialled, KeepSocket
 from roost.host.calls.http_client import HttpClient
 from roost.host.worker.aborting import ends_body
-from roost.host.worker.current import request_link
+from roost.host.worker.current import request_gateway
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,16 +41,16 @@ class Outbound:
         """`new WebSocket(url)`: the socket hears `open`, or `error` and `close`."""
         pinned = context.pin(f"dialling {url}")
 
-        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+        def dialled(gateway: GatewayLink, outcome: Dialled) -> None:
             context.unpin(pinned)
             if not socket.is_connecting:  # closed by the program in the meantime
                 if outcome.socket:
-                    link.close_socket(outcome.socket, CloseCode.NORMAL, "")
+                    gateway.close_socket(outcome.socket, CloseCode.NORMAL, "")
                 return
             if outcome.status != 101:
                 socket.dial_failed(_why(outcome))
                 return
-            link.adopt(socket, outcome.socket, context.port_for(link))
+            gateway.adopt(socket, outcome.socket, context.port_for(gateway))
             _agreed(socket, outcome)
             context.socket_opened(socket)
             socket.dispatch_item(Item("open"))
@@ -64,17 +64,17 @@ class Outbound:
     async def dial_kept(
         self, url: str, protocols: list[str], headers: Any, keep: KeepSocket, kept: Callable[[GatewayLink, int], None]
     ) -> None:
-        """Have an object's socket dialled; `kept(link, number)` once it has one. Raises Error (as JsException)."""
+        """Have an object's socket dialled; `kept(gateway, number)` once it has one. Raises Error (as JsException)."""
         answered: asyncio.Future[None] = self._surroundings.loop.create_future()
 
-        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+        def dialled(gateway: GatewayLink, outcome: Dialled) -> None:
             try:
                 if not outcome.socket:
                     raise JsException(outcome.error)
-                kept(link, outcome.socket)
+                kept(gateway, outcome.socket)
             except JsException as error:
                 if outcome.socket:
-                    link.close_socket(outcome.socket, CloseCode.NORMAL, "")
+                    gateway.close_socket(outcome.socket, CloseCode.NORMAL, "")
                 if not answered.done():
                     answered.set_exception(error)
             else:
@@ -92,19 +92,19 @@ class Outbound:
         self, url: str, protocols: list[str], headers: Any, dialled: Any, failed: Any, keep: KeepSocket | None = None
     ) -> None:
         links = self._surroundings.links.here
-        link = request_link.get()
-        if link is None or link not in links:
+        gateway = request_gateway.get()
+        if gateway is None or gateway not in links:
             if not links:
                 self._surroundings.loop.call_soon(failed, "no gateway is connected")
                 return
-            link = links[0]
+            gateway = links[0]
         if not self._surroundings.worker.compat.compression:
             headers = without_compression(headers)
         self._last_dial += 2
         number = self._last_dial + 1
-        link.dials[number] = dialled
+        gateway.dials[number] = dialled
         dial = Dial(number, url, protocols, headers)
-        link.link.send(dial if keep is None else DialKept(dial, keep))
+        gateway.link.send(dial if keep is None else DialKept(dial, keep))
 
     # fetch
 
@@ -122,15 +122,15 @@ class Outbound:
     async def _upgrade(self, context: WorkContext, request: Request) -> Response:
         answered: asyncio.Future[tuple[GatewayLink, Dialled]] = self._surroundings.loop.create_future()
 
-        def dialled(link: GatewayLink, outcome: Dialled) -> None:
+        def dialled(gateway: GatewayLink, outcome: Dialled) -> None:
             if not answered.done():
-                answered.set_result((link, outcome))
+                answered.set_result((gateway, outcome))
                 if outcome.socket:
                     _agreed(socket, outcome)
                     socket.upgrade_dialled(context, request.url)
-                    link.adopt(socket, outcome.socket, context.port_for(link))
+                    gateway.adopt(socket, outcome.socket, context.port_for(gateway))
             elif outcome.socket:
-                link.close_socket(outcome.socket, CloseCode.NORMAL, "")  # the caller no longer waits
+                gateway.close_socket(outcome.socket, CloseCode.NORMAL, "")  # the caller no longer waits
 
         def failed(reason: str) -> None:
             if not answered.done():
@@ -169,6 +169,6 @@ def _why(outcome: Dialled) -> str:
     return f"Failed to establish the WebSocket connection: {outcome.error}"
 
 
-def same_gateway(socket: SocketEnd, link: GatewayLink) -> bool:
-    """Whether the gateway of `link` holds the socket."""
-    return link.sockets.get(socket.socket_number) is socket or socket.socket_port is link
+def same_gateway(socket: SocketEnd, gateway: GatewayLink) -> bool:
+    """Whether the gateway holds the socket."""
+    return gateway.sockets.get(socket.socket_number) is socket or socket.socket_port is gateway

@@ -45,36 +45,36 @@ class Requests:
         self._crons = crons
         self._takes = _arguments_of(surroundings.worker.entrypoint)
         self.open = 0
-        self._writers: dict[tuple[int, int], BodyWriter] = {}  # by link and request
+        self._writers: dict[tuple[int, int], BodyWriter] = {}  # by gateway and request
 
-    def begin(self, link: GatewayLink, event: RequestEvent) -> None:
+    def begin(self, gateway: GatewayLink, event: RequestEvent) -> None:
         """Start to serve; in place as far as it goes without waiting."""
         surroundings = self._surroundings
         path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
-        context = RequestContext(surroundings, f"{event.method} /{path}", surroundings.worker.compat, link)
+        context = RequestContext(surroundings, f"{event.method} /{path}", surroundings.worker.compat, gateway)
         self.open += 1
-        context.run_coroutine(self._serve(link, event, context), context.fresh_variables(), "request")
+        context.run_coroutine(self._serve(gateway, event, context), context.fresh_variables(), "request")
 
-    async def _serve(self, link: GatewayLink, event: RequestEvent, context: RequestContext) -> None:
+    async def _serve(self, gateway: GatewayLink, event: RequestEvent, context: RequestContext) -> None:
         body: Any = event.body or None
         if event.more_body:
-            body = link.bodies[event.request] = BodyReader(link, event.request, event.body)
+            body = gateway.bodies[event.request] = BodyReader(gateway, event.request, event.body)
             body.length = _said_length(event.headers)
         request = Request.incoming(event.method, normalised(event.url) or event.url, event.headers, body)
         if event.peer:
             request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
-        link.served[event.request] = request
+        gateway.served[event.request] = request
         try:
             response = await self._run(event, request, context)
-            await self._answer(link, event, response, context)
+            await self._answer(gateway, event, response, context)
         except BaseException as error:  # noqa: BLE001 - the user's
             context.failed_in("fetch", error)
-            self._error(link, event, error)
+            self._error(gateway, event, error)
         finally:
             self.open -= 1
-            link.served.pop(event.request, None)
+            gateway.served.pop(event.request, None)
             context.answered()
-            link.bodies.pop(event.request, None)
+            gateway.bodies.pop(event.request, None)
             drop_unused(context.received)
 
     async def _run(self, event: RequestEvent, request: Request, context: RequestContext) -> Response:
@@ -112,27 +112,31 @@ class Requests:
             raise not_a_response("fetch", response)
         return response
 
-    def _error(self, link: GatewayLink, event: RequestEvent, error: BaseException) -> None:
-        if self._writers.pop((link.index, event.request), None) is not None:  # its head has left: the honest end is a cut
-            link.link.send(Abort(event.request, "The worker failed."))
+    def _error(self, gateway: GatewayLink, event: RequestEvent, error: BaseException) -> None:
+        if (
+            self._writers.pop((gateway.index, event.request), None) is not None
+        ):  # its head has left: the honest end is a cut
+            gateway.link.send(Abort(event.request, "The worker failed."))
             return
         if event.target is not None:  # a stub of another host asked: its caller gets the exception
             fault = None if type(error) is WorkerError else fault_of(error)
-            link.link.send(Abort(event.request, str(error) if fault is None else f"{fault.name}: {fault.message}", fault))
+            gateway.link.send(
+                Abort(event.request, str(error) if fault is None else f"{fault.name}: {fault.message}", fault)
+            )
             return
         headers = [("Content-Type", "text/plain;charset=UTF-8")]
         if isinstance(error, UnavailableError):
             headers.append(("Retry-After", str(error.retry_after_s)))
-            link.link.send(ResponseEvent(event.request, 503, "", headers, b"Service Unavailable", False))
+            gateway.link.send(ResponseEvent(event.request, 503, "", headers, b"Service Unavailable", False))
             return
-        link.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))
+        gateway.link.send(ResponseEvent(event.request, 500, "", headers, b"Internal Server Error", False))
 
     # responses
 
-    async def _answer(self, link: GatewayLink, event: RequestEvent, response: Response, context: WorkContext) -> None:
+    async def _answer(self, gateway: GatewayLink, event: RequestEvent, response: Response, context: WorkContext) -> None:
         headers = response.headers.pairs
         if response.web_socket is not None:
-            self._couple(link, event, response, response.web_socket, context)
+            self._couple(gateway, event, response, response.web_socket, context)
             return
         if response.status == 101:
             raise JsTypeError("A response with status 101 must carry a WebSocket.")
@@ -141,18 +145,18 @@ class Requests:
             headers = [*((n, v) for n, v in headers if n.lower() != "content-length"), ("Content-Length", str(len(body)))]
             body = _once(body)  # in pieces, so that no envelope is huge
         if isinstance(body, bytes):
-            link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, body, False))
+            gateway.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, body, False))
             return
-        writer = self._writers[link.index, event.request] = BodyWriter(link, event.request)
-        link.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, b"", True))
+        writer = self._writers[gateway.index, event.request] = BodyWriter(gateway, event.request)
+        gateway.link.send(ResponseEvent(event.request, response.status, response.status_text, headers, b"", True))
         try:
             await writer.send(body)
         except ReceiverGone as error:
             _log.debug("response body: %s", error)
-        self._writers.pop((link.index, event.request), None)
+        self._writers.pop((gateway.index, event.request), None)
 
     def _couple(
-        self, link: GatewayLink, event: RequestEvent, response: Response, client: SocketEnd, context: WorkContext
+        self, gateway: GatewayLink, event: RequestEvent, response: Response, client: SocketEnd, context: WorkContext
     ) -> None:
         """The client's connection becomes the other side of the pair's server end."""
         if not event.upgrade:
@@ -163,10 +167,10 @@ class Requests:
         headers = response.headers.pairs
         if not context.compat.compression:
             headers = without_compression(headers)
-        if (isinstance(client, SocketReference) or client.is_unaccepted_upstream) and not same_gateway(client, link):
+        if (isinstance(client, SocketReference) or client.is_unaccepted_upstream) and not same_gateway(client, gateway):
             raise JsTypeError("This WebSocket came through another gateway than the client and cannot be passed on.")
         if isinstance(client, SocketReference):
-            link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client.socket_number))
+            gateway.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, None, client.socket_number))
             return
         if client.accepted_as != Accept.NONE:
             raise JsTypeError(
@@ -177,50 +181,50 @@ class Requests:
         client.is_used = True
         if client.is_unaccepted_upstream:
             binding = Binding(relay=client.socket_number)
-            link.relay(client, event.socket)
+            gateway.relay(client, event.socket)
         else:
-            binding = self._bind(link, event, client, context)
-        link.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, binding, event.socket))
+            binding = self._bind(gateway, event, client, context)
+        gateway.link.send(ResponseEvent(event.request, 101, "", headers, b"", False, binding, event.socket))
         for item in client.take_kept():  # sent before the 101: it goes right behind it
             if item.kind == "message":
                 text = isinstance(item.data, str)
-                link.send_message(event.socket, item.data.encode() if isinstance(item.data, str) else item.data, text)
+                gateway.send_message(event.socket, item.data.encode() if isinstance(item.data, str) else item.data, text)
             elif item.kind == "close":
-                link.close_socket(event.socket, item.code, item.reason)
+                gateway.close_socket(event.socket, item.code, item.reason)
 
-    def _bind(self, link: GatewayLink, event: RequestEvent, client: SocketEnd, context: WorkContext) -> Binding:
+    def _bind(self, gateway: GatewayLink, event: RequestEvent, client: SocketEnd, context: WorkContext) -> Binding:
         server = client.other_end
         if server is None:
             raise JsTypeError("Can't return a WebSocket made by its constructor or already connected.")
         owner = server.io_context
         if server.accepted_as == Accept.HIBERNATABLE and isinstance(owner, Actor):
-            return owner.bind(server, link, event.socket)
+            return owner.bind(server, gateway, event.socket)
         if server.io_context is None:
             server.io_context = context  # accepted later: until then its events wait
-        port = server.io_context.port_for(link) if isinstance(server.io_context, WorkContext) else None
-        link.adopt(server, event.socket, port)
+        port = server.io_context.port_for(gateway) if isinstance(server.io_context, WorkContext) else None
+        gateway.adopt(server, event.socket, port)
         if isinstance(server.io_context, WorkContext):
             server.io_context.socket_opened(server)
         return Binding()
 
-    def credit(self, link: GatewayLink, request: int, size: int) -> None:
-        writer = self._writers.get((link.index, request))
+    def credit(self, gateway: GatewayLink, request: int, size: int) -> None:
+        writer = self._writers.get((gateway.index, request))
         if writer is not None:
             writer.credit(size)
 
-    def gateway_lost(self, link: GatewayLink) -> None:
+    def gateway_lost(self, gateway: GatewayLink) -> None:
         """Bodies that were on their way to that gateway end; its clients have gone."""
-        for request in list(link.served.values()):
+        for request in list(gateway.served.values()):
             request.client_left()
         for (index, _), writer in list(self._writers.items()):
-            if index == link.index:
+            if index == gateway.index:
                 writer.abort()
 
-    def abort(self, link: GatewayLink, request: int) -> None:
-        served = link.served.get(request)
+    def abort(self, gateway: GatewayLink, request: int) -> None:
+        served = gateway.served.get(request)
         if served is not None:
             served.client_left()
-        writer = self._writers.get((link.index, request))
+        writer = self._writers.get((gateway.index, request))
         if writer is not None:
             writer.abort()
 

@@ -14,7 +14,7 @@ from roost.host.bodies import WatchedBody
 from roost.host.calls.stubs import Answer, calling_actor, in_callee
 from roost.host.objects.blocking import chain_of_call
 from roost.host.worker.aborting import unless_aborted
-from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_gateway
 from roost.host.worker.promise import RpcPromise
 from roost.host.worker.request_context import RequestContext
 from roost.host.worker.rpc_calls import RpcCall
@@ -41,7 +41,7 @@ class EntrypointCaller:
     def _begin(self, what: str) -> tuple[RequestContext, contextvars.Context]:
         surroundings = self._surroundings
         chain = chain_of_call(calling_actor(), 0)
-        context = RequestContext(surroundings, f"{self._name}.{what}", surroundings.worker.compat, request_link.get())
+        context = RequestContext(surroundings, f"{self._name}.{what}", surroundings.worker.compat, request_gateway.get())
         variables = context.fresh_variables()
         variables.run(call_chain.set, chain)
         return context, variables

@@ -17,7 +17,7 @@ from roost.events import Response as ResponseEvent
 from roost.host.objects.actor import Actor
 from roost.host.objects.blocking import chain_of_call, current_section
 from roost.host.worker.aborting import unless_aborted
-from roost.host.worker.current import received_sockets, request_link
+from roost.host.worker.current import received_sockets, request_gateway
 from roost.host.worker.promise import RpcPromise
 from roost.host.worker.surroundings import HostPhase
 from roost.link.port import NO_CONTEXT
@@ -176,12 +176,12 @@ class StubCaller:
         self._send(event, result)
 
     def _send(self, event: Call, answered: asyncio.Future[Result]) -> None:
-        link = self._link_to(event.target)
-        link.responses[event.request] = answered
-        answered.add_done_callback(lambda _: link.responses.pop(event.request, None), context=NO_CONTEXT)
-        link.link.send(event)
+        gateway = self._gateway_for(event.target)
+        gateway.responses[event.request] = answered
+        answered.add_done_callback(lambda _: gateway.responses.pop(event.request, None), context=NO_CONTEXT)
+        gateway.link.send(event)
 
-    def _link_to(self, ref: ObjectRef) -> GatewayLink:
+    def _gateway_for(self, ref: ObjectRef) -> GatewayLink:
         """Always the same gateway for an object, so that calls arrive in their order."""
         links = self._surroundings.links.here
         if not links:
@@ -223,39 +223,39 @@ class StubCaller:
     async def _fetch_elsewhere(self, number: int, ref: ObjectRef, request: Request, chain: Chain) -> Response:
         upgrade = str(request.headers.get("upgrade", "")).lower() == "websocket"
         # What becomes a client's socket must go through the gateway that holds the client.
-        link = request_link.get() if upgrade else None
-        if link is None or link not in self._surroundings.links.here:
-            link = self._link_to(ref)
+        gateway = request_gateway.get() if upgrade else None
+        if gateway is None or gateway not in self._surroundings.links.here:
+            gateway = self._gateway_for(ref)
         body = await request.bytes()
         if len(body) > MAX_STUB_BODY_BYTES:
             raise JsTypeError(f"A body of {len(body)} bytes is too large for an object on another host (32 MiB).")
         answered: asyncio.Future[ResponseEvent] = self._surroundings.loop.create_future()
-        link.responses[number] = answered
-        link.link.send(
+        gateway.responses[number] = answered
+        gateway.link.send(
             RequestEvent(
                 number, str(request.method), request.url, request.headers.pairs, body, False, upgrade, 0, "", ref, chain
             )
         )
         taken = False
         try:
-            response = self._response(link, await answered)
+            response = self._response(gateway, await answered)
             taken = True
             return response
         finally:
-            link.responses.pop(number, None)
+            gateway.responses.pop(number, None)
             if not taken:  # the caller gave up: so should the one who answers
-                link.readers.pop(number, None)
-                link.bodies.pop(number, None)
-                link.link.send(Abort(number, "The caller gave up."))
+                gateway.readers.pop(number, None)
+                gateway.bodies.pop(number, None)
+                gateway.link.send(Abort(number, "The caller gave up."))
 
-    def _response(self, link: GatewayLink, event: ResponseEvent) -> Response:
+    def _response(self, gateway: GatewayLink, event: ResponseEvent) -> Response:
         if event.status == 101:
             socket = SocketReference()
-            socket.refers_to(link, event.socket)
+            socket.refers_to(gateway, event.socket)
             return Response(None, 101, event.reason, event.headers, socket)
         body: Any = event.body
         if event.more_body:
-            body = link.readers.pop(event.request)
+            body = gateway.readers.pop(event.request)
         if event.status in (204, 205, 304):
             body = None
         return Response(body, event.status, event.reason, event.headers)

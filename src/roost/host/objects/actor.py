@@ -101,7 +101,7 @@ class Actor(Serving):
         """All gateways have told of their sockets: build the instance and open the gate."""
         surroundings = self.surroundings
         if surroundings.links.some_are_redelivered:
-            self.say_again()
+            self.send_again()
         if (
             len(surroundings.links.here) > 1 and len(self.sockets) > 1
         ):  # gateways number them by the time at which they connected
@@ -127,19 +127,19 @@ class Actor(Serving):
 
     # messages
 
-    def message(self, socket: SocketEnd, event: SocketMessage, link: GatewayLink) -> None:
+    def message(self, socket: SocketEnd, event: SocketMessage, gateway: GatewayLink) -> None:
         """A message: start its handler now, or keep it until the gate opens."""
         if self._waiting is not None:
-            self._not_now(socket, event, link)
+            self._not_now(socket, event, gateway)
             return
         surroundings = self.surroundings
         self.last_active = surroundings.now
         number = event.event
-        if number <= link.redelivery_upto and self._was_finished(number, link):
-            link.finished(number)
+        if number <= gateway.redelivery_upto and self._was_finished(number, gateway):
+            gateway.finished(number)
             return
-        if self._running and self._is_full() and number > link.redelivery_upto:
-            self._shed(link, event)
+        if self._running and self._is_full() and number > gateway.redelivery_upto:
+            self._shed(gateway, event)
             return
         handler = self._on_message
         if handler is None or socket.accepted_as != _HIBERNATABLE or socket.kept_items:
@@ -153,8 +153,8 @@ class Actor(Serving):
             data = ArrayBuffer(data)
         variables = self._variables.copy()
         mark = surroundings.mark
-        if mark.object is not self or mark.link is not link:
-            mark.about(self, link)
+        if mark.object is not self or mark.gateway is not gateway:
+            mark.about(self, gateway)
         words = mark.words
         words[1] = number
         try:
@@ -163,25 +163,25 @@ class Actor(Serving):
             if type(result) is CoroutineType or (hasattr(result, "send") and not isinstance(result, dict)):
                 result = surroundings.runner.start(variables, result)
                 if type(result) is Suspended:
-                    result.then(partial(self._done, number, link))
-                    link.running.add(number)
+                    result.then(partial(self._done, number, gateway))
+                    gateway.running.add(number)
                     if self._running is NOTHING:
                         self._running = {}
-                    self._running[link.index, number] = self.pin("webSocketMessage running")
+                    self._running[gateway.index, number] = self.pin("webSocketMessage running")
                     return
         except BaseException as error:  # noqa: BLE001 - the user's
             self.failed_in("webSocketMessage", error)
         finally:
             words[1] = 0
         if self.gate.shut:  # also if it failed: what it wrote before counts
-            self._done_when_durable(number, link)
+            self._done_when_durable(number, gateway)
 
     # why it is awake
 
     @property
     def running_events(self) -> set[tuple[int, int]]:
         """The messages whose handlers wait for something, as (epoch of the gateway, event)."""
-        epochs = {link.index: link.epoch for link in self.surroundings.links}
+        epochs = {gateway.index: gateway.epoch for gateway in self.surroundings.links}
         return {(epochs.get(index, 0), event) for index, event in self._running}
 
     @property
@@ -210,8 +210,8 @@ class Actor(Serving):
         error = DurableObjectAbort(reason or "The object was aborted.")
         if self.phase is not Phase.GONE:  # else the sockets are a successor's already
             self.reset(error, without_alarm=self.alarm_running and not retry_alarm)
-            for link in self.surroundings.links.here:
-                link.link.send(DropSockets(self.ref))
+            for gateway in self.surroundings.links.here:
+                gateway.link.send(DropSockets(self.ref))
         raise error
 
     # its end
@@ -250,11 +250,11 @@ class Actor(Serving):
         for socket in list(self._socket_pins):  # their pins have expired
             if socket.socket_port is not None and not socket.close_sent:
                 socket.close_out(*OBJECT_SLEEPS)
-            for link in self.surroundings.links.here:
-                if link.sockets.get(socket.socket_number) is socket:
-                    link.forget(socket)
-        for link in {link for link in self.sockets.values() if link is not None}:
-            link.link.send(Asleep(0, self.ref))
+            for gateway in self.surroundings.links.here:
+                if gateway.sockets.get(socket.socket_number) is socket:
+                    gateway.forget(socket)
+        for gateway in {gateway for gateway in self.sockets.values() if gateway is not None}:
+            gateway.link.send(Asleep(0, self.ref))
         self._leave()
         self._variables = contextvars.Context()  # the kept one refers to this actor: a cycle
 
@@ -265,8 +265,8 @@ class Actor(Serving):
         self.end_rpc()
         if self._store is not None:
             self._store.close()
-        for socket, link in self.sockets.items():
-            if link is not None:
-                link.forget(socket)
+        for socket, gateway in self.sockets.items():
+            if gateway is not None:
+                gateway.forget(socket)
         self.sockets.clear()
         self.instance = self._on_message = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from roost.events import Attach, CloseSocket, Said
+from roost.events import Attach, CloseSocket, GroupEnd
 from roost.link.port import Batch
 from roost.protocol.envelope import encode
 
@@ -36,8 +36,8 @@ class ActorPort:
 
     __slots__ = ("_gate", "_waiting", "link")
 
-    def __init__(self, gate: OutputGate, link: GatewayLink) -> None:
-        self.link = link
+    def __init__(self, gate: OutputGate, gateway: GatewayLink) -> None:
+        self.link = gateway
         self._gate = gate
         self._waiting: list[_Group] | None = None  # a few, in order; the last one may still grow
 
@@ -77,7 +77,7 @@ class ActorPort:
         if error is None:
             for event in group.batch.take():
                 self.link.link.send(event)
-        self.link.link.send(Said(group.number))  # also if it was dropped: the numbers have no gaps
+        self.link.link.send(GroupEnd(group.number))  # also if it was dropped: the numbers have no gaps
 
     def to_store(self) -> list[StoredGroup]:
         """What is said and in no commit yet, by groups; it belongs into the one that is about to be made."""

@@ -45,19 +45,19 @@ class StorageOwner(Protocol):
         ...
 
     def is_redelivered(self, epoch: int, event: int) -> bool:
-        """Whether a gateway that is there may give an event that an earlier host had."""
+        """Whether a gateway that is there may redeliver an event that an earlier host had."""
         ...
 
-    def has_heard(self, epoch: int, life: int, group: int) -> bool:
-        """Whether a gateway has a group of what an earlier life has said."""
+    def has_received(self, epoch: int, life: int, group: int) -> bool:
+        """Whether a gateway has a group that an earlier life has sent."""
         ...
 
-    def said_to_store(self) -> list[StoredGroup]:
+    def groups_to_store(self) -> list[StoredGroup]:
         """What waits for a batch of writes, by epoch of its gateway."""
         ...
 
     def ask_to_confirm(self, epoch: int) -> Receipt | None:
-        """What will tell whether a gateway has heard all that was said to it; None if it is not there."""
+        """What will tell whether a gateway has received all that was sent to it; None if it is not there."""
         ...
 
     def check_alarm_handler(self) -> None:
@@ -261,8 +261,8 @@ class Commits:
             self._tell_index()
         if batch and self.delivered.has_new and self._database.is_writing:
             self.load_delivered()
-            said = self._owner.said_to_store()
-            self._database.set_delivered(self.delivered.to_store(batch, said, self._owner.ask_to_confirm))
+            groups = self._owner.groups_to_store()
+            self._database.set_delivered(self.delivered.to_store(batch, groups, self._owner.ask_to_confirm))
         return self._database.commit()
 
     def _tell_index(self) -> None:
@@ -350,10 +350,10 @@ class Commits:
             self.gate.break_off(error)
 
     def load_delivered(self) -> Sequence[StoredGroup]:
-        """What an earlier life has finished, once; returns what it has to say again, first of all."""
+        """What an earlier life has finished, once; returns what it has to send again, first of all."""
         if self.delivered.is_loaded:
             return []
-        return self.delivered.load(self._database.delivered(), self._owner.is_redelivered, self._owner.has_heard)
+        return self.delivered.load(self._database.delivered(), self._owner.is_redelivered, self._owner.has_received)
 
     @property
     def busy(self) -> bool:

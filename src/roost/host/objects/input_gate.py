@@ -46,7 +46,7 @@ class InputGate(WorkContext):
     phase: Phase
     _waiting: deque[Any] | tuple[()] | None  # None: the gate is open
     _blocks: int  # sections that shut it
-    _running: dict[tuple[int, int], int]  # pins of suspended message handlers, by link and event
+    _running: dict[tuple[int, int], int]  # pins of suspended message handlers, by gateway and event
     calls_in_block: dict[int, ObjectRef]  # that a blockConcurrencyWhile of this object waits for
 
     def not_run(self, error: BaseException) -> BaseException:
@@ -109,21 +109,21 @@ class InputGate(WorkContext):
 
     # who waits
 
-    def hold(self, link: GatewayLink, event: SocketEvent) -> None:
+    def hold(self, gateway: GatewayLink, event: SocketEvent) -> None:
         """Keep an event until the gate opens; its socket may only be made known by the roster."""
         assert self._waiting is not None
         # What was given before has waited once already; how a socket ended is one event a socket.
-        if type(event) is SocketMessage and event.event > link.redelivery_upto and self._is_full():
-            self._shed(link, event)
+        if type(event) is SocketMessage and event.event > gateway.redelivery_upto and self._is_full():
+            self._shed(gateway, event)
         else:
-            self._keep(lambda: self.surroundings.objects.socket_event(link, event), link, event.event)
+            self._keep(lambda: self.surroundings.objects.socket_event(gateway, event), gateway, event.event)
 
     def _is_full(self) -> bool:
         return len(self._waiting or ()) + len(self._running) >= self.surroundings.limits.max_queued_events
 
-    def _shed(self, link: GatewayLink, event: SocketMessage) -> None:
-        self.surroundings.objects.shed(link, event, OBJECT_BUSY.reason)
-        link.running.discard(event.event)
+    def _shed(self, gateway: GatewayLink, event: SocketMessage) -> None:
+        self.surroundings.objects.shed(gateway, event, OBJECT_BUSY.reason)
+        gateway.running.discard(event.event)
 
     def _wait(self, entry: Any) -> None:
         """Keep a request or a call until the gate opens. Raises OverloadError if too many wait."""
@@ -139,24 +139,24 @@ class InputGate(WorkContext):
         else:
             self._waiting = deque((entry,))
 
-    def _not_now(self, socket: SocketEnd, event: Any, link: GatewayLink) -> None:
+    def _not_now(self, socket: SocketEnd, event: Any, gateway: GatewayLink) -> None:
         """Keep an event until the gate opens; one for an actor that is gone goes to its successor."""
         if self.phase is Phase.GONE:
-            link.forget(socket)
-            self.surroundings.objects.socket_event(link, event)
+            gateway.forget(socket)
+            self.surroundings.objects.socket_event(gateway, event)
         else:
-            self.hold(link, event)
+            self.hold(gateway, event)
 
-    def _keep(self, begin: Callable[[], None], link: GatewayLink, event: int) -> None:
+    def _keep(self, begin: Callable[[], None], gateway: GatewayLink, event: int) -> None:
         """Hold an event until the gate opens; it is not done before."""
 
         def entry(error: BaseException | None) -> None:
-            link.running.discard(event)
+            gateway.running.discard(event)
             if error is None or type(error) is Superseded:
                 begin()
-            link.say_done()
+            gateway.send_done()
 
-        link.running.add(event)
+        gateway.running.add(event)
         self._queue(entry)
 
     async def _opened(self) -> None:

@@ -47,27 +47,27 @@ class ObjectSockets(StoredObject):
 
     # rosters
 
-    def ask(self, link: GatewayLink) -> None:
+    def ask(self, gateway: GatewayLink) -> None:
         """That gateway's roster is awaited."""
         if self.asked is NOTHING:
             self.asked = {}
             self.asked_at = self.surroundings.loop.time()
-        self.asked[link] = None
+        self.asked[gateway] = None
 
-    def do_not_await(self, link: GatewayLink) -> None:
+    def do_not_await(self, gateway: GatewayLink) -> None:
         """That gateway's roster is taken when it comes."""
         if self.unanswered is NOTHING:
             self.unanswered = {}
-        self.unanswered[link] = None
+        self.unanswered[gateway] = None
 
-    def adopt(self, link: GatewayLink, roster: Roster, only: set[int] | None) -> None:
+    def adopt(self, gateway: GatewayLink, roster: Roster, only: set[int] | None) -> None:
         """A gateway's sockets are the object's (`only` these, if given). Their events wait until it is awake."""
         self._auto = roster.auto_response or self._auto
-        port = self.port_for(link)
+        port = self.port_for(gateway)
         for entry in roster.sockets:
-            if entry.socket not in link.sockets and (only is None or entry.socket in only):
-                link.sockets[entry.socket] = socket = WebSocket.restored(entry, self, port)
-                self.sockets[socket] = link
+            if entry.socket not in gateway.sockets and (only is None or entry.socket in only):
+                gateway.sockets[entry.socket] = socket = WebSocket.restored(entry, self, port)
+                self.sockets[socket] = gateway
 
     # accepting
 
@@ -92,11 +92,11 @@ class ObjectSockets(StoredObject):
             self.sockets.pop(socket, None)
             self._listener_gone(socket)
 
-    def bind(self, socket: SocketEnd, link: GatewayLink, number: int) -> Binding:
+    def bind(self, socket: SocketEnd, gateway: GatewayLink, number: int) -> Binding:
         """The 101 leaves: the gateway's socket `number` is the other side from now on."""
         self._fetches.pop(socket, None)
-        self.sockets[socket] = link
-        link.adopt(socket, number, self.port_for(link))
+        self.sockets[socket] = gateway
+        gateway.adopt(socket, number, self.port_for(gateway))
         return Binding(self.ref, socket.socket_tags, socket.raw_attachment, self._auto)
 
     def hibernatable(self) -> Iterable[Any]:
@@ -108,10 +108,10 @@ class ObjectSockets(StoredObject):
             self.surroundings.counters.sockets_refused += 1
             raise JsException(f"only {limit} websockets can be accepted on a single Durable Object instance")
 
-    def _take_in(self, socket: SocketEnd, tags: tuple[str, ...], link: GatewayLink | None) -> None:
+    def _take_in(self, socket: SocketEnd, tags: tuple[str, ...], gateway: GatewayLink | None) -> None:
         self._check_room()
         socket.socket_tags = tags
-        self.sockets[socket] = link
+        self.sockets[socket] = gateway
         if socket.has_listeners:
             self.listener_on_hibernatable(socket)
         elif not self.kind.has("webSocketMessage") and self.surroundings.warn_once("deaf", self.kind.name):
@@ -124,15 +124,16 @@ class ObjectSockets(StoredObject):
     # upstreams
 
     def keep_outbound(self, socket: SocketEnd, tags: tuple[str, ...], redial: Redial | None) -> None:
-        link = next(
-            (link for link in self.surroundings.links.here if link.sockets.get(socket.socket_number) is socket), None
+        gateway = next(
+            (gateway for gateway in self.surroundings.links.here if gateway.sockets.get(socket.socket_number) is socket),
+            None,
         )
-        if link is None or socket.has_failed or socket.io_context is not self:
+        if gateway is None or socket.has_failed or socket.io_context is not self:
             raise JsException("The upstream's WebSocket has ended, or was dialled by another object.")
-        self._take_in(socket, tags, link)
-        self.port_for(link).send(KeepSocket(socket.socket_number, self.ref, tags, socket.raw_attachment, redial))
+        self._take_in(socket, tags, gateway)
+        self.port_for(gateway).send(KeepSocket(socket.socket_number, self.ref, tags, socket.raw_attachment, redial))
         if self._auto is not None:
-            self.port_for(link).send(SetAutoResponse(self.ref, self._auto))
+            self.port_for(gateway).send(SetAutoResponse(self.ref, self._auto))
         self.socket_ended(socket)  # it pins nothing any more
         socket.accept_with(self, Accept.HIBERNATABLE)
         socket.url = socket.dialled_url or None
@@ -152,15 +153,15 @@ class ObjectSockets(StoredObject):
             await self.store.durable()
         socket = WebSocket()
 
-        def kept(link: GatewayLink, number: int) -> None:
+        def kept(gateway: GatewayLink, number: int) -> None:
             """At once: what tells that it is open may be in the same batch."""
             socket.become_kept(url, attachment)
             if self.phase is not Phase.GONE:  # else it is in the roster of the next one
-                self._take_in(socket, tags, link)
+                self._take_in(socket, tags, gateway)
                 socket.accept_with(self, Accept.HIBERNATABLE)
-                link.adopt(socket, number, self.port_for(link))
+                gateway.adopt(socket, number, self.port_for(gateway))
                 if self._auto is not None:
-                    self.port_for(link).send(SetAutoResponse(self.ref, self._auto))
+                    self.port_for(gateway).send(SetAutoResponse(self.ref, self._auto))
 
         keep = KeepSocket(0, self.ref, tags, attachment, redial)
         pinned = self.pin(f"dialling {url}")
@@ -178,8 +179,8 @@ class ObjectSockets(StoredObject):
     def set_auto_response(self, pair: WebSocketRequestResponsePair | None) -> None:
         self._auto = None if pair is None else AutoResponse(pair.request, pair.response)
         event = SetAutoResponse(self.ref, self._auto)
-        for link in {link for link in self.sockets.values() if link is not None}:
-            self.port_for(link).send(event)
+        for gateway in {gateway for gateway in self.sockets.values() if gateway is not None}:
+            self.port_for(gateway).send(event)
 
     def get_auto_response(self) -> WebSocketRequestResponsePair | None:
         return None if self._auto is None else WebSocketRequestResponsePair(self._auto.request, self._auto.response)

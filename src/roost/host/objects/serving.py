@@ -17,7 +17,7 @@ from roost.host.objects.blocking import deadlock
 from roost.host.objects.input_gate import Phase
 from roost.host.objects.object_sockets import current_fetch
 from roost.host.objects.socket_handlers import SocketHandlers
-from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_link
+from roost.host.worker.current import call_chain, drop_unused, not_a_response, received_sockets, request_gateway
 from roost.host.worker.pins import NOTHING
 from roost.host.worker.rpc_calls import RpcCall
 from roost.host.worker.running import in_context
@@ -73,7 +73,7 @@ class Serving(SocketHandlers):
         token = object()
         variables = self.fresh_variables()
         variables.run(current_fetch.set, token)
-        variables.run(request_link.set, request_link.get())
+        variables.run(request_gateway.set, request_gateway.get())
         variables.run(call_chain.set, chain)
         returned: SocketEnd | None = None
         received: list[SocketEnd] = []

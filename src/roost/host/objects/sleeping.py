@@ -79,9 +79,9 @@ class Sleeping:
 
     def _give_back_memory(self) -> None:
         """All objects sleep: let the tables shrink, and give what they held back to the system."""
-        for link in self._surroundings.links.here:
-            link.link.flush()
-            link.shrink()
+        for gateway in self._surroundings.links.here:
+            gateway.link.flush()
+            gateway.shrink()
         gc.collect()
         memory.trim()
 
@@ -158,7 +158,7 @@ class Sleeping:
                 self._actors.forget(actor)
                 actor.sleep()
                 evicted += 1
-                for link in self._surroundings.links.here if cut else ():
-                    link.link.send(DropSockets(ref))
-                    link.link.flush()
+                for gateway in self._surroundings.links.here if cut else ():
+                    gateway.link.send(DropSockets(ref))
+                    gateway.link.flush()
         tried.set_result(evicted)

@@ -34,41 +34,41 @@ class SocketHandlers(ObjectSockets):
 
     # events done
 
-    def _done(self, event: int, link: GatewayLink, result: Any, error: BaseException | None) -> None:
-        self.unpin(self._running.pop((link.index, event), 0))
+    def _done(self, event: int, gateway: GatewayLink, result: Any, error: BaseException | None) -> None:
+        self.unpin(self._running.pop((gateway.index, event), 0))
         if error is not None:
             self.failed_in("webSocketMessage", error)
-        self._done_when_durable(event, link)
+        self._done_when_durable(event, gateway)
 
-    def _done_when_durable(self, event: int, link: GatewayLink) -> None:
+    def _done_when_durable(self, event: int, gateway: GatewayLink) -> None:
         """The gateway may forget an event only once what it wrote is on the disk (or the object was reset for it)."""
-        link.running.add(event)
-        if link.epoch:
-            self.store.finished(link.epoch, event)
-        self.gate.hold(partial(self._is_done, link, event))
+        gateway.running.add(event)
+        if gateway.epoch:
+            self.store.finished(gateway.epoch, event)
+        self.gate.hold(partial(self._is_done, gateway, event))
 
-    def _is_done(self, link: GatewayLink, event: int, error: BaseException | None) -> None:
-        self.store.delivered.done(link.epoch, event)
-        link.finished(event)
+    def _is_done(self, gateway: GatewayLink, event: int, error: BaseException | None) -> None:
+        self.store.delivered.done(gateway.epoch, event)
+        gateway.finished(event)
 
     # ends
 
-    def closed(self, socket: SocketEnd, event: SocketClose, link: GatewayLink) -> None:
+    def closed(self, socket: SocketEnd, event: SocketClose, gateway: GatewayLink) -> None:
         if socket.accepted_as != Accept.HIBERNATABLE:
-            super().closed(socket, event, link)
+            super().closed(socket, event, gateway)
         elif self._waiting is not None:
-            self._not_now(socket, event, link)
+            self._not_now(socket, event, gateway)
         else:
             item = Item("close", code=event.code, reason=event.reason, clean=event.clean)
-            self._end(socket, item, link, event.event)
+            self._end(socket, item, gateway, event.event)
 
-    def failed(self, socket: SocketEnd, event: SocketError, link: GatewayLink) -> None:
+    def failed(self, socket: SocketEnd, event: SocketError, gateway: GatewayLink) -> None:
         if socket.accepted_as != Accept.HIBERNATABLE:
-            super().failed(socket, event, link)
+            super().failed(socket, event, gateway)
         elif self._waiting is not None:
-            self._not_now(socket, event, link)
+            self._not_now(socket, event, gateway)
         else:
-            self._end(socket, Item("error", code=event.code, reason=event.message), link, event.event)
+            self._end(socket, Item("error", code=event.code, reason=event.message), gateway, event.event)
 
     def disconnected(self, socket: SocketEnd) -> None:
         """The gateway that held it is gone; the event of its end comes from the successor, with a socket of its own."""
@@ -76,10 +76,10 @@ class SocketHandlers(ObjectSockets):
         self._listener_gone(socket)
         socket.end_abnormally()
 
-    def _end(self, socket: SocketEnd, item: Item, link: GatewayLink | None, event: int) -> None:
+    def _end(self, socket: SocketEnd, item: Item, gateway: GatewayLink | None, event: int) -> None:
         """The socket's end: its handler runs while it is still listed, then it leaves."""
-        if link is not None:
-            link.ended.append(socket.socket_number)
+        if gateway is not None:
+            gateway.ended.append(socket.socket_number)
         self.surroundings.handled += 1
         self.last_active = self.surroundings.now
         if item.kind == "close":
@@ -99,26 +99,26 @@ class SocketHandlers(ObjectSockets):
                 socket.close_out(item.code, item.reason)
             self.sockets.pop(socket, None)
             self._listener_gone(socket)
-            if link is not None:
-                link.forget(socket)
-                self._done_when_durable(event, link)
+            if gateway is not None:
+                gateway.forget(socket)
+                self._done_when_durable(event, gateway)
 
         handler = self.kind.handler(self.instance, name)
-        if link is not None and event <= link.redelivery_upto and self._was_finished(event, link):
+        if gateway is not None and event <= gateway.redelivery_upto and self._was_finished(event, gateway):
             handler = None
         if handler is None:
             if self._listening and socket.has_listeners:
                 socket.dispatch_item(item)
             done(None)
             return
-        if link is not None:
-            link.running.add(event)
+        if gateway is not None:
+            gateway.running.add(event)
         self._handle(name, handler, args, done)
 
-    def opened(self, socket: SocketEnd, event: SocketOpened, link: GatewayLink) -> None:
+    def opened(self, socket: SocketEnd, event: SocketOpened, gateway: GatewayLink) -> None:
         """A kept upstream is connected again."""
         if self._waiting is not None:
-            self._not_now(socket, event, link)
+            self._not_now(socket, event, gateway)
             return
         self.surroundings.handled += 1
         self.last_active = self.surroundings.now
@@ -126,13 +126,13 @@ class SocketHandlers(ObjectSockets):
         def done(error: BaseException | None) -> None:
             if error is not None:
                 self.failed_in("webSocketOpen", error)
-            self._done_when_durable(event.event, link)
+            self._done_when_durable(event.event, gateway)
 
         handler = self.kind.handler(self.instance, "webSocketOpen")
-        if handler is None or (event.event <= link.redelivery_upto and self._was_finished(event.event, link)):
+        if handler is None or (event.event <= gateway.redelivery_upto and self._was_finished(event.event, gateway)):
             done(None)
             return
-        link.running.add(event.event)
+        gateway.running.add(event.event)
         self._handle("webSocketOpen", handler, (socket, JsDict(attempts=event.attempts)), done)
 
     # running a handler

@@ -1,7 +1,7 @@
 """An object and its storage: what is stored behind the output gate, and what an earlier life had finished and said.
 
 A gateway gives an event again if the host died before it had said `Done`. What the object had finished by then is stored
-with what it had said; that is said again, and the event is not run. `StorageOwner` for `actor_storage`.
+with what it had sent; that is sent again, and the event is not run. `StorageOwner` for `actor_storage`.
 """
 
 from __future__ import annotations
@@ -65,58 +65,58 @@ class StoredObject(InputGate):
         _log.error("%s: %s; what was to be sent because of it is dropped, and the object is reset", self.label, error)
         self.reset(error)
 
-    def port_for(self, link: GatewayLink) -> ActorPort:
+    def port_for(self, gateway: GatewayLink) -> ActorPort:
         """What leaves for that gateway, behind the output gate."""
-        port = self._ports.get(link.index)
+        port = self._ports.get(gateway.index)
         if port is None:
-            port = self._ports[link.index] = ActorPort(self.gate, link)
+            port = self._ports[gateway.index] = ActorPort(self.gate, gateway)
         return port
 
     # redelivery
 
-    def _was_finished(self, event: int, link: GatewayLink) -> bool:
+    def _was_finished(self, event: int, gateway: GatewayLink) -> bool:
         """Whether the host that was given this event before died between its commit and its `Done`."""
         try:
-            known = self.store.was_finished(link.epoch, event)
+            known = self.store.was_finished(gateway.epoch, event)
         except (StorageError, ValueError) as error:
             _log.error("%s: what it has finished is not known: %s", self.label, error)
             return False
         self.surroundings.counters.events_known += known
         return known
 
-    def say_again(self) -> None:
-        """An earlier life may have died before all that it said had left: that goes before anything of this one."""
+    def send_again(self) -> None:
+        """An earlier life may have died before all that it sent had left: that goes before anything of this one."""
         try:
-            said = self.store.load_delivered()
+            groups = self.store.load_delivered()
         except (StorageError, ValueError) as error:
             _log.error("%s: what it has finished is not known: %s", self.label, error)
             return
-        for group in said:
+        for group in groups:
             to = self.surroundings.links.of(group[0])
             if to is not None:
                 to.send_envelopes(group[3])
             else:
-                self.surroundings.links.say_later(group)
-        for link in self.surroundings.links.here:  # with it, so that it is not said a third time
-            if done := {event for epoch, event in self.store.delivered.earlier if epoch == link.epoch}:
-                link.running -= done
-                self.surroundings.loop.call_soon(link.say_done, context=NO_CONTEXT)
+                self.surroundings.links.send_later(group)
+        for gateway in self.surroundings.links.here:  # with it, so that it is not sent a third time
+            if done := {event for epoch, event in self.store.delivered.earlier if epoch == gateway.epoch}:
+                gateway.running -= done
+                self.surroundings.loop.call_soon(gateway.send_done, context=NO_CONTEXT)
 
     def is_redelivered(self, epoch: int, event: int) -> bool:
-        for link in self.surroundings.links.here:
-            if link.epoch == epoch:
-                return event in link.redelivered
+        for gateway in self.surroundings.links.here:
+            if gateway.epoch == epoch:
+                return event in gateway.redelivered
         return self.surroundings.links.awaits_gateways  # it may be that one's
 
-    def has_heard(self, epoch: int, life: int, group: int) -> bool:
-        return any(link.epoch == epoch and link.has_heard(life, group) for link in self.surroundings.links.here)
+    def has_received(self, epoch: int, life: int, group: int) -> bool:
+        return any(gateway.epoch == epoch and gateway.has_received(life, group) for gateway in self.surroundings.links.here)
 
-    def said_to_store(self) -> list[StoredGroup]:
+    def groups_to_store(self) -> list[StoredGroup]:
         return [group for port in self._ports.values() for group in port.to_store()]
 
     def ask_to_confirm(self, epoch: int) -> Receipt | None:
-        link = self.surroundings.links.of(epoch)
-        return None if link is None else link.ask_to_confirm()
+        gateway = self.surroundings.links.of(epoch)
+        return None if gateway is None else gateway.ask_to_confirm()
 
     def check_alarm_handler(self) -> None:
         if self.phase is not Phase.WAKING and not self.kind.has("alarm"):

@@ -53,83 +53,83 @@ class Waking:
         self._quarantine_told: set[tuple[str, str]] = set()
         self._slow: asyncio.TimerHandle | None = None
 
-    def socket_event(self, link: GatewayLink, event: SocketEvent) -> None:
+    def socket_event(self, gateway: GatewayLink, event: SocketEvent) -> None:
         """An event of a socket that may not be known here (yet)."""
-        socket = link.sockets.get(event.socket)
+        socket = gateway.sockets.get(event.socket)
         if socket is None or socket.io_context is None:
-            self.unknown(link, event)
+            self.unknown(gateway, event)
         elif type(event) is SocketMessage:
             self._surroundings.handled += 1  # many may have waited for one gate
-            socket.io_context.message(socket, event, link)
+            socket.io_context.message(socket, event, gateway)
         elif type(event) is SocketClose:
-            socket.io_context.closed(socket, event, link)
+            socket.io_context.closed(socket, event, gateway)
         elif type(event) is SocketOpened:
-            socket.io_context.opened(socket, event, link)
+            socket.io_context.opened(socket, event, gateway)
         else:
-            socket.io_context.failed(socket, event, link)
+            socket.io_context.failed(socket, event, gateway)
 
-    def unknown(self, link: GatewayLink, event: Any) -> None:
+    def unknown(self, gateway: GatewayLink, event: Any) -> None:
         """A socket of a sleeping object: ask its gateway whose it is, and keep the event until then."""
-        waking = link.waking.get(event.actor)
-        if event.actor == 0 and type(event) is SocketMessage and event.socket in link.relayed:
+        waking = gateway.waking.get(event.actor)
+        if event.actor == 0 and type(event) is SocketMessage and event.socket in gateway.relayed:
             payload = event.data.encode() if isinstance(event.data, str) else event.data
-            link.send_message(link.relayed[event.socket], payload, isinstance(event.data, str))
+            gateway.send_message(gateway.relayed[event.socket], payload, isinstance(event.data, str))
         elif event.actor == 0:
             self._surroundings.counters.events_unknown += 1  # a plain socket of an earlier host, or one already over
         elif waking is not None:
-            link.running.add(event.event)
+            gateway.running.add(event.event)
             waking.append(event)
         else:
-            link.running.add(event.event)
-            offered, link.offered = link.offered, []
+            gateway.running.add(event.event)
+            offered, gateway.offered = gateway.offered, []
             if offered and offered[0].actor == event.actor:
-                self._wake_by(link, offered[0], [event])  # its end is told at the end of this batch
+                self._wake_by(gateway, offered[0], [event])  # its end is told at the end of this batch
                 for piece in offered[1:]:
-                    self._further(link, piece)
+                    self._further(gateway, piece)
             else:
-                link.waking[event.actor] = [event]
-                link.link.send(RosterRequest(event.actor, None))
+                gateway.waking[event.actor] = [event]
+                gateway.link.send(RosterRequest(event.actor, None))
 
-    def message(self, link: GatewayLink, event: WakingMessage) -> None:
+    def message(self, gateway: GatewayLink, event: WakingMessage) -> None:
         """A message for an object that its gateway believes asleep."""
         roster = event.roster
         data: Any = event.binary if event.string is None else event.string
         message = SocketMessage(event.event, roster.actor, event.socket, data)
-        if roster.object is None or roster.actor in link.waking:
-            self.roster(link, roster)
-            self.socket_event(link, message)
+        if roster.object is None or roster.actor in gateway.waking:
+            self.roster(gateway, roster)
+            self.socket_event(gateway, message)
         else:
-            self._wake_by(link, roster, [message])
+            self._wake_by(gateway, roster, [message])
 
-    def roster(self, link: GatewayLink, roster: Roster) -> None:
+    def roster(self, gateway: GatewayLink, roster: Roster) -> None:
         surroundings = self._surroundings
         if roster.piece:
-            self._further(link, roster)
+            self._further(gateway, roster)
             return
-        events = link.waking.pop(roster.actor, []) if roster.actor else []
+        events = gateway.waking.pop(roster.actor, []) if roster.actor else []
         if roster.object is None:  # the socket is over and its record gone
             for event in events:
-                link.running.discard(event.event)
+                gateway.running.discard(event.event)
             surroundings.counters.events_unknown += len(events)
         elif not events and self._actors.get(roster.object) is None:
-            link.offered = [roster]  # for the event behind it; or answered too late
+            gateway.offered = [roster]  # for the event behind it; or answered too late
             return
         else:
-            self._wake_by(link, roster, events)
-        link.say_done()
+            self._wake_by(gateway, roster, events)
+        gateway.send_done()
 
-    def _further(self, link: GatewayLink, roster: Roster) -> None:
+    def _further(self, gateway: GatewayLink, roster: Roster) -> None:
         """Another piece of the roster before it. No event is between them."""
         assert roster.object is not None
-        if link.offered and link.offered[0].actor == roster.actor:
-            link.offered.append(roster)
+        if gateway.offered and gateway.offered[0].actor == roster.actor:
+            gateway.offered.append(roster)
         elif self._actors.get(roster.object) is not None:  # else there was no room for it
-            self._wake_by(link, roster, [])
-            link.say_done()
+            self._wake_by(gateway, roster, [])
+            gateway.send_done()
 
-    def _wake_by(self, link: GatewayLink, roster: Roster, events: list[Any]) -> None:
+    def _wake_by(self, gateway: GatewayLink, roster: Roster, events: list[Any]) -> None:
         """A gateway's sockets of an object are known: build it, if that was all that it waits for, and give it the events.
-        Those that have to wait are in `link.running` until it is their turn."""
+        Those that have to wait are in `gateway.running` until it is their turn."""
         surroundings = self._surroundings
         if surroundings.phase is HostPhase.RELEASED:
             return  # not done: the successor's
@@ -139,19 +139,19 @@ class Waking:
             actor = None
         if actor is None or actor.phase is Phase.WAKING:
             try:
-                actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=link)
+                actor = actor or self._new_actor(roster.object, f"{type(events[0]).__name__}", ask_all_but=gateway)
             except OverloadError as error:
                 kept = []
                 for event in events:
-                    if type(event) is SocketMessage and event.event > link.redelivery_upto:
-                        link.running.discard(event.event)
-                        self.shed(link, event, str(error))
+                    if type(event) is SocketMessage and event.event > gateway.redelivery_upto:
+                        gateway.running.discard(event.event)
+                        self.shed(gateway, event, str(error))
                     else:
-                        link.running.add(event.event)
+                        gateway.running.add(event.event)
                         kept.append(event)
                 if kept:  # how a socket ended, and what was given before, waits for room
-                    link.waking[roster.actor] = kept
-                    surroundings.loop.call_later(_ROOM_RETRY_S, link.link.send, RosterRequest(roster.actor, None))
+                    gateway.waking[roster.actor] = kept
+                    surroundings.loop.call_later(_ROOM_RETRY_S, gateway.link.send, RosterRequest(roster.actor, None))
                 return
             except (ConfigError, QuarantineError) as error:  # the class is gone from the code; its sockets stay
                 key = roster.object.class_name, roster.object.id
@@ -159,31 +159,31 @@ class Waking:
                     self._quarantine_told.add(key)
                     _log.error("host: events of %s are dropped: %s", roster.object.name, error)
                 for event in events:
-                    link.running.discard(event.event)
+                    gateway.running.discard(event.event)
                 return
             if roster.more:
-                actor.ask(link)
+                actor.ask(gateway)
             else:
-                actor.asked.pop(link, None)
-            actor.adopt(link, roster, None)
+                actor.asked.pop(gateway, None)
+            actor.adopt(gateway, roster, None)
             if actor.asked:
                 for event in events:
-                    actor.hold(link, event)
+                    actor.hold(gateway, event)
                 return
             actor.wake()
             for event in events:
-                link.running.discard(event.event)
+                gateway.running.discard(event.event)
                 if actor.phase is not Phase.GONE:
-                    self.socket_event(link, event)
+                    self.socket_event(gateway, event)
             return
-        late = link in actor.unanswered
+        late = gateway in actor.unanswered
         if not roster.more:
-            actor.unanswered.pop(link, None)
-        actor.adopt(link, roster, None if late else {event.socket for event in events})
+            actor.unanswered.pop(gateway, None)
+        actor.adopt(gateway, roster, None if late else {event.socket for event in events})
         for event in events:  # it was awake after all: what it does not know of is over
-            link.running.discard(event.event)
-            if event.socket in link.sockets:
-                self.socket_event(link, event)
+            gateway.running.discard(event.event)
+            if event.socket in gateway.sockets:
+                self.socket_event(gateway, event)
 
     def awaken(self, ref: ObjectRef, why: str) -> Actor:
         """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
@@ -212,9 +212,9 @@ class Waking:
         actor.woke_for = why
         self._actors.add(actor)
         surroundings.counters.wakes += 1
-        for link in surroundings.links.here:
-            if link is not ask_all_but:
-                self.ask(actor, link)
+        for gateway in surroundings.links.here:
+            if gateway is not ask_all_but:
+                self.ask(actor, gateway)
         if (ref.class_name, ref.id) in surroundings.elsewhere:
             actor.ask(_ELSEWHERE)
         self._sleeping.arm()
@@ -229,11 +229,11 @@ class Waking:
                 " try again in a moment."
             )
 
-    def shed(self, link: GatewayLink, event: SocketEvent, reason: str) -> None:
+    def shed(self, gateway: GatewayLink, event: SocketEvent, reason: str) -> None:
         """There is no room for an event: its client is told to come back later."""
         self._surroundings.counters.events_shed += 1
         if type(event) is SocketMessage:
-            link.close_socket(event.socket, OBJECT_BUSY.code, reason)
+            gateway.close_socket(event.socket, OBJECT_BUSY.code, reason)
 
     def came(self, objects: Iterable[tuple[str, str]]) -> None:
         """An earlier host has let these objects go: they may wake here."""
@@ -249,13 +249,13 @@ class Waking:
         if actor.phase is Phase.WAKING and not actor.asked:
             actor.wake()
 
-    def ask(self, actor: Actor, link: GatewayLink) -> None:
+    def ask(self, actor: Actor, gateway: GatewayLink) -> None:
         """Ask a gateway for an object's sockets; the object waits, unless that gateway is known not to answer."""
-        link.link.send(RosterRequest(0, actor.ref))
-        if link.slow or actor.phase is not Phase.WAKING:
-            actor.do_not_await(link)
+        gateway.link.send(RosterRequest(0, actor.ref))
+        if gateway.slow or actor.phase is not Phase.WAKING:
+            actor.do_not_await(gateway)
             return
-        actor.ask(link)
+        actor.ask(gateway)
         if self._slow is None:
             self._slow = self._surroundings.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait_soon)
 
@@ -271,17 +271,17 @@ class Waking:
                 if surroundings.loop.time() - actor.asked_at < GATEWAY_WAITS_S:
                     self._slow = self._slow or surroundings.loop.call_later(GATEWAY_WAITS_S, self._do_not_wait)
                     continue
-                for link in [link for link in actor.asked if link is not _ELSEWHERE]:
-                    if not link.slow:
-                        _log.warning("host: gateway %d does not answer; objects wake without its sockets", link.index)
-                    link.slow = True
-                    actor.do_not_await(link)
-                actor.asked = {link: None for link in actor.asked if link is _ELSEWHERE}
+                for gateway in [gateway for gateway in actor.asked if gateway is not _ELSEWHERE]:
+                    if not gateway.slow:
+                        _log.warning("host: gateway %d does not answer; objects wake without its sockets", gateway.index)
+                    gateway.slow = True
+                    actor.do_not_await(gateway)
+                actor.asked = {gateway: None for gateway in actor.asked if gateway is _ELSEWHERE}
                 self._wake_if_ready(actor)
 
-    def gateway_lost(self, link: GatewayLink) -> None:
+    def gateway_lost(self, gateway: GatewayLink) -> None:
         """It need not be waited for any more."""
         for actor in self._actors:
-            actor.asked.pop(link, None)
-            actor.unanswered.pop(link, None)
+            actor.asked.pop(gateway, None)
+            actor.unanswered.pop(gateway, None)
             self._wake_if_ready(actor)

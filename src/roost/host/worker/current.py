@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from roost.api.socket_end import SocketEnd
     from roost.host.gateway_link import GatewayLink
 
-request_link: ContextVar[GatewayLink | None] = ContextVar("roost_request_link", default=None)
+request_gateway: ContextVar[GatewayLink | None] = ContextVar("roost_request_gateway", default=None)
 """The gateway of the client whose request is being served: what becomes that client's socket must be there, too."""
 
 received_sockets: ContextVar[list[SocketEnd] | None] = ContextVar("roost_received_sockets", default=None)

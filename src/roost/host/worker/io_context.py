@@ -74,9 +74,9 @@ class WorkContext(Pins):
         variables.run(current_context.set, self)
         return variables
 
-    def port_for(self, link: GatewayLink) -> SocketPort:
+    def port_for(self, gateway: GatewayLink) -> SocketPort:
         """What this context's sockets speak through: an object's waits for its writes."""
-        return link
+        return gateway
 
     # running
 
@@ -293,22 +293,22 @@ class WorkContext(Pins):
         """Give an item to an accepted socket's listeners."""
         socket.dispatch_item(item)
 
-    def message(self, socket: SocketEnd, event: SocketMessage, link: GatewayLink) -> None:
+    def message(self, socket: SocketEnd, event: SocketMessage, gateway: GatewayLink) -> None:
         """A message from the network for a socket of this context."""
         self.last_active = self.surroundings.now
         self._take_or_keep(socket, Item("message", event.data))
         if len(socket.kept_items) > MAX_PENDING:
             socket.take_kept()
-            link.forget(socket)
-            link.close_socket(event.socket, *NOT_ACCEPTED)
+            gateway.forget(socket)
+            gateway.close_socket(event.socket, *NOT_ACCEPTED)
 
-    def closed(self, socket: SocketEnd, event: SocketClose, link: GatewayLink) -> None:
-        link.forget(socket)
+    def closed(self, socket: SocketEnd, event: SocketClose, gateway: GatewayLink) -> None:
+        gateway.forget(socket)
         self._take_or_keep(socket, Item("close", code=event.code, reason=event.reason, clean=event.clean))
         self.socket_ended(socket)
 
-    def failed(self, socket: SocketEnd, event: SocketError, link: GatewayLink) -> None:
-        link.forget(socket)
+    def failed(self, socket: SocketEnd, event: SocketError, gateway: GatewayLink) -> None:
+        gateway.forget(socket)
         reason = f"{event.message} (protocolError.statusCode = {event.code})"
         self._take_or_keep(socket, Item("error", code=event.code, reason=reason))
         if socket.is_dialled:  # an upstream's end is always a close event, too

@@ -32,11 +32,11 @@ _TEXT_BYTES: Final = BEGUN_OFFSET - _HEAD.size
 class Mark:
     """One host's. Without a path (tests, `--inline`) nobody reads it."""
 
-    __slots__ = ("_memory", "link", "object", "path", "words")
+    __slots__ = ("_memory", "gateway", "object", "path", "words")
 
     def __init__(self, path: Path | None = None) -> None:
         self.object: object = None  # that it is about
-        self.link: object = None  # that the event came by
+        self.gateway: object = None  # that the event came by
         self.path = ""
         self._memory: Any = None
         self.words: Any = [0] * (_PAGE // 8)  # epoch, event
@@ -53,21 +53,21 @@ class Mark:
         self.path = str(path)
         self.words = memoryview(self._memory).cast("Q")
 
-    def about(self, actor: Any, link: Any) -> None:
+    def about(self, actor: Any, gateway: Any) -> None:
         """What comes is this object's event, by that gateway's link."""
         self.object = actor
-        self.link = link
-        self.words[0] = link.epoch
+        self.gateway = gateway
+        self.words[0] = gateway.epoch
         if self._memory is None:
             return
         ref = actor.ref
         text = f"{ref.class_name}\0{ref.id}\0{actor.label[:500]}".encode("utf-8", "replace")[:_TEXT_BYTES]
         self._memory[16 : _HEAD.size + len(text)] = len(text).to_bytes(4, "little") + text
 
-    def begun(self, link: int) -> None:
-        """A request of that link is begun: it must not be given to another host."""
-        if link < _LINKS:
-            self.words[BEGUN_OFFSET // 8 + link] += 1
+    def begun(self, index: int) -> None:
+        """A request of that gateway (its index) is begun: it must not be given to another host."""
+        if index < _LINKS:
+            self.words[BEGUN_OFFSET // 8 + index] += 1
 
 
 def read(path: Path) -> dict[str, Any] | None:

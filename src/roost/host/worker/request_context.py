@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-from roost.host.worker.current import received_sockets, request_link
+from roost.host.worker.current import received_sockets, request_gateway
 from roost.host.worker.io_context import WorkContext
 from roost.host.worker.rpc_table import PIN_EXPORTS
 
@@ -24,12 +24,12 @@ _WHILE_ANSWERING: Final = ("request", PIN_EXPORTS)  # pins that go with the requ
 class RequestContext(WorkContext):
     """A stateless request, and the sockets it accepted, for as long as one is open."""
 
-    __slots__ = ("_answered", "_exports_stay", "_fetched", "_link", "received")
+    __slots__ = ("_answered", "_exports_stay", "_fetched", "_gateway", "received")
 
-    def __init__(self, surroundings: Surroundings, label: str, compat: Compat, link: GatewayLink | None) -> None:
+    def __init__(self, surroundings: Surroundings, label: str, compat: Compat, gateway: GatewayLink | None) -> None:
         super().__init__(surroundings, label, compat)
         self.received: list[SocketEnd] = []
-        self._link = link
+        self._gateway = gateway
         self._fetched: WeakSet[Abortable] | None = None
         self._answered = False
         self._exports_stay = False
@@ -67,6 +67,6 @@ class RequestContext(WorkContext):
 
     def fresh_variables(self) -> contextvars.Context:
         variables = super().fresh_variables()
-        variables.run(request_link.set, self._link)
+        variables.run(request_gateway.set, self._gateway)
         variables.run(received_sockets.set, self.received)
         return variables

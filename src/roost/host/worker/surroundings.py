@@ -66,11 +66,11 @@ class Objects(Protocol):
         """The object's actor, which may still be waking. Raises ConfigError for a class that is not bound."""
         ...
 
-    def socket_event(self, link: GatewayLink, event: SocketEvent) -> None:
+    def socket_event(self, gateway: GatewayLink, event: SocketEvent) -> None:
         """An event of a socket that may not be known here (yet)."""
         ...
 
-    def shed(self, link: GatewayLink, event: SocketMessage, reason: str) -> None:
+    def shed(self, gateway: GatewayLink, event: SocketMessage, reason: str) -> None:
         """There is no room for an event: its client is told to come back later."""
         ...
 

@@ -27,7 +27,7 @@ def sends(gateway):
 
 @pytest.mark.parametrize("besides", [False, True])
 @pytest.mark.parametrize("heard", [True, False])
-def test_said_again_unless_it_was_heard(tmp_path, heard, besides):
+def test_sent_again_unless_it_was_heard(tmp_path, heard, besides):
     lives = []
 
     async def first(host, gateway, module):
@@ -38,7 +38,7 @@ def test_said_again_unless_it_was_heard(tmp_path, heard, besides):
         gateway.message(101, "a")
         await until(lambda: sends(gateway))
         assert sends(gateway) == [b"a 1"]
-        await until(lambda: gateway.take(e.Said))
+        await until(lambda: gateway.take(e.GroupEnd))
 
     async def second(host, gateway, module):
         said = {"groups_upto": 0, "groups_besides": [1]} if besides else {"groups_upto": 1}
