@@ -1,12 +1,19 @@
 """host/objects/actor.py: an object awake, its end, and what is looked at from outside. The test is its gateway."""
 
 import asyncio
+import gc
+import types
+import weakref
 
 import pytest
 
 from hosted import REF, Gateway, left, run_hosted, settle, until
 from roost import events as e
+from roost.api.socket_end import Accept
+from roost.closes import NOT_ACCEPTED, OBJECT_BUSY
+from roost.host.limits import HostLimits
 from roost.host.objects.input_gate import Phase
+from roost.host.worker.io_context import MAX_PENDING
 from roost.link.memory import memory_pair
 
 SOURCE = """
@@ -141,6 +148,92 @@ def test_a_plain_function_as_handler(tmp_path):
         assert not host.actors.get(REF).pins
 
     hosted(tmp_path, body, SYNC)
+
+
+def test_what_is_awaited_and_what_is_not(tmp_path, caplog):
+    """Coroutines of other makes (a compiled module's) have `send` and another type; nothing else is driven."""
+    runs = []
+
+    @types.coroutine
+    def of_another_make():
+        runs.append("began")
+        yield from asyncio.sleep(0).__await__()
+        runs.append("ended")
+
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        actor.kind.message_is_async, before = False, actor.kind.message_is_async
+        for result in (of_another_make(), None, {"send": 1}, 5):
+            actor._on_message = lambda ws, message, result=result: result
+            gateway.message(101, "a")
+            await settle()
+        actor.kind.message_is_async = before
+        assert runs == ["began", "ended"]
+        assert gateway.done() == e.Done(5, ())
+        assert "failed" not in caplog.text
+
+    hosted(tmp_path, body)
+
+
+def test_more_messages_than_may_wait_are_shed(tmp_path):
+    """One whose handler runs counts; what was given before has waited once already."""
+
+    async def body(host, gateway, module):
+        await awake(host, gateway)
+        gateway.message(101, "wait")
+        gateway.message(101, "one too many")
+        await settle()
+        assert module["SEEN"] == ["first", "wait"]
+        assert host.counters.events_shed == 1
+        assert gateway.take(e.CloseSocket) == [e.CloseSocket(101, *OBJECT_BUSY)]
+        host.links[0].redelivery_upto = 4
+        gateway.message(102, "given before")
+        await settle()
+        assert module["SEEN"] == ["first", "wait", "given before"]
+        module["GATES"]["wait"].set_result(None)
+        await settle()
+        assert gateway.done() == e.Done(4, ())
+        gateway.message(102, "and on")
+        await settle()
+        assert module["SEEN"][-1] == "and on"
+
+    hosted(tmp_path, body, limits=HostLimits(max_queued_events=1))
+
+
+def test_what_comes_for_a_socket_that_nobody_accepted_waits_in_order(tmp_path):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        socket = next(iter(actor.sockets))
+        socket.accepted_as = Accept.NONE
+        for number in range(3):
+            gateway.message(socket.socket_number, str(number))
+        await settle()
+        assert module["SEEN"] == ["first"]
+        assert [item.data for item in socket.kept_items] == ["0", "1", "2"]
+        assert gateway.done() == e.Done(4, ())
+        taken = []
+        socket.dispatch_item = lambda item: taken.append(item.data)
+        socket.accept_with(actor, Accept.STANDARD)
+        gateway.message(socket.socket_number, "3")  # in the same turn: behind them
+        await settle()
+        assert taken == ["0", "1", "2", "3"]
+
+    hosted(tmp_path, body)
+
+
+def test_what_nobody_accepts_is_kept_up_to_a_bound(tmp_path):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        socket = next(iter(actor.sockets))
+        socket.accepted_as = Accept.NONE
+        for number in range(MAX_PENDING + 2):
+            gateway.message(socket.socket_number, str(number))
+        await settle()
+        assert gateway.take(e.CloseSocket) == [e.CloseSocket(socket.socket_number, *NOT_ACCEPTED)]
+        assert socket.socket_number not in host.links[0].sockets
+        assert not socket.kept_items
+
+    hosted(tmp_path, body)
 
 
 def test_the_mark_says_what_runs_and_then_nothing(tmp_path):
@@ -363,6 +456,41 @@ def test_an_end_leaves_no_descriptor_and_no_task(tmp_path, how):
         host.actors.forget(actor)
         actor.sleep() if how == "sleep" else actor.reset(ValueError("x"))
         await until(lambda: host.disk.open_files == 0)
+
+    hosted(tmp_path, body)
+
+
+def test_sleep_cancels_what_goes_on(tmp_path):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        gateway.message(101, "background")
+        await settle()
+        (task,) = actor._waited_for
+        timer = host.loop.call_later(1000, print)
+        actor._timers = {1: timer}
+        host.actors.forget(actor)
+        actor.sleep()
+        await settle()
+        assert task.cancelled()
+        assert timer.cancelled()
+
+    hosted(tmp_path, body)
+
+
+def test_an_actor_that_sleeps_is_freed_without_the_collector(tmp_path):
+    async def body(host, gateway, module):
+        actor = await awake(host, gateway)
+        host.actors.forget(actor)
+        actor.sleep()
+        actor.surroundings.mark.object = None  # what ran last: one object
+        gone = weakref.ref(actor)
+        gc.disable()
+        try:
+            del actor
+            await settle()
+            assert gone() is None
+        finally:
+            gc.enable()
 
     hosted(tmp_path, body)
 

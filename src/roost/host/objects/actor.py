@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 from roost.api.buffers import ArrayBuffer
 from roost.api.namespace import DurableObjectId
 from roost.api.runtime import current_context
-from roost.api.socket_end import Accept, Item
+from roost.api.socket_end import Accept
 from roost.api.state import DurableObjectState
 from roost.api.storage import DurableObjectStorage
 from roost.closes import OBJECT_SLEEPS
@@ -29,7 +29,6 @@ from roost.events import Asleep, DropSockets
 from roost.host.objects.input_gate import NOBODY, Opening, Phase
 from roost.host.objects.output_gate import OutputGate
 from roost.host.objects.serving import Serving
-from roost.host.worker.io_context import MAX_PENDING
 from roost.host.worker.pins import NOTHING
 from roost.host.worker.running import Suspended
 from roost.storage.errors import StorageError
@@ -143,10 +142,8 @@ class Actor(Serving):
             return
         handler = self._on_message
         if handler is None or socket.accepted_as != _HIBERNATABLE or socket.kept_items:
-            if socket.kept_items and len(socket.kept_items) <= MAX_PENDING:
-                socket.keep_item(Item("message", event.data))  # behind what came before it was accepted
-            elif socket.accepted_as != Accept.HIBERNATABLE or self._listening:
-                self._take_or_keep(socket, Item("message", event.data))
+            if socket.accepted_as != _HIBERNATABLE or socket.kept_items or self._listening:
+                super().message(socket, event, gateway)  # kept, behind what came before it was accepted, or for listeners
             return
         data = event.data
         if type(data) is bytes:
