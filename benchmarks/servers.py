@@ -23,12 +23,14 @@ PICOWS = ("picows==2.3.1", "python-socks==3.2.1")
 
 
 def tool(name, source=None):
-    """A program in C, a load generator or the floor, compiled once."""
+    """A program in C, a load generator or the floor, compiled once; without zlib and OpenSSL where they have no headers."""
     binary = CACHE / name
     source = source or HERE / f"{name}.c"
     if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
         CACHE.mkdir(exist_ok=True)
-        subprocess.run(["cc", "-O2", "-o", binary, source, "-lm"], check=True)
+        command = ["cc", "-O2", "-o", binary, source, "-lm"]
+        if subprocess.run([*command, "-lssl", "-lcrypto", "-lz"], check=False, capture_output=True).returncode:
+            subprocess.run([*command, "-DPLAIN"], check=True)
     return str(binary)
 
 
@@ -237,13 +239,18 @@ class Server:
                 self.kill()
 
 
-def load(server, *arguments, generator="wsload"):
-    """What the generator reports, as a dict. `arguments`: its mode, then what follows the port."""
+def load(server, *arguments, generator="wsload", **how):
+    """What the generator reports, as a dict. `arguments`: its mode, then what follows the port; `how`: `binary=1`,
+    `deflate=1`, `tls=1`, `same=1`, as the generator's `WSLOAD_BINARY` and so on."""
     command = ["taskset", "-c", LOAD_CORE, tool(generator), arguments[0], server.port, *arguments[1:]]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180)
+    environment = os.environ | {f"WSLOAD_{name.upper()}": str(value) for name, value in how.items()}
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180, env=environment)
     if result.returncode:
         raise RuntimeError(result.stderr.strip().splitlines()[-1] if result.stderr else "wsload failed")
-    return json.loads(result.stdout.splitlines()[-1])
+    report = json.loads(result.stdout.splitlines()[-1])
+    if report.get("bad") and arguments[0] == "echo":
+        raise RuntimeError(f"{report['bad']} echoes were not what had been sent")
+    return report
 
 
 def kernel_bytes():

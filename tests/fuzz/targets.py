@@ -1,5 +1,6 @@
 """What is fuzzed: functions of one input of bytes, which raise if something is wrong. Used by atheris and by hypothesis."""
 
+import contextlib
 import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,9 @@ from roost.api.forms import parse_form
 from roost.errors import ConfigError, JsException, RemoteProtocolError
 from roost.node.config import read_app
 from roost.node.settings import parse_settings
-from roost.protocol.deflate import agree, inflate
+from roost.protocol import compression
+from roost.protocol.compression import inflate
+from roost.protocol.deflate import agree
 from roost.protocol.envelope import Splitter
 from roost.protocol.envelope import encode as encode_event
 from roost.protocol.http import HeadLimits, RequestParser, ResponseParser
@@ -41,13 +44,37 @@ def frames(data):
     assert text is None or [text] == expected
 
 
-def deflated(data):
-    """Damaged and hostile compressed messages, and what is said about compression."""
+@contextlib.contextmanager
+def compressing_by(library):
+    """zlib (None) or isal, whatever the size."""
+    before = compression.fast, compression._ISAL_FROM_BYTES, compression._ISAL_INFLATES_FROM_BYTES
+    compression.fast, compression._ISAL_FROM_BYTES, compression._ISAL_INFLATES_FROM_BYTES = library, 1, 1
     try:
-        payload = inflate(data, MAX_MESSAGE_BYTES)
-    except ValueError:
-        payload = None
-    assert payload is None or len(payload) <= MAX_MESSAGE_BYTES
+        yield
+    finally:
+        compression.fast, compression._ISAL_FROM_BYTES, compression._ISAL_INFLATES_FROM_BYTES = before
+
+
+def inflated_by(library, data):
+    """The payload, None if it is too large, False if it is damaged."""
+    with compressing_by(library):
+        try:
+            return inflate(data, MAX_MESSAGE_BYTES)
+        except ValueError:
+            return False
+
+
+def deflated(data):
+    """Damaged and hostile compressed messages: both libraries say the same; and what is said about compression."""
+    found = [inflated_by(library, data) for library in (None, compression.fast)]
+    assert found[0] == found[1]
+    assert not isinstance(found[0], bytes) or len(found[0]) <= MAX_MESSAGE_BYTES
+    for library in (None, compression.fast):
+        with compressing_by(library):
+            smaller = compression.deflate(data, 9 + len(data) % 7, 1 + len(data) % 9)
+        if smaller is not None:
+            assert len(smaller) < len(data)
+            assert inflated_by(None, smaller) == inflated_by(compression.fast, smaller) == data
     bits, header = agree(data[:2000].decode("latin-1"))
     assert (bits == 0) == (header == "")
 

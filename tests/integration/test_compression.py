@@ -8,7 +8,7 @@ import pytest
 from websockets.sync.client import connect
 
 from conftest import make_certificate, write_app
-from roost.protocol.deflate import deflate
+from roost.protocol.compression import deflate
 from roost.protocol.websocket import encode_message, mask_frame
 from roost.testing import running, wait_for
 

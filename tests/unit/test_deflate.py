@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from roost.closes import CloseCode
 from roost.errors import RemoteProtocolError
-from roost.protocol.deflate import OFFER, agree, check_agreed, deflate, inflate, parse_extensions
+from roost.protocol import compression
+from roost.protocol.compression import deflate, inflate
+from roost.protocol.deflate import OFFER, agree, check_agreed, parse_extensions
 from roost.protocol.websocket import (
     Decoder,
     Failure,
@@ -19,6 +21,20 @@ from roost.protocol.websocket import (
 )
 
 MASK = b"\x01\x02\x03\x04"
+
+
+@pytest.fixture(autouse=True, scope="module", params=["as installed", "isal", "zlib"])
+def library(request):
+    """Everything by isal, everything by zlib, and each where it is ahead."""
+    fast, *least = compression.fast, compression._ISAL_FROM_BYTES, compression._ISAL_INFLATES_FROM_BYTES
+    if request.param == "zlib":
+        compression.fast = None
+    elif request.param == "isal":
+        if fast is None:
+            pytest.skip("without isal")
+        compression._ISAL_FROM_BYTES = compression._ISAL_INFLATES_FROM_BYTES = 1
+    yield request.param
+    compression.fast, compression._ISAL_FROM_BYTES, compression._ISAL_INFLATES_FROM_BYTES = fast, *least
 
 
 def decoder(max_bytes=1 << 20, deflate=True):
@@ -113,6 +129,46 @@ def test_there_and_back(payload, bits):
             assert decompressor.decompress(data + b"\x00\x00\xff\xff") == payload
 
 
+@pytest.mark.parametrize("bits", range(8, 16))
+@pytest.mark.parametrize("level", [1, 6, 9])
+def test_windows_are_honoured(bits, level):
+    """What repeats itself at every distance: whoever has a window of the size that was agreed on must do with it."""
+    block = os.urandom(200)
+    payload = bytes(30_000) + b"".join(
+        block + os.urandom(distance) for distance in (0, 20, 250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000)
+    )
+    data = deflate(payload, bits, level)
+    if data is not None:
+        assert zlib.decompressobj(-bits).decompress(data + b"\x00\x00\xff\xff") == payload
+        assert inflate(data, len(payload)) == payload
+    assert (data is None) == (bits == 8)
+
+
+@pytest.mark.parametrize("size", [255, 256, 599, 600, 601, 4096, 65_536, 131_072, 131_073, 1_000_000])
+def test_sizes(size, library):
+    payload = (b"some text, and numbers: %d. " % size * (size // 20))[:size]
+    data = deflate(payload, 15, 6)
+    if compression.fast is None and size > 131_072:
+        assert data is None  # it would hold others up
+    else:
+        assert len(data) < size // 3
+        assert zlib.decompressobj(-15).decompress(data + b"\x00\x00\xff\xff") == payload
+        assert inflate(data, size) == payload
+        assert inflate(data, size - 1) is None
+
+
+def test_what_others_compress():
+    payload = b"".join(b"%d " % number for number in range(40_000))
+    for level in (0, 1, 9):
+        for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY):
+            compressor = zlib.compressobj(level, zlib.DEFLATED, -15, 8, strategy)
+            data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+            assert inflate(data[:-4], len(payload)) == payload
+            ended = zlib.compressobj(level, zlib.DEFLATED, -15, 8, strategy)
+            data = ended.compress(payload) + ended.flush() + b"\0"  # RFC 7692 §7.2.3.4: a last block
+            assert inflate(data, len(payload)) == payload
+
+
 def test_a_window_of_256_bytes():
     assert deflate(b"a" * 257, 8, 6) is None
     assert inflate(deflate(b"a" * 256, 8, 6), 256) == b"a" * 256
@@ -187,7 +243,8 @@ def test_reserved_bits(frame, agreed):
 def test_a_bomb_takes_no_memory():
     import tracemalloc
 
-    bomb = deflate(b"\0" * (50 << 20), 15, 9)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = compressor.compress(b"\0" * (50 << 20)) + compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]
     assert len(bomb) < 60_000
     frame = mask_frame(encode_message(bomb, False), MASK)
     frame = bytes((0xC2,)) + frame[1:]

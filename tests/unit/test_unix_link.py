@@ -1,11 +1,12 @@
 """link/unix.py: errors, backlog and congestion, with a socket and a loop that do what a test says."""
 
+import itertools
 import struct
 from types import SimpleNamespace
 
 import pytest
 
-from roost.events import Asleep, Call, Chain, ObjectRef, Result, Send
+from roost.events import Asleep, Call, Chain, ObjectRef, Result, Send, SocketMessage
 from roost.link import unix
 from roost.link.unix import HIGH_WATER_BYTES, READ_BYTES, READ_MORE_BYTES, UnixLink
 from roost.protocol.envelope import encode, encode_batch
@@ -22,6 +23,9 @@ class Socket:
     def setblocking(self, value):
         self.blocking = value
 
+    def setsockopt(self, level, option, value):
+        self.options = {(level, option): value}
+
     def fileno(self):
         return 9
 
@@ -31,6 +35,17 @@ class Socket:
             raise taken
         self.sent += bytes(data[:taken])
         return min(taken, len(data))
+
+    def sendmsg(self, buffers):
+        return self.send(b"".join(buffers))
+
+    def recv_into(self, room):
+        data = self.recv(len(room))
+        if len(data) > len(room):
+            self.arrives.insert(0, data[len(room) :])
+            data = data[: len(room)]
+        room[: len(data)] = data
+        return len(data)
 
     def recv(self, size):
         self.asked.append(size)
@@ -235,14 +250,67 @@ def test_an_envelope_in_parts(end):
     assert end.link.unread == data[:2]
 
 
+@pytest.mark.parametrize("cuts", [[1], [27], [28], [29], [5, 30], [40_000], [28, 40_000, 40_001], [99_990]])
+def test_a_large_envelope_is_read_to_where_it_belongs(end, cuts):
+    events = [
+        SocketMessage(1, 2, 3, "ä" * 20_000),
+        Send([4], b"x" * 100_000, False),
+        Send([5, 6], b"y" * 50_000, True),
+        ONE,
+    ]
+    read = end.loop.readers[9]
+    for event in events:
+        data = encode(event) + encode(TWO)
+        places = [0, *[cut for cut in cuts if cut < len(data)], len(data)]
+        pieces = [data[start:stop] for start, stop in itertools.pairwise(places)]
+        end.sock.arrives = pieces
+        while end.sock.arrives:
+            read()
+        assert end.told.events == [event, TWO]
+        end.told.events.clear()
+    assert end.link.unread == b""
+
+
+def test_a_large_payload_is_not_joined_to_its_head(end):
+    """Nor is what the kernel does not take copied."""
+    payload = b"x" * 100_000
+    large = Send([1], payload, True)
+    data = encode_batch([ONE, large, TWO, large])
+    assert type(data) is list
+    assert sum(piece is payload for piece in data) == 2
+    assert b"".join(data) == b"".join([encode(each) for each in (ONE, large, TWO, large)])
+    for event in (ONE, large, TWO, large):
+        end.link.send(event)
+    end.sock.takes = [50_000]
+    end.link.flush()
+    assert end.sock.sent == b"".join(data)[:50_000]
+    assert end.link.backlog == b"".join(data)[50_000:]
+    assert end.link.unread == b""
+    end.loop.writers[9]()
+    assert end.sock.sent == b"".join(data)
+    assert not end.link.unsent
+
+
+def test_unfinished_large_envelopes_move_to_another_process(end):
+    data = encode(Send([1], b"x" * 100_000, True))
+    end.sock.arrives = [data[:50_000]]
+    end.loop.readers[9]()
+    assert end.link.unread == data[:50_000]
+    other = made(unread=end.link.unread)
+    other.sock.arrives = [data[50_000:] + encode(ONE)]
+    other.loop.readers[9]()
+    other.loop.readers[9]()
+    assert other.told.events == [Send([1], b"x" * 100_000, True), ONE]
+
+
 def test_reads_grow_when_they_are_full_and_shrink_again(end):
     read = end.loop.readers[9]
-    big = encode(Send([1], b"x" * (READ_BYTES * 2), False))
-    end.sock.arrives = [big[:READ_BYTES], big[READ_BYTES:], encode(ONE)]
+    many = encode(ONE) * (READ_BYTES // len(encode(ONE)) + 1)
+    end.sock.arrives = [many[:READ_BYTES], many[READ_BYTES:], encode(ONE)]
     for _ in range(3):
         read()
     assert end.sock.asked == [READ_BYTES, READ_MORE_BYTES, READ_BYTES]
-    assert len(end.told.events) == 2
+    assert len(end.told.events) == len(many) // len(encode(ONE)) + 1
 
 
 def test_answers_to_a_batch_leave_in_one_write(end):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roost.protocol.websocket import (
+    LARGE_FRAME_BYTES,
     CloseFrame,
     Decoder,
     DecoderState,
@@ -293,3 +294,97 @@ def test_every_length_form_through_every_path(size, text):
     assert Decoder(1 << 20, masked=False).feed(encode_message(payload, text)) == [wanted]
     if size:
         assert decode_messages(frame[:-1], 1 << 20) == ([], 0)
+
+
+# large frames
+
+
+def large_stream():
+    """Whole and fragmented large messages with small ones and a ping between, and the events they mean."""
+    text, binary = "ä" * 60_000, bytes(range(256)) * 300
+    data = frame(2, binary) + frame(1, b"small") + frame(1, text.encode(), fin=False)
+    data += frame(9, b"ping") + frame(0, text.encode()) + frame(2, binary * 3) + frame(1, b"last")
+    return data, [binary, "small", Ping(b"ping"), text * 2, binary * 3, "last"]
+
+
+def read_as_a_connection_does(decoder, data, sizes):
+    """`data` in pieces of these sizes, over and over, each to where it belongs."""
+    events, position, turn = [], 0, 0
+    while position < len(data):
+        size = sizes[turn % len(sizes)]
+        turn += 1
+        room = decoder.room()
+        if room is None:
+            events += decoder.feed(data[position : position + size])
+        else:
+            with room:
+                size = min(size, len(room), len(data) - position)
+                room[:size] = data[position : position + size]
+            events += decoder.filled(size)
+        position += size
+    return events
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("sizes", [[1000], [65_536], [13, 1], [262_144], [7, 65_536, 3], [1 << 21], [64_999, 17]])
+def test_large_frames_however_they_are_read(direct, sizes):
+    data, expected = large_stream()
+    decoder = Decoder(LIMIT, masked=True)
+    if direct:
+        assert read_as_a_connection_does(decoder, data, sizes) == expected
+    else:
+        events, position, turn = [], 0, 0
+        while position < len(data):
+            events += decoder.feed(data[position : position + sizes[turn % len(sizes)]])
+            position += sizes[turn % len(sizes)]
+            turn += 1
+        assert events == expected
+    assert decoder.idle
+    assert decoder.buffered_bytes == 0
+    assert decoder.room() is None
+
+
+def test_no_more_is_taken_for_a_frame_than_some_times_what_has_come():
+    decoder = Decoder(64 << 20, masked=True)
+    whole = frame(2, bytes(20 << 20))
+    assert decoder.feed(whole[:14]) == []
+    assert decoder.buffered_bytes <= LARGE_FRAME_BYTES
+    come = 14
+    while come < 2 << 20:
+        decoder.feed(whole[come : come + 50_000])
+        come += 50_000
+        assert come - 14 <= decoder.buffered_bytes <= max(LARGE_FRAME_BYTES, 4 * come)
+
+
+def test_a_large_frame_is_refused_before_it_has_a_buffer():
+    decoder = Decoder(100_000, masked=True)
+    (event,) = decoder.feed(frame(2, bytes(100_001))[:20])
+    assert event.code == 1009
+    assert decoder.room() is None
+    assert decoder.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("cut", [10, 14, 20, 65_000, 76_800])
+def test_a_large_frame_goes_on_in_another_process(cut):
+    data, expected = large_stream()
+    first, second = Decoder(LIMIT, masked=True), Decoder(LIMIT, masked=True)
+    events = first.feed(data[:cut])
+    second.restore(first.state())
+    assert first.state() == second.state()
+    assert not second.idle
+    assert events + read_as_a_connection_does(second, data[cut:], [65_536]) == expected
+
+
+def test_bad_text_in_a_large_fragment_ends_it():
+    decoder = Decoder(LIMIT, masked=True)
+    events = decoder.feed(frame(1, b"\xff" * 70_000, fin=False) + frame(0, bytes(70_000)))
+    assert [event.code for event in events] == [1007]
+    assert decoder.room() is None
+    assert decoder.feed(b"more") == []
+
+
+def test_large_frames_of_a_server():
+    decoder = Decoder(LIMIT, masked=False)
+    payload = bytes(range(256)) * 400
+    data = encode_message(payload, False)
+    assert decoder.feed(data[:70_000]) + decoder.feed(data[70_000:]) == [payload]

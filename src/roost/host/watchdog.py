@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from roost import memory
 from roost.api.runtime import current_context
-from roost.host import memory
 from roost.host.objects.actor import Actor
 from roost.host.worker.mark import STACK_SIGNAL
 from roost.link.port import NO_CONTEXT

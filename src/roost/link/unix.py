@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import socket
 import struct
-from typing import TYPE_CHECKING
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from roost.errors import RemoteProtocolError
 from roost.link.port import NO_CONTEXT, Batch
@@ -18,7 +21,6 @@ from roost.protocol.envelope import Splitter, encode_batch
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
 
     from roost.link.port import Receiver
 
@@ -27,6 +29,8 @@ _log = logging.getLogger("roost.link")
 READ_BYTES = 64 * 1024  # from 128 KiB on, glibc maps and unmaps a buffer for each read: a third of a short round trip
 READ_MORE_BYTES = 256 * 1024  # after a read that filled its buffer
 HIGH_WATER_BYTES = 4 * 1024 * 1024
+SEND_BUFFER_BYTES = 1024 * 1024  # of the kernel: a large message is one switch to the other process, not five
+_PIECES: Final = 64  # written at once, at most
 MAX_ENVELOPE_BYTES = 40 * 1024 * 1024  # a 32 MiB message, with room for many targets
 
 
@@ -50,13 +54,15 @@ class UnixLink(Batch):
     ) -> None:
         super().__init__()
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # the kernel gives what it may
         self.congested = False
         self._sock = sock
         self._loop = loop
         self._hold_reading = hold_reading
         self._receiver: Receiver | None = None
         self._splitter = Splitter(MAX_ENVELOPE_BYTES)
-        self._backlog = bytearray(backlog)
+        self._backlog: deque[bytes | memoryview] = deque([backlog] if backlog else ())
+        self._backlog_bytes = len(backlog)
         if unread:
             self._splitter.feed(unread)
         self._scheduled = False
@@ -85,7 +91,7 @@ class UnixLink(Batch):
     @property
     def backlog(self) -> bytes:
         """What was flushed and could not be written yet."""
-        return bytes(self._backlog)
+        return b"".join(self._backlog)
 
     def pause(self) -> None:
         """Write what can be written, then neither read nor write until `resume`."""
@@ -127,36 +133,49 @@ class UnixLink(Batch):
         if not self._open:
             return
         if self._backlog:
-            self._backlog += data
-        else:
-            try:
-                sent = self._sock.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._lost(f"write failed: {error}")
-                return
-            if sent == len(data):
-                return
-            self._backlog += data[sent:]
+            for piece in data if type(data) is list else (data,):
+                self._keep(piece)  # type: ignore[arg-type]
+            return
+        try:
+            sent = self._sock.sendmsg(data[:_PIECES]) if type(data) is list else self._sock.send(data)  # type: ignore[arg-type]
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lost(f"write failed: {error}")
+            return
+        for piece in data if type(data) is list else (data,):
+            if sent < len(piece):
+                self._keep(memoryview(piece)[sent:] if sent else piece)  # type: ignore[arg-type]
+            sent = max(0, sent - len(piece))
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Write it later, when the kernel takes it."""
+        if not self._backlog:
             contextvars.Context().run(self._loop.add_writer, self._sock.fileno(), self._writable)
-        if not self.congested and len(self._backlog) > HIGH_WATER_BYTES:
+        self._backlog.append(data)
+        self._backlog_bytes += len(data)
+        if not self.congested and self._backlog_bytes > HIGH_WATER_BYTES:
             self.congested = True
             if self._hold_reading:
                 self._loop.remove_reader(self._sock.fileno())
 
     def _writable(self) -> None:
+        backlog = self._backlog
         try:
-            sent = self._sock.send(self._backlog)
+            sent = self._sock.sendmsg(list(islice(backlog, _PIECES)))
         except BlockingIOError:
             return
         except OSError as error:
             self._lost(f"write failed: {error}")
             return
-        del self._backlog[:sent]
-        if not self._backlog:
+        self._backlog_bytes -= sent
+        while backlog and sent >= len(backlog[0]):
+            sent -= len(backlog.popleft())
+        if sent:
+            backlog[0] = memoryview(backlog[0])[sent:]
+        if not backlog:
             self._loop.remove_writer(self._sock.fileno())
-        if self.congested and len(self._backlog) <= HIGH_WATER_BYTES // 4:
+        if self.congested and self._backlog_bytes <= HIGH_WATER_BYTES // 4:
             self.congested = False
             if self._hold_reading:
                 contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)
@@ -166,22 +185,29 @@ class UnixLink(Batch):
     def _readable(self) -> None:
         receiver = self._receiver
         assert receiver is not None
+        splitter = self._splitter
+        room = splitter.room()
         try:
-            data = self._sock.recv(self._read_bytes)
+            if room is None:
+                data = self._sock.recv(self._read_bytes)
+                size = len(data)
+                self._read_bytes = READ_BYTES if size < self._read_bytes else READ_MORE_BYTES
+            else:  # a large envelope is under way: straight to where it belongs
+                with room:
+                    size = self._sock.recv_into(room)
         except BlockingIOError:
             return
         except OSError as error:
             self._lost(f"read failed: {error}")
             return
-        if not data:
+        if not size:
             self._lost("the other end closed the link")
             return
-        self._received += len(data)
-        self._read_bytes = READ_BYTES if len(data) < self._read_bytes else READ_MORE_BYTES
+        self._received += size
         # Held for the whole batch: its replies leave in one write, by the flush below.
         self._scheduled = True
         try:
-            events = self._splitter.feed(data)
+            events = splitter.feed(data) if room is None else splitter.filled(size)
             if events:
                 receiver.on_events(events)
         except (RemoteProtocolError, UnicodeDecodeError, struct.error) as error:
@@ -209,7 +235,7 @@ class UnixLink(Batch):
         events = self.take()
         if events or self._backlog:
             try:  # a last word, such as the final `Done`, if the kernel takes it at once
-                self._sock.send(bytes(self._backlog) + encode_each(events)[0])
+                self._sock.sendmsg([*islice(self._backlog, _PIECES), encode_each(events)[0]])
             except (OSError, RemoteProtocolError) as error:
                 _log.debug("link: the last batch was not sent: %s", error)
         self._open = False

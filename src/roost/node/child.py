@@ -18,6 +18,7 @@ import msgspec
 import uvloop
 
 from roost.errors import ConfigError, InternalError, WorkerError
+from roost.memory import keep_large_blocks
 from roost.node.assemble import calm_collector, fault_of
 from roost.node.child_control import Control
 from roost.node.host_process import forget_allocator
@@ -74,6 +75,7 @@ async def run(control: Control) -> int:
         await control.tell(Failed(str(error)))
         return 1
     calm_collector()
+    keep_large_blocks()
     await control.tell(Ready())
     return await _serve(control, role)
 

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from roost.link.memory import memory_pair
+from roost.memory import keep_large_blocks
 from roost.node.assemble import (
     HostPlace,
     calm_collector,
@@ -69,6 +70,7 @@ class Inline:
             for sock in listeners:
                 gateway.listen(sock.dup())
             calm_collector()
+            keep_large_blocks()
             ready()
             await stopping.wait()
             await gateway.drain(settings.timeouts.drain_s)

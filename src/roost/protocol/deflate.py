@@ -1,4 +1,4 @@
-"""permessage-deflate: what is agreed on in the handshake, and one message's bytes smaller and back. Pure.
+"""permessage-deflate: what is agreed on in the handshake. Pure. What it does to a message's bytes is in `compression.py`.
 
 Neither side ever keeps its window between messages (`no_context_takeover` both ways), so an idle socket costs nothing, a
 message to many is compressed once for all of them, and a gateway can hand its sockets to another process.
@@ -9,16 +9,12 @@ Source: RFC 7692 §5 (negotiation), §7 (permessage-deflate).
 from __future__ import annotations
 
 import re
-import zlib
 from typing import Final
 
 from roost.errors import RemoteProtocolError
 
 EXTENSION: Final = "permessage-deflate"
 OFFER: Final = f"{EXTENSION}; server_no_context_takeover; client_no_context_takeover"
-_TAIL: Final = b"\x00\x00\xff\xff"
-_LAST_BLOCK: Final = b"\x01\x00\x00\xff\xff"
-_MAX_STREAMS: Final = 16
 _PIECE: Final = re.compile(r'\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)\s*(?:=\s*(?:"([^"\\]*)"|([^\s;,"]+)))?\s*([;,]|\Z)')
 _BITS: Final = re.compile(r"8|9|1[0-5]")
 _FLAGS: Final = ("server_no_context_takeover", "client_no_context_takeover")
@@ -104,45 +100,3 @@ def check_agreed(value: str | None, *, offered: bool) -> int:
     if not valid or "server_no_context_takeover" not in keys or set(keys) - set(_FLAGS) or any(keys.values()):
         raise RemoteProtocolError(502, f"The upstream agreed to other compression than was offered: {value[:80]!r}.")
     return 15
-
-
-def deflate(payload: bytes, bits: int, level: int) -> bytes | None:
-    """A message's payload compressed, None if that is not smaller. The window is as large as the message needs, at most
-    2^`bits` bytes: setting up a large one costs more than compressing a short message."""
-    needed = max(9, (len(payload) - 1).bit_length())
-    if needed > bits == 8 and len(payload) > 256:  # zlib has no window of 256 bytes; a short message needs none
-        return None
-    window = min(max(bits, 9), needed, 15)
-    compressor = zlib.compressobj(level, zlib.DEFLATED, -window, min(9, window - 6))
-    data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
-    data = data[:-4]
-    return data if len(data) < len(payload) else None
-
-
-def inflate(data: bytes, max_bytes: int) -> bytes | None:
-    """A compressed message's payload; None if it is larger than `max_bytes`. Raises ValueError if it is damaged or cut.
-
-    Never takes more memory than `max_bytes` and a little, whatever it would become. A sender may end its stream and begin
-    another (RFC 7692 §7.2.3.4), but not so often that finding the next one would take the time.
-    """
-    left = data + _TAIL
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        for _ in range(_MAX_STREAMS):
-            decompressor = zlib.decompressobj(-15)
-            piece = decompressor.decompress(left, max_bytes - size + 1)
-            size += len(piece)
-            pieces.append(piece)
-            if size > max_bytes or decompressor.unconsumed_tail:
-                return None
-            left = decompressor.unused_data
-            if decompressor.eof and left != _TAIL:
-                continue
-            # It must end between two blocks: then one more, which is empty and the last, ends the stream.
-            if not decompressor.eof and (decompressor.decompress(_LAST_BLOCK, 1) or not decompressor.eof):
-                raise ValueError("A compressed message is cut.")
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    except zlib.error as error:
-        raise ValueError(f"A compressed message is damaged: {error}") from error
-    raise ValueError(f"A compressed message has more than {_MAX_STREAMS} streams.")

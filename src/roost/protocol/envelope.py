@@ -21,6 +21,7 @@ HEADER: Final = struct.Struct("<IBBHIQQ")
 HEADER_BYTES: Final = HEADER.size
 TEXT: Final = 1  # flag: the payload is UTF-8 text
 MANY: Final = 2  # flag of a send: `socket` counts the targets that precede the payload
+LARGE_BYTES: Final = 32 * 1024  # from here on, a payload is not copied to stand behind its head
 
 _MESSAGE: Final = 1
 _SEND: Final = 2
@@ -76,6 +77,44 @@ _unpack = HEADER.unpack_from
 
 def encode(event: Event, done: int = 0) -> bytes:
     """One envelope. With a `Send` to one, `done` is the event of a `Done` behind it."""
+    envelope = _encode(event, done)
+    return b"".join(envelope) if isinstance(envelope, list) else envelope
+
+
+def encode_batch(events: list[Event]) -> bytes | list[bytes]:
+    """The envelopes of what one turn has to say, in several pieces if there is a large payload: it is not copied. The
+    answer to a lone message is one: what is sent, and up to where all is done."""
+    if len(events) == 2:
+        send, done = events
+        if type(done) is Done and type(send) is Send and len(send.sockets) == 1 and done.event and not done.stragglers:
+            return _encode(send, done.event)
+    if len(events) == 1:
+        return _encode(events[0])
+    envelopes = [_encode(event) for event in events]
+    try:
+        return b"".join(envelopes)  # type: ignore[arg-type]
+    except TypeError:
+        return _pieces(envelopes)
+
+
+def _pieces(envelopes: list[bytes | list[bytes]]) -> list[bytes]:
+    """What stands between large payloads joined."""
+    found: list[bytes] = []
+    small: list[bytes] = []
+    for envelope in envelopes:
+        if isinstance(envelope, list):
+            head, payload = envelope
+            found += (b"".join([*small, head]), payload)
+            small = []
+        else:
+            small.append(envelope)
+    if small:
+        found.append(b"".join(small))
+    return found
+
+
+def _encode(event: Event, done: int = 0) -> bytes | list[bytes]:
+    """One envelope, or its head and a payload of at least `LARGE_BYTES`."""
     kind = type(event)
     if kind is SocketMessage:
         data = event.data  # type: ignore[union-attr]
@@ -83,16 +122,20 @@ def encode(event: Event, done: int = 0) -> bytes:
             payload, flags = data.encode(), TEXT
         else:
             payload, flags = data, 0  # type: ignore[assignment]
-        return _pack(len(payload) + 24, _MESSAGE, flags, 0, event.actor, event.event, event.socket) + payload  # type: ignore[union-attr]
+        size = len(payload)
+        head = _pack(size + 24, _MESSAGE, flags, 0, event.actor, event.event, event.socket)  # type: ignore[union-attr]
+        return head + payload if size < LARGE_BYTES else [head, payload]
     if kind is Send:
         sockets = event.sockets  # type: ignore[union-attr]
         payload = event.payload  # type: ignore[union-attr]
         flags = TEXT if event.text else 0  # type: ignore[union-attr]
+        size = len(payload)
         if len(sockets) == 1:
-            return _pack(len(payload) + 24, _SEND, flags, 0, 0, done, sockets[0]) + payload
-        count = len(sockets)
-        targets = struct.pack(f"<{count}Q", *sockets)
-        return _pack(len(payload) + 24 + 8 * count, _SEND, flags | MANY, 0, 0, 0, count) + targets + payload
+            head = _pack(size + 24, _SEND, flags, 0, 0, done, sockets[0])
+        else:
+            count = len(sockets)
+            head = _pack(size + 24 + 8 * count, _SEND, flags | MANY, 0, 0, 0, count) + struct.pack(f"<{count}Q", *sockets)
+        return head + payload if size < LARGE_BYTES else [head, payload]
     if kind is Done:
         stragglers = event.stragglers  # type: ignore[union-attr]
         if not stragglers:
@@ -103,42 +146,56 @@ def encode(event: Event, done: int = 0) -> bytes:
     return _pack(len(payload) + 24, _KINDS[kind], 0, 0, 0, 0, 0) + payload
 
 
-def encode_batch(events: list[Event]) -> bytes:
-    """The envelopes of what one turn has to say. The answer to a lone message is one: what is sent, and up to where all is
-    done."""
-    if len(events) == 2:
-        send, done = events
-        if type(done) is Done and type(send) is Send and len(send.sockets) == 1 and done.event and not done.stragglers:
-            return encode(send, done.event)
-    return encode(events[0]) if len(events) == 1 else b"".join([encode(event) for event in events])
-
-
 class Splitter:
-    """A byte stream back to events. Raises RemoteProtocolError if it is not one that this version understands."""
+    """A byte stream back to events. Raises RemoteProtocolError if it is not one that this version understands.
 
-    __slots__ = ("_max", "_parts", "_parts_bytes", "_wanted")
+    A large envelope has a buffer of its own, which whoever reads may fill directly: `room` and `filled`.
+    """
+
+    __slots__ = ("_at", "_large", "_max", "_parts", "_parts_bytes", "_wanted")
 
     def __init__(self, max_envelope_bytes: int) -> None:
         self._max = max_envelope_bytes
-        self._parts: list[bytes] = []  # of one unfinished envelope; joined once, so a large one costs one copy
+        self._parts: list[bytes] = []  # of one unfinished small envelope
         self._parts_bytes = 0
         self._wanted = 0
+        self._large: bytearray | None = None  # an unfinished large one, of which `_at` bytes are there
+        self._at = 0
 
     @property
     def rest(self) -> bytes:
         """The beginning of an envelope whose end has not come."""
-        return b"".join(self._parts)
+        return b"".join(self._parts) if self._large is None else bytes(self._large[: self._at])
+
+    def room(self) -> memoryview | None:
+        """Where the next bytes of a large envelope belong; None if none has begun. Tell `filled` how many are there."""
+        return None if self._large is None else memoryview(self._large)[self._at :]
+
+    def filled(self, size: int) -> list[Event]:
+        """The event that `size` more bytes in `room` complete, if they do."""
+        large = self._large
+        assert large is not None
+        self._at += size
+        if self._at < len(large):
+            return []
+        self._large = None
+        with memoryview(large) as whole:
+            return _large_events(whole)
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes, in order."""
+        found: list[Event] = []
+        if self._large is not None:
+            data = self._fill(data, found)
+            if not data:
+                return found
         if self._parts:
             self._parts.append(data)
             self._parts_bytes += len(data)
             if self._parts_bytes < self._wanted:
-                return []
+                return found
             data = b"".join(self._parts)
             self._parts = []
-        found: list[Event] = []
         add = found.append
         position = 0
         available = len(data)
@@ -157,10 +214,7 @@ class Splitter:
                 add(SocketMessage(event, actor, socket, payload.decode() if flags else payload))
             elif kind == _SEND:
                 if flags & MANY:
-                    if 8 * socket > end - body:
-                        raise RemoteProtocolError(1002, f"An envelope of {length} bytes cannot have {socket} targets.")
-                    sockets = list(struct.unpack_from(f"<{socket}Q", data, body))
-                    add(Send(sockets, data[body + 8 * socket : end], bool(flags & TEXT)))
+                    add(_send_to_many(socket, data, body, end, flags))
                 else:
                     add(Send([socket], data[body:end], bool(flags & TEXT)))
                     if event:
@@ -171,14 +225,54 @@ class Splitter:
                 add(_decode_struct(kind, data[body:end]))
             position = end
         if position < available:
-            rest = data[position:] if position else data
-            self._parts = [rest]
-            self._parts_bytes = len(rest)
-            self._wanted = 4 + _unpack(rest, 0)[0] if len(rest) >= HEADER_BYTES else HEADER_BYTES
+            self._keep(data[position:] if position else data)
         return found
 
+    def _fill(self, data: bytes, found: list[Event]) -> bytes:
+        """Put the start of `data` where it belongs; what is left of it."""
+        with self.room() as room:  # type: ignore[union-attr]
+            size = min(len(room), len(data))
+            room[:size] = data[:size]
+        found += self.filled(size)
+        return data[size:]
 
-def _decode_struct(kind: int, payload: bytes) -> Event:
+    def _keep(self, rest: bytes) -> None:
+        """The start of an envelope, whose length, if it is there, has been checked."""
+        self._wanted = 4 + _unpack(rest, 0)[0] if len(rest) >= HEADER_BYTES else HEADER_BYTES
+        if self._wanted >= LARGE_BYTES:
+            self._large = bytearray(self._wanted)
+            self._at = len(rest)
+            self._large[: self._at] = rest
+        else:
+            self._parts = [rest]
+            self._parts_bytes = len(rest)
+
+
+def _send_to_many(count: int, data: bytes | memoryview, body: int, end: int, flags: int) -> Send:
+    if 8 * count > end - body:
+        raise RemoteProtocolError(1002, f"An envelope of {end - body} bytes cannot have {count} targets.")
+    sockets = list(struct.unpack_from(f"<{count}Q", data, body))
+    return Send(sockets, bytes(data[body + 8 * count : end]), bool(flags & TEXT))
+
+
+def _large_events(envelope: memoryview) -> list[Event]:
+    """What one whole envelope says, with one copy of its payload."""
+    _, kind, flags, _, actor, event, socket = _unpack(envelope)
+    size = len(envelope)
+    payload = envelope[HEADER_BYTES:]
+    if kind == _MESSAGE:
+        return [SocketMessage(event, actor, socket, str(payload, "utf-8") if flags else bytes(payload))]
+    if kind == _SEND and flags & MANY:
+        return [_send_to_many(socket, envelope, HEADER_BYTES, size, flags)]
+    if kind == _SEND:
+        sent = Send([socket], bytes(payload), bool(flags & TEXT))
+        return [sent, Done(event, ())] if event else [sent]
+    if kind == _DONE:
+        return [Done(event, struct.unpack_from(f"<{len(payload) // 8}Q", payload))]
+    return [_decode_struct(kind, payload)]
+
+
+def _decode_struct(kind: int, payload: bytes | memoryview) -> Event:
     decoder = _DECODERS.get(kind)
     if decoder is None:
         raise RemoteProtocolError(1002, f"Envelope kind {kind} is unknown to version {events.ENVELOPE_VERSION}.")

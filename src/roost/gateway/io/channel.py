@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _write = os.write
 
 READ_BYTES: Final = 64 * 1024
+READ_LARGE_BYTES: Final = 256 * 1024  # of a large frame at once: other clients wait no longer than that takes
 _JOIN_AT_MOST: Final = 512  # writes joined in one turn before they are written early
 _JOIN_BYTES: Final = 64 * 1024  # nothing is gained by joining to a write as large as this
 
@@ -32,7 +33,7 @@ class Backlog:
     __slots__ = ("chunks", "pong", "size")
 
     def __init__(self, *chunks: bytes) -> None:
-        self.chunks: deque[bytes] = deque(chunks)
+        self.chunks: deque[bytes | memoryview] = deque(chunks)
         self.size = sum(map(len, chunks))
         self.pong: bytes | None = None
 
@@ -40,7 +41,7 @@ class Backlog:
         self.chunks.append(data)
         self.size += len(data)
 
-    def head(self) -> bytes:
+    def head(self) -> bytes | memoryview:
         """What to write next: whole chunks, as many as make a good write."""
         size = count = 0
         for chunk in self.chunks:
@@ -57,7 +58,7 @@ class Backlog:
         while size:
             first = chunks[0]
             if size < len(first):
-                chunks[0] = first[size:]
+                chunks[0] = memoryview(first)[size:]  # a large one is not copied each time the kernel takes some of it
                 return
             size -= len(first)
             chunks.popleft()
@@ -118,29 +119,31 @@ class Channel:
     def flush(self) -> None:
         """Write what is queued in one call; the rest becomes the backlog."""
         out = self.out
-        if type(out) is bytes:
-            data = out
-        elif type(out) is list:
-            data = b"".join(out)
-        else:
-            return
-        if self.fd < 0:
+        if self.fd < 0 or out is None or type(out) is Backlog:
             return
         try:
-            sent = _write(self.fd, data)
+            if type(out) is bytes:
+                sent, size = _write(self.fd, out), len(out)
+            else:
+                size = sum(map(len, out))  # type: ignore[arg-type]
+                sent = os.writev(self.fd, out) if size > _JOIN_BYTES else _write(self.fd, b"".join(out))  # type: ignore[arg-type]
         except BlockingIOError:
-            sent = 0
+            sent, size = 0, 1
         except OSError:
             self.out = None
             self.lost()
             return
-        if sent == len(data):
+        if sent == size:
             self.out = None
             self.drained()
         else:
-            self.out = backlog = Backlog(*pieces(out))
-            backlog.taken(sent)
-            self.turn.reactor.watch(self.fd, self.wanted() | WRITE)
+            self.stalled(sent)
+
+    def stalled(self, sent: int) -> None:
+        """The kernel has taken so many bytes of what was queued, and no more for now."""
+        self.out = backlog = Backlog(*pieces(self.out))  # type: ignore[arg-type]
+        backlog.taken(sent)
+        self.turn.reactor.watch(self.fd, self.wanted() | WRITE)
 
     def writable(self) -> None:
         """The kernel takes more: write the backlog."""
@@ -168,7 +171,7 @@ class Channel:
         else:
             self.drained()
 
-    def send_bytes(self, data: bytes) -> int:
+    def send_bytes(self, data: bytes | memoryview) -> int:
         """How many bytes the kernel took; raises OSError if the connection is broken."""
         try:
             return os.write(self.fd, data)

@@ -19,7 +19,7 @@ import msgspec
 
 from roost.closes import LOST, PINGS, SLOW_READER, CloseCode
 from roost.events import Dial, Redial
-from roost.gateway.io.channel import READ_BYTES, Backlog, Channel, pieces, shut_down_writing
+from roost.gateway.io.channel import READ_BYTES, READ_LARGE_BYTES, Backlog, Channel, pieces, shut_down_writing
 from roost.gateway.io.owner import Relay
 from roost.gateway.io.reactor import READ, WRITE
 from roost.protocol.websocket import (
@@ -37,6 +37,8 @@ from roost.protocol.websocket import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from roost.gateway.io.owner import Owner
     from roost.gateway.io.turn import Turn
 
@@ -133,6 +135,9 @@ class Connection(Channel):
                 return
         if type(self) is Connection:  # `read_bytes` in place of a call: this line runs once a message
             try:
+                if self.decoder is not None and (room := self.decoder.room()) is not None:
+                    self._read_into(self.decoder, room)
+                    return
                 data: bytes | None = _read(self.fd, READ_BYTES)
             except BlockingIOError:
                 return
@@ -148,6 +153,18 @@ class Connection(Channel):
             self.received(data)
         elif data is not None:
             self._ended()
+
+    def _read_into(self, decoder: Decoder, room: memoryview) -> None:
+        """A large frame is under way: read to where it belongs. Raises OSError, BlockingIOError if nothing has come."""
+        with room, room[:READ_LARGE_BYTES] as place:
+            size = os.readv(self.fd, [place])
+        if not size:
+            self._half_closed()
+            return
+        self._events(decoder.filled(size))
+        if decoder.idle:
+            self.decoder = None
+            self.turn.large_message()
 
     def received(self, data: bytes) -> None:
         """Bytes from the client: whole messages on the short way, everything else through a decoder."""
@@ -369,7 +386,7 @@ class Connection(Channel):
             self.attachment,
             self.auto_at_ms,
             self.protocol,
-            [chunk for chunk in (out.chunks if isinstance(out, Backlog) else () if out is None else pieces(out)) if chunk],
+            [bytes(each) for each in _waiting(out) if each],
             out.pong if isinstance(out, Backlog) else None,
             None if self.decoder is None else self.decoder.state(),
             None if due is None else max(0.0, due - self.turn.loop.time()),
@@ -393,6 +410,10 @@ class Connection(Channel):
             backlog.pong = told.pong if told.backlog else None
 
 
+def _waiting(out: bytes | list[bytes] | Backlog | None) -> Iterable[bytes | memoryview]:
+    return out.chunks if isinstance(out, Backlog) else () if out is None else pieces(out)
+
+
 def flush_all(channels: list[Channel]) -> None:
     """Write what each of these has queued: once a turn."""
     for channel in channels:
@@ -406,7 +427,9 @@ def flush_all(channels: list[Channel]) -> None:
                 if sent == len(out):
                     channel.out = None
                     continue
-                channel.out = out[sent:]
+                if sent:
+                    channel.stalled(sent)
+                    continue
             channel.flush()
         except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
             _log.exception("gateway: internal error while writing; the connection is closed")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
+_SEAL_BYTES: Final = 256 * 1024  # sealed at once: what the kernel does not take of it is kept twice
 _LOOK_AGAIN_S: Final = 5.0  # at most so often, and only when somebody connects, the certificate's files are looked at
 
 
@@ -58,7 +59,7 @@ class TlsPipe:
         """What TLS itself has to send: an alert, a key update."""
         return self._outgoing.read()
 
-    def encrypt(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes | memoryview) -> bytes:
         self._tls.write(data)
         return self._outgoing.read()
 
@@ -183,7 +184,7 @@ class Sealed(Channel):
             if not tls.unsent:
                 if not tls.complete or not out.size:
                     return not out.size
-                data = out.head()
+                data = out.head()[:_SEAL_BYTES]
                 out.taken(len(data))
                 try:
                     tls.unsent = tls.encrypt(data)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from roost import memory
 from roost.gateway.counters import Counters
 from roost.gateway.io.access import Access
 from roost.gateway.io.busy_poll import BusyPoll
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
+_TRIM_AFTER_S = 5.0  # without a large message
 _COUNT_BEGINS_NS = 1_767_225_600_000_000_000  # 2026-01-01
 _COUNT_SHIFT = 15  # units of 33 us: 44 bits last for 18 years
 FD_BITS = 20
@@ -138,6 +140,8 @@ class Turn:
         self._deadlines = Deadlines(loop, self._expire)
         self._discarded: dict[int, int] = {}
         self._pings: dict[int, int] = {}
+        self._large_at = 0.0
+        self._trims = False
         self._deflated: tuple[bytes, dict[int, bytes]] = (b"", {})  # the last frame, by window
         self._date = ("", 0)
         self.request_log = request_log
@@ -208,6 +212,21 @@ class Turn:
         following: float | None = None if channel is None else channel.expire(now)
         self.end()
         return following
+
+    def large_message(self) -> None:
+        """One has come: once there have been none for a while, the memory that they took goes back to the system."""
+        self._large_at = self.loop.time()
+        if not self._trims:
+            self._trims = True
+            self.loop.call_later(_TRIM_AFTER_S, self._trim)
+
+    def _trim(self) -> None:
+        left = self._large_at + _TRIM_AFTER_S - self.loop.time()
+        if left > 0:
+            self.loop.call_later(left, self._trim)
+        else:
+            self._trims = False
+            memory.trim()
 
     def allow_ping(self, number: int) -> bool:
         """Count a ping; False if the client has sent too many in this second."""

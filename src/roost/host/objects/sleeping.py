@@ -10,8 +10,8 @@ import asyncio
 import gc
 from typing import TYPE_CHECKING, Protocol
 
+from roost import memory
 from roost.events import DropSockets
-from roost.host import memory
 from roost.host.objects.input_gate import Phase
 from roost.host.objects.pre_shutdown import call_pre_shutdown
 from roost.link.port import NO_CONTEXT

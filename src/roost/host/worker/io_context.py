@@ -12,11 +12,11 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from roost import memory
 from roost.api.runtime import CachePort, Compat, current_context
 from roost.api.socket_end import Accept, Item
 from roost.closes import NOT_ACCEPTED
 from roost.errors import JsException, WorkerError
-from roost.host import memory
 from roost.host.bodies import SenderGone
 from roost.host.worker.aborting import unless_aborted
 from roost.host.worker.pins import NOTHING, Pins

@@ -6,6 +6,24 @@ import ctypes
 import os
 import resource
 import sys
+from typing import Final
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)'s M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+_KEPT_BYTES: Final = 16 * 1024 * 1024
+_MAPPED_FROM_BYTES: Final = 8 * 1024 * 1024
+
+
+def keep_large_blocks() -> None:
+    """Have glibc use again what a large message took, instead of giving it back and getting it page by page: half of the
+    time of an echo of 1 MiB. At most 16 MiB that are free stay with the process, until `trim`. Elsewhere nothing."""
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+    except AttributeError:
+        pass  # musl
 
 
 def trim() -> None:
