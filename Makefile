@@ -48,16 +48,19 @@ npm:
 test: $(STAMP) browser proxies tracer autobahn npm lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
+quick: $(STAMP)  ## the unit and contract tests alone, on two processors in under 20 seconds
+	$(BIN)/python -m pytest -q -n auto tests/unit tests/contract
+
 torture: $(STAMP)  ## random faults under load, judged by their invariants (SEED=1 MINUTES=5); a summary line at the end
-	ROOST_SEED=$(or $(SEED),1) ROOST_MINUTES=$(or $(MINUTES),5) $(BIN)/python -m pytest -q -s tests/faults/test_rows.py -k torture
+	ROOST_SEED=$(or $(SEED),1) ROOST_MINUTES=$(or $(MINUTES),5) $(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/faults/test_rows.py -k torture
 
 acceptance: $(STAMP)  ## the long runs: 100 kills, 200 torn logs, 10,000 alarms, 20 deploys, 100,000 names, 60 s of crashes…
 	ROOST_SEED=$(or $(SEED),1) ROOST_KILLS=100 ROOST_SNAPSHOTS=200 ROOST_ALARMS=10000 ROOST_DEPLOYS=20 ROOST_DEPLOY_SOCKETS=1000 \
 	ROOST_CRASH_S=60 ROOST_CRASH_SOCKETS=1000 ROOST_UPGRADE_SOCKETS=10000 ROOST_UPGRADE_BUSY=200 ROOST_NAMES=100000 \
-	ROOST_READERS=1000 ROOST_STORM=8000 $(BIN)/python -m pytest -q -s -o timeout=1800 tests/faults tests/integration/test_alarms_and_calls.py
+	ROOST_READERS=1000 ROOST_STORM=8000 $(BIN)/python -m pytest -q -s -o timeout=1800 -o faulthandler_timeout=3600 tests/faults tests/integration/test_alarms_and_calls.py
 
 conformance: $(STAMP) autobahn  ## all 517 cases of Autobahn, which takes about 15 minutes
-	ROOST_CONFORMANCE=1 $(BIN)/python -m pytest -q -s tests/conformance/test_autobahn.py
+	ROOST_CONFORMANCE=1 $(BIN)/python -m pytest -q -s -o faulthandler_timeout=1800 tests/conformance/test_autobahn.py
 
 fuzz: $(STAMP)  ## codec, HTTP head, envelope, values, configuration: MINUTES (10) each without a crash, hang or growth
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0

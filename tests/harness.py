@@ -169,7 +169,7 @@ class Load:
     def _join(self, client):
         """Connect, as long as it takes: a gateway may be down."""
         deadline = time.monotonic() + 60
-        while True:
+        while not self._stop.is_set():
             client.incarnation += 1
             try:
                 client.ws = self.node.connect(f"/{client.room}?id={client.name}", timeout_s=60)
@@ -178,7 +178,9 @@ class Load:
                 client.ended.append((client.name, "never joined"))
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.05)
+                self._stop.wait(0.05)
+        else:
+            return  # nobody wants it any more
         client.last_n = None
         client.waiting_for = None
         self._selector.register(client.ws.sock, selectors.EVENT_READ, client)
@@ -229,7 +231,7 @@ class Load:
                     if client.ws is None:
                         self._join(client)
                 for client in self.clients:
-                    if client.waiting_for is None and not self.paused.is_set():
+                    if client.ws is not None and client.waiting_for is None and not self.paused.is_set():
                         try:
                             self._say(client)
                         except OSError:

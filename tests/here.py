@@ -20,6 +20,7 @@ from roost.node.settings import read_settings
 from roost.node.supervisor import Node
 from roost.observe import logs
 from roost.testing import RunningNode
+from roost.testing.node import faults_in
 
 
 class Kept(logging.Handler):
@@ -97,6 +98,8 @@ def running_here(app, data, *, variables=(), admin=None):
         gc.set_threshold(*thresholds)
     assert not thread.is_alive()
     assert not failed
+    faults = faults_in(kept.lines)
+    assert not faults, "errors of Roost's own in the log:\n" + "\n".join(faults)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from roost.protocol import masking
 from roost.protocol.masking import compiled, unmask_plainly
 
-SIZES = [*range(150), 255, 256, 257, 1023, 65_535, 65_536, 65_537, 1_000_003]
+SIZES = [*range(150), 255, 256, 257, 1023, 65_535, 65_536, 65_537, 200_003]
 
 
 def by_definition(data, mask):
@@ -29,11 +29,11 @@ def unmask(request):
     return found
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_as_the_rfc_says(unmask, size):
-    data, mask = os.urandom(size), os.urandom(4)
-    assert unmask(data, mask) == by_definition(data, mask)
-    assert unmask(unmask(data, mask), mask) == data
+def test_as_the_rfc_says(unmask):
+    for size in SIZES:
+        data, mask = os.urandom(size), os.urandom(4)
+        assert unmask(data, mask) == by_definition(data, mask), size
+        assert unmask(unmask(data, mask), mask) == data, size
 
 
 @pytest.mark.parametrize("mask", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x80\0\0\x01"])
@@ -44,14 +44,14 @@ def test_masks_at_the_edges(unmask, mask):
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-@pytest.mark.parametrize("start", range(9))  # whatever the alignment
-def test_kinds_of_buffers_and_what_comes_back(unmask, kind, start):
-    data = kind(bytes(range(200)))[start : start + 131]
-    before = bytes(data)
-    found = unmask(data, b"abcd")
-    assert type(found) is bytes
-    assert found == by_definition(before, b"abcd")
-    assert bytes(data) == before
+def test_kinds_of_buffers_and_what_comes_back(unmask, kind):
+    for start in range(9):  # whatever the alignment
+        data = kind(bytes(range(200)))[start : start + 131]
+        before = bytes(data)
+        found = unmask(data, b"abcd")
+        assert type(found) is bytes
+        assert found == by_definition(before, b"abcd")
+        assert bytes(data) == before
 
 
 def test_the_compiled_one_is_used():

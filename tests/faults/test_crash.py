@@ -145,8 +145,6 @@ def crash_run(app, data, kills, seed, hosts=2):
             report.lost += {message for message, _ in replies} - set(seen)
             report.doubled += [message for message, times in Counter(seen).items() if times > 1]
             report.wrong_counts += [count for count, times in Counter(count for _, count in replies).items() if times > 1]
-        closed = node.counter("closed_host_lost")
-        assert closed == 0, f"{closed} sockets were closed"
     return report
 
 

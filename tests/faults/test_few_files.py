@@ -23,6 +23,8 @@ class Box(DurableObject):
             return Response(None, status=101, web_socket=client)
         n = (await self.ctx.storage.get("n") or 0) + 1
         await self.ctx.storage.put("n", n)
+        if request.url.endswith("/abort"):
+            self.ctx.abort("on purpose")
         return Response(str(n))
 
     async def webSocketMessage(self, ws, message):
@@ -55,7 +57,7 @@ def test_300_objects_with_256_files(tmp_path, mode):
         assert sum(host["databases_parked"] for host in node.status()["hosts"]) > 200
 
 
-@pytest.mark.parametrize("cut", ["sleep", "reset"])
+@pytest.mark.parametrize("cut", ["sleep", "evicted", "reset"])
 def test_no_descriptor_stays_of_objects_that_have_stored(tmp_path, cut):
     app = write_app(tmp_path / "app", SOURCE, "Box", settings="[hibernation]\nidle_s = 0.2\n")
     with running(app) as node:
@@ -63,8 +65,8 @@ def test_no_descriptor_stays_of_objects_that_have_stored(tmp_path, cut):
 
         def some(first):
             for number in range(first, first + 40):
-                assert node.get(f"/{number}")[0] == 200
-            if cut == "reset":
+                assert node.get(f"/{number}/{'abort' if cut == 'reset' else ''}")[0] == (500 if cut == "reset" else 200)
+            if cut == "evicted":
                 node.evict()
             wait_for(lambda: not node.awake())
 

@@ -66,6 +66,28 @@ class Default(WorkerEntrypoint):
     async def fetch(self, request):
         return Response("ok")
 """
+STREAMS = """
+import asyncio
+from workers import DurableObject, Response, WorkerEntrypoint
+
+GATES = []
+
+class Room(DurableObject):
+    def __init__(self, ctx, env):
+        super().__init__(ctx, env)
+
+    async def fetch(self, request):
+        async def pieces():
+            yield b"first"
+            GATES.append(asyncio.get_running_loop().create_future())
+            await GATES[-1]
+            yield b"last"
+        return Response(pieces())
+
+class Default(WorkerEntrypoint):
+    async def fetch(self, request):
+        return Response("ok")
+"""
 SYNC = """
 import contextvars
 from workers import DurableObject, Response, WorkerEntrypoint
@@ -530,3 +552,25 @@ def test_a_message_that_an_earlier_life_has_finished_is_done_without_being_run(t
         assert gateway.done() == e.Done(3, ())
 
     hosted(tmp_path, body)
+
+
+@pytest.mark.parametrize("how", ["to its end", "until the caller gives up"])
+def test_a_body_that_streams_pins(tmp_path, how):
+    async def body(host, gateway, module):
+        gateway.answers_rosters = True
+        gateway.link.send(e.Request(6, "GET", "http://x/", [], b"", False, False, 0, "", REF))
+        await until(lambda: module["GATES"])
+        actor = host.actors.get(REF)
+        assert list(actor.pins.values()) == ["fetch GET running"]
+        host.sleeping.put_to_sleep(host.loop.time() + 3600, 0)
+        assert host.actors.get(REF) is actor, "it may not sleep while somebody reads of it"
+        if how == "to its end":
+            module["GATES"][0].set_result(None)
+            await until(lambda: any(each.last for each in gateway.got if type(each) is e.BodyData))
+        else:
+            gateway.link.send(e.Abort(6, "The client has gone."))
+        await until(lambda: not actor.pins)
+        host.sleeping.put_to_sleep(host.loop.time() + 3600, 0)
+        assert host.actors.get(REF) is None
+
+    hosted(tmp_path, body, STREAMS)

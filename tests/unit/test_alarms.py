@@ -2,6 +2,7 @@
 
 import asyncio
 
+import apsw
 import pytest
 
 from hosted import run_hosted, settle, until
@@ -10,7 +11,7 @@ from roost.api.runtime import Compat
 from roost.clock import ManualClock
 from roost.errors import JsTypeError
 from roost.ids import id_from_name, namespace_key, slot_of
-from roost.storage.alarm_index import AlarmIndex, index_path, mark, prepare
+from roost.storage.alarm_index import AlarmIndex, index_path, mark, object_path, prepare
 from roost.storage.errors import StorageError
 
 SOURCE = """
@@ -191,6 +192,8 @@ def test_w49_the_index_is_told_of_an_earlier_alarm_before_the_commit_and_of_a_la
         commit, put, remove, sync = database.commit, index.put, index.remove, database.sync
         database.commit = lambda: (order.append("commit"), commit())[1]
         database.sync = lambda: (sync(), order.append("on disk"))[0]
+        index_sync = index.sync
+        index.sync = lambda: (index_sync(), order.append("index on disk"))[0]
         index.put = lambda ref, due_ms, *more: (order.append(f"index {due_ms - T0}"), put(ref, due_ms, *more))
         index.remove = lambda ref: (order.append("index none"), remove(ref))
         storage = actor.instance.ctx.storage
@@ -200,7 +203,7 @@ def test_w49_the_index_is_told_of_an_earlier_alarm_before_the_commit_and_of_a_la
             await storage.sync()
             told = f"index {due or 'none'}"
             earlier = due in (10_000, 5_000)  # than none, than 10,000
-            assert order == ([told, "commit", "on disk"] if earlier else ["commit", "on disk", told])
+            assert order == ([told, "commit", "index on disk", "on disk"] if earlier else ["commit", "on disk", told])
 
     alarmed(tmp_path, body)
 
@@ -234,6 +237,80 @@ def test_w50_if_the_commit_fails_the_alarm_runs_again(tmp_path):
         assert [(ran[1], ran[2]) for ran in module["RAN"]] == [(T0 + 1_000, 0), (T0 + 1_000, 0)]  # not counted
         assert (await awake(host)).instance.ctx.storage.kv.get("ran") == 1
         assert host.disk.alarms.count() == 0
+
+    alarmed(tmp_path, body)
+
+
+def test_setbacks_are_not_counted_and_their_pauses_grow(tmp_path):
+    async def body(host, clock, module):
+        async def lose(room):
+            room.ctx.storage._store._database.connection().execute("ROLLBACK")
+
+        module["ACT"] += [lose] * 8
+        await set_alarm(host, T0 + 1_000)
+        await passes(host, clock, 1)
+        for setback, pause_s in enumerate((2, 4, 8, 16, 32, 64, 128, 256)):
+            assert len(module["RAN"]) == setback + 1
+            await passes(host, clock, pause_s - 0.001)
+            assert len(module["RAN"]) == setback + 1
+            await passes(host, clock, 0.001)
+        assert {ran[2] for ran in module["RAN"]} == {0}
+        assert (await awake(host)).instance.ctx.storage.kv.get("ran") == 1
+
+    alarmed(tmp_path, body)
+
+
+def test_an_index_that_cannot_be_told_is_tried_again_later_and_said_once_a_minute(tmp_path, caplog):
+    async def body(host, clock, module):
+        later = []
+        host.loop.call_later, call_later = (
+            lambda delay, call, *more, **options: (
+                later.append((delay, call, more)) if delay == 4.0 else call_later(delay, call, *more, **options)
+            ),
+            host.loop.call_later,
+        )
+        await set_alarm(host, T0 + 1_000)
+        index = host.disk.alarms
+        put, remove = index.put, index.remove
+
+        def full(*_):
+            raise StorageError("the disk is full")
+
+        index.put = index.remove = full
+        for turn in range(3):
+            clock.advance(1)
+            host.alarms.check()
+            await until(lambda turn=turn: len(later) == turn + 1)
+            assert host.alarms.running == 1  # it is not due again before that
+            if turn == 2:
+                index.put, index.remove = put, remove
+            _, over, more = later[-1]
+            over(*more)
+        host.alarms.check()
+        await until(lambda: not host.alarms.running)
+        assert len(module["RAN"]) == 1  # the object itself knows that it ran
+        assert host.disk.alarms.count() == 0
+        said = [each for each in caplog.records if "times so far" in each.getMessage()]
+        assert len(said) == 1
+        assert "tried again in 4 s" in said[0].getMessage()
+
+    alarmed(tmp_path, body)
+
+
+def test_a_handler_that_fails_is_logged_and_counted(tmp_path, caplog):
+    async def body(host, clock, module):
+        async def fail(room):
+            raise ValueError("not today")
+
+        module["ACT"] += [fail]
+        await set_alarm(host, T0 + 1_000)
+        await passes(host, clock, 1)
+        assert host.counters.alarms == 1
+        assert caplog.text.count("alarm failed") == 1
+        assert "ValueError: not today" in caplog.text
+        await passes(host, clock, 2)
+        assert host.counters.alarms == 2
+        assert caplog.text.count("alarm failed") == 1
 
     alarmed(tmp_path, body)
 
@@ -367,21 +444,37 @@ def test_survives_a_restart_and_another_number_of_hosts(tmp_path):
     assert sorted(fired) == sorted(names)
 
 
-@pytest.mark.parametrize("how", ["lost", "damaged", "power loss"])
-def test_a_lost_index_is_made_anew_from_the_objects(tmp_path, how):
+@pytest.mark.parametrize("how", ["lost", "damaged", "damaged inside", "power loss", "another count"])
+def test_a_lost_index_is_made_anew_from_the_objects(tmp_path, how, caplog):
     data = tmp_path / "data"
 
     async def first(host, clock, module):
+        for number in range(200 if how == "damaged inside" else 0):  # more than a page of them
+            host.disk.alarms.put(ref_of(f"other {number}"), T0 + 5_000)
         await set_alarm(host, T0 + 1_000)
+        storage = (await awake(host, ref_of("without an alarm"))).instance.ctx.storage
+        await storage.put("a", 1)
+        await storage.sync()
+        await forget(host)
 
     prepare(data, 1)
     alarmed(tmp_path, first)
     index = index_path(data, 0, 1)
+    mark(data, 1, clean=True)
     if how == "lost":
         for file in (data / "alarms").iterdir():
             file.unlink()
     elif how == "damaged":
         index.write_bytes(b"rubbish" * 1000)
+    elif how == "damaged inside":  # it opens, and only looking at every page finds it
+        content = bytearray(index.read_bytes())
+        content[-4096 * 2 + 100 : -4096] = bytes(3996)
+        index.write_bytes(content)
+        assert apsw.Connection(str(index)).execute("SELECT count(*) FROM cron").fetchone() == (0,)
+    elif how == "another count":
+        other = AlarmIndex(index)
+        other.remove(REF)
+        other.close()
     else:
         mark(data, 1, clean=False)
         state = data / "alarms" / "state.json"
@@ -390,6 +483,7 @@ def test_a_lost_index_is_made_anew_from_the_objects(tmp_path, how):
         other.remove(REF)
         other.close()
     prepare(data, 1)
+    assert "made anew from the objects" in caplog.text
     index = AlarmIndex(index)
     assert [(due.ref, due.due_ms) for due in index.due(T0 + 10_000, 10)] == [(REF, T0 + 1_000)]
     index.close()
@@ -485,6 +579,33 @@ def test_an_index_entry_of_a_class_that_is_gone_stays(tmp_path):
         await settle()
 
     alarmed(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "object_id"),
+    [
+        ("Room", "../" + "a" * 61),
+        ("Room", "A" * 64),
+        ("Room", "a" * 63),
+        ("Room", "a" * 65),
+        ("Room", "a" * 63 + "\n"),
+        ("Room", "g" * 64),
+        ("Room", ""),
+        ("../Room", "a" * 64),
+        ("a/b", "a" * 64),
+        ("", "a" * 64),
+        ("..", "a" * 64),
+    ],
+)
+def test_no_name_from_outside_leaves_the_folder(tmp_path, class_name, object_id):
+    with pytest.raises(ValueError, match="cannot name a file"):
+        object_path(tmp_path, e.ObjectRef(class_name, object_id, None))
+
+
+def test_where_an_object_is(tmp_path):
+    assert (
+        object_path(tmp_path, e.ObjectRef("Room", "ab" * 32, "x")) == tmp_path / "objects/Room/ab" / f"{'ab' * 32}.sqlite"
+    )
 
 
 def test_slots_are_told_apart():

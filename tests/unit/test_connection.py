@@ -359,6 +359,41 @@ def test_our_close_in_each_state(client, state, following):
     assert bool(client.turn.closing_due) == (following == State.CLOSING != state)
 
 
+@pytest.mark.parametrize("state", [State.CLOSING, State.FLUSHING, State.LINGERING, State.GONE])
+def test_no_message_leaves_behind_our_close(client, state):
+    client.connection.state = state
+    assert client.connection.send_frame(encode_message(b"late", True)) is False
+    assert client.connection.out is None
+    assert client.hears() == b""
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PEER_CLOSED, State.ENDED])
+def test_a_message_leaves_before_our_close(client, state):
+    client.connection.state = state
+    assert client.connection.send_frame(encode_message(b"hi", True)) is True
+    assert client.hears() == encode_message(b"hi", True)
+
+
+def test_1006_while_closing_is_the_one_end(client):
+    client.connection.close(1000, "")
+    client.connection.close(1006, "cut")
+    assert client.ends == [("closed", 1006, "cut", False)]
+    assert is_over(client)
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PEER_CLOSED, State.ENDED, State.CLOSING])
+def test_a_failure_has_a_deadline_in_each_state(client, state):
+    client.connection.state = state
+    client.connection.fail(1009, "big")
+    (due,) = client.turn.closing_due.values()
+    client.hears()
+    client.waits_s(due - client.turn.loop.time() - 0.02)
+    assert client.connection.fd >= 0
+    client.waits_s(0.03)
+    assert is_over(client)
+    assert len(client.ends) == (state in (State.OPEN, State.CLOSING))
+
+
 # deadlines
 
 

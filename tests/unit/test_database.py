@@ -1,6 +1,7 @@
 """storage/database.py and host/objects/actor_storage.py on real files: what a review found, each as a test."""
 
 import asyncio
+import threading
 
 import apsw
 import pytest
@@ -347,3 +348,106 @@ def test_pragmas_of_the_platform(tmp_path):
             database.execute(f"PRAGMA {pragma}", ())
     assert database.get("k") == b"v"
     database.close()
+
+
+# `sync()` and `close` in each state
+
+
+class Held:
+    """The object's fsync waits until `let_go`."""
+
+    def __init__(self, store):
+        self.go, self.began = threading.Event(), threading.Event()
+        sync = store._database.sync
+
+        def held():
+            self.began.set()
+            assert self.go.wait(10)
+            sync()
+
+        store._database.sync = held
+
+
+@pytest.mark.parametrize("state", ["scheduled", "syncing", "nested"])
+def test_sync_after_unconfirmed_writes_waits_for_them(tmp_path, state):
+    async def body(store, storage, failures, make):
+        await storage.put("before", 0)
+        await storage.sync()
+        held = Held(store)
+
+        async def write_and_sync():
+            await storage.put("a", 1, allowUnconfirmed=True)
+            await storage.sync()
+            return held.go.is_set()
+
+        if state == "syncing":
+            await storage.put("b", 2)
+            await until(held.began.is_set)
+            assert store.gate.shut
+        if state == "nested":
+
+            async def section(txn):
+                await txn.put("b", 2, allowUnconfirmed=True)
+                with pytest.raises(StorageError, match=r"inside storage.transaction\(\) nothing can wait"):
+                    await storage.sync()  # it would wait for itself
+                return "went on"
+
+            assert await asyncio.wait_for(storage.transaction(section), 5) == "went on"
+        waiting = asyncio.create_task(write_and_sync())
+        await until(held.began.is_set)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert not waiting.done()
+        held.go.set()
+        assert await asyncio.wait_for(waiting, 5)
+        assert not store.busy
+
+    stored(tmp_path, body)
+
+
+def test_a_nested_rollback_after_the_gate_broke(tmp_path):
+    """What is undone inside must not hide that all is lost."""
+
+    async def body(store, storage, failures, make):
+        await storage.put("kept", 1)
+        await storage.sync()
+
+        async def inner(txn):
+            await txn.put("inner", 1)
+            store.give_up(StorageError("the disk is gone"))
+            raise ValueError("undo me")
+
+        async def outer(txn):
+            await txn.put("outer", 1)
+            with pytest.raises((ValueError, StorageError)):
+                await storage.transaction(inner)
+            await txn.put("later", 1)
+
+        with pytest.raises(StorageError, match="the disk is gone"):
+            await asyncio.wait_for(storage.transaction(outer), 5)
+        store.close()
+        again = make()
+        assert [again.get(key) is not None for key in ("kept", "outer", "inner", "later")] == [True, False, False, False]
+        again.close_now()
+
+    stored(tmp_path, body)
+
+
+def test_a_close_while_an_fsync_is_held_waits_for_it(tmp_path):
+    async def body(store, storage, failures, make):
+        await storage.put("a", 1)
+        await storage.sync()
+        held = Held(store)
+        await storage.put("b", 2)
+        await until(held.began.is_set)
+        store.give_up(StorageError("reset"))
+        store.close()
+        successor = make()
+        (closing,) = store._disk._closing.values()
+        assert not closing.done(), "its file is being closed, behind the fsync"
+        held.go.set()
+        assert successor.get("b") is not None  # waits until the file is closed
+        assert closing.done()
+        successor.close_now()
+
+    stored(tmp_path, body)

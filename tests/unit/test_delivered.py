@@ -1,5 +1,10 @@
 """host/objects/delivered.py: which events count as finished after a crash, what is said again, and its size."""
 
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from roost.host.objects.delivered import MAX_COMMIT_GROUP_BYTES, MAX_GROUP_BYTES, Delivered
 
 
@@ -157,3 +162,46 @@ def test_what_wrote_nothing_is_recorded_with_the_next_commit_or_not_at_all():
     stored = commit(delivered, 1, [3])
     successor = Life(stored)
     assert [successor.was_finished(7, event) for event in (1, 2, 3)] == [False, True, True]
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_over_lives_commits_and_confirmations(data):
+    """A host dies at any moment. An event whose commit the disk has and whose gateway does not know it is never run again;
+    one whose commit was lost is."""
+    gateways, stored = Gateways(), None
+    on_disk, known, lost = set(), set(), set()  # events; `known`: to the gateway
+    numbers, batches = itertools.count(1), itertools.count(1)
+    for _ in range(data.draw(st.integers(1, 5), label="lives")):
+        redelivered = (on_disk - known) | lost
+        life = Life(stored, lambda epoch, event, those=redelivered: event in those)
+        for number in sorted(redelivered):
+            assert life.was_finished(7, number) == (number in on_disk), number
+            assert not life.was_finished(7, number)  # its `Done` is on its way
+        told, lost, commits = redelivered & on_disk, set(), []
+        for step in data.draw(st.lists(st.sampled_from(["commit", "disk", "hear"]), max_size=15), label="steps"):
+            if step == "commit":
+                events = [next(numbers) for _ in range(data.draw(st.integers(1, 3), label="events"))]
+                batch = next(batches)
+                commits.append((batch, events, commit(life, batch, events, ask=gateways)))
+            elif step == "disk" and commits:
+                batch, events, stored = commits.pop(0)
+                life.release(batch, gateways)
+                on_disk |= set(events)
+                told |= set(events)
+            elif step == "hear":
+                gateways.hear()
+                known |= told
+        for _, events, record in commits:
+            if data.draw(st.booleans(), label="the disk had it, and nobody was told"):
+                stored = record
+                on_disk |= set(events)
+            else:
+                break
+        lost = {event for _, events, _ in commits for event in events} - on_disk
+    for _ in range(3):  # what every gateway knows is not kept
+        batch = next(batches)
+        stored = commit(life, batch, [next(numbers)], ask=gateways)
+        life.release(batch, gateways)
+        gateways.hear()
+    assert len(Life(stored).earlier) <= 2 + len(on_disk - known) + len(lost)

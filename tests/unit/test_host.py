@@ -349,6 +349,71 @@ def test_gateway_lost_while_waking_ends_the_wait(tmp_path):
     hosted(tmp_path, body)
 
 
+def kept_timers(host, delays):
+    """What is to be called after one of these delays, kept for the test to call."""
+    call_later, kept = host.loop.call_later, []
+
+    def keep(delay, call, *arguments, **options):
+        if delay not in delays:
+            return call_later(delay, call, *arguments, **options)
+        kept.append((delay, call))
+        return call_later(3600, call)
+
+    host.loop.call_later = keep
+    return kept
+
+
+def test_a_gateway_that_hangs_is_waited_for_once(tmp_path, caplog):
+    """The first object to wake waits two seconds for its roster, those after it not at all; its sockets join late."""
+
+    async def body(host, gateway, module):
+        timers = kept_timers(host, (2.0, 0.05))
+        first = host.waking.awaken(REF, "test")
+        assert first.phase.value == "waking"
+        ((delay, look),) = timers
+        assert delay == 2.0
+        first.asked_at -= 2.0  # the time has passed
+        look()
+        assert first.phase.value == "waking", "what has come meanwhile is read first"
+        delay, look = timers[1]
+        assert delay == 0.05
+        look()
+        assert first.phase.value == "awake"
+        assert caplog.text.count("gateway 0 does not answer") == 1
+        second = host.waking.awaken(e.ObjectRef("Room", "0" * 64, None), "test")
+        assert second.phase.value == "awake", "it is known to be slow"
+        assert len(timers) == 2
+        assert not first.sockets
+        gateway.roster(0)  # it answers after all
+        await settle()
+        assert [socket.socket_number for socket in first.sockets] == [101, 102]
+        assert not host.links[0].slow
+        gateway.message(101, "late, and heard")
+        await settle()
+        assert module["SEEN"] == ["late, and heard"]
+        third = host.waking.awaken(e.ObjectRef("Room", "1" * 64, None), "test")
+        assert third.phase.value == "waking", "it is waited for again"
+
+    hosted(tmp_path, body)
+
+
+def test_one_that_asked_later_waits_for_its_own_time(tmp_path):
+    async def body(host, gateway, module):
+        timers = kept_timers(host, (2.0, 0.05))
+        first = host.waking.awaken(REF, "test")
+        second = host.waking.awaken(e.ObjectRef("Room", "0" * 64, None), "test")
+        first.asked_at -= 2.0
+        timers[0][1]()
+        timers[1][1]()
+        assert first.phase.value == "awake"
+        assert second.phase.value == "waking"
+        second.asked_at -= 2.0
+        timers[2][1]()
+        assert second.phase.value == "awake"
+
+    hosted(tmp_path, body)
+
+
 def test_interrupted_handlers_are_not_done(tmp_path):
     """A host that is told to end while a handler waits leaves the event to its successor."""
 

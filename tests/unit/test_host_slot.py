@@ -227,6 +227,31 @@ def test_a_slot_describes_itself_and_another_goes_on(gateway, slot, tmp_path):  
         each._begun.close()
 
 
+def test_what_was_unfinished_at_a_handover_is_redelivered_once_if_the_host_then_dies(gateway, slot, tmp_path):  # noqa: F811
+    slot.attach(Moving(), e.Hello(e.ENVELOPE_VERSION, 0, 1, mark=mark_file(tmp_path, 0, 0), life=5))
+    say(gateway, slot, "abcd")
+    slot.done(1, ())
+    state, descriptors = slot.described(lambda _: False)
+    other = Parts()
+    after = other.slots[0]
+    after.adopt(state, Link(), os.dup(descriptors[1]) if len(descriptors) > 1 else -1)
+    after.done(2, ())  # said to the new gateway
+    assert [event.event for event in after.unfinished] == [3, 4]
+    after.on_closed("it was killed")
+    successor = Link()
+    after.attach(successor, HELLO)
+    assert messages(successor.sent) == [(3, "c"), (4, "d")]
+    assert successor.sent[0].redelivered == [3, 4]
+    after.done(4, ())
+    after.on_closed("this one, too")
+    third = Link()
+    after.attach(third, HELLO)
+    assert messages(third.sent) == []
+    for each in (slot, after):
+        if each._begun is not None:
+            each._begun.close()
+
+
 def test_a_slot_without_a_host_describes_itself(gateway, slot):  # noqa: F811
     state, descriptors = slot.described(lambda _: True)
     assert (state.link, state.begun, state.begun_offset, descriptors) == (-1, -1, 0, [])

@@ -122,7 +122,7 @@ SUITES = [
     ),
     Suite(
         test_http_edges,
-        "test_ranges test_half_closed_websocket test_nothing_splits_a_response test_absolute_targets test_hosts"
+        "test_half_closed_websocket test_nothing_splits_a_response test_absolute_targets test_hosts"
         " test_what_is_refused test_cookies_of_several_lines_are_one_list",
         "",
         make=test_http_edges.make,

@@ -47,6 +47,20 @@ def test_it_is_read_up_to_where_it_is_whole(path, made):
     assert read(path) == expected[:1]
 
 
+def test_a_number_that_is_bound_or_forgotten_twice(path, made):
+    bind(made, 1, b"first")
+    bind(made, 1, b"second")
+    bind(made, 2)
+    made.forgotten(2)
+    made.forgotten(2)
+    made.flush(list)
+    assert read(path) == [lost(1, b"second")]
+    made.forgotten(1)
+    bind(made, 2, b"again")
+    made.flush(list)
+    assert read(path) == [lost(2, b"again")]
+
+
 def test_nothing_is_there_before_the_first(path):
     assert read(path) == []
 

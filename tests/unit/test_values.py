@@ -72,6 +72,26 @@ def test_too_deep_is_refused():
         encode(value)
 
 
+@pytest.mark.parametrize("wrap", [lambda value: [value], lambda value: {"a": value}], ids=["lists", "dicts"])
+def test_two_hundred_levels_and_no_more(wrap):
+    value = 1
+    for _ in range(199):
+        value = wrap(value)
+    assert decode(encode(value)) == value
+    for _ in range(2):
+        value = wrap(value)
+    with pytest.raises(DataCloneError, match="nested more than 200 deep"):
+        encode(value)
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a"], ids=["lists", "dicts"])
+def test_what_was_written_deeper_is_refused(opening):
+    data = encode([])
+    head = data[: data.index(b"\x90")]
+    with pytest.raises(ValueError, match=r"nested too deep|damaged"):
+        decode(head + opening * 5000 + b"\x01")
+
+
 @given(st.binary(max_size=60))
 def test_garbage_is_a_value_error_or_a_value(data):
     try:

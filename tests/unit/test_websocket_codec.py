@@ -144,7 +144,7 @@ def test_the_shortest_way_leaves_everything_else_to_the_others():
 
 def test_short_way_stops_at_what_it_does_not_know():
     good = frame(1, b"ok")
-    for odd in (frame(9, b""), frame(1, b"\xff"), frame(1, b"x" * 70000), b"\x81\x02hi", frame(1, b"a", fin=False)):
+    for odd in (frame(9, b""), frame(1, b"\xff"), frame(1, b"x" * 70000)[:-1], b"\x81\x02hi", frame(1, b"a", fin=False)):
         assert decode_messages(good + odd, LIMIT) == (["ok"], len(good))
 
 
@@ -281,9 +281,8 @@ def test_every_length_form_through_every_path(size, text):
     payload = (b"ab\xc3\xa9" * (size // 4 + 1))[:size] if not text else b"x" * size
     wanted = payload.decode() if text else payload
     frame = mask_frame(encode_message(payload, text), b"\x01\x80\xff\x00")
-    if size < 65_536:  # longer ones are the decoder's
-        assert decode_messages(frame, 1 << 20) == ([wanted], len(frame))
-        assert decode_messages(frame + frame, 1 << 20) == ([wanted, wanted], 2 * len(frame))
+    assert decode_messages(frame, 1 << 20) == ([wanted], len(frame))
+    assert decode_messages(frame + frame, 1 << 20) == ([wanted, wanted], 2 * len(frame))
     if text and size < 126:
         assert decode_short_text(frame, 1 << 20) == wanted
     assert Decoder(1 << 20, masked=True).feed(frame) == [wanted]
@@ -294,6 +293,22 @@ def test_every_length_form_through_every_path(size, text):
     assert Decoder(1 << 20, masked=False).feed(encode_message(payload, text)) == [wanted]
     if size:
         assert decode_messages(frame[:-1], 1 << 20) == ([], 0)
+
+
+@pytest.mark.parametrize(("opcode", "kind"), [(9, Ping), (10, Pong)])
+@pytest.mark.parametrize("size", [0, 1, 124, 125])
+def test_control_frames_up_to_125_bytes(opcode, kind, size):
+    payload = bytes(range(size))
+    for data, masked_ in ((frame(opcode, payload), True), (encode_control(opcode, payload), False)):
+        assert Decoder(LIMIT, masked=masked_).feed(data) == [kind(payload)]
+        decoder = Decoder(LIMIT, masked=masked_)
+        assert [event for byte in data for event in decoder.feed(bytes((byte,)))] == [kind(payload)]
+
+
+@pytest.mark.parametrize("opcode", [8, 9, 10])
+def test_control_frames_of_126_bytes_are_an_error(opcode):
+    (event,) = events_of(frame(opcode, bytes(126)))
+    assert event.code == 1002
 
 
 # large frames

@@ -167,6 +167,11 @@ def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | byt
             if size < 126:
                 break
             body = position + 8
+        elif size == 127 and available - position >= 14:
+            size = int.from_bytes(data[position + 2 : position + 10], "big")
+            if size < 65536:
+                break
+            body = position + 14
         else:
             break
         end = body + size
@@ -283,11 +288,18 @@ class Decoder:
             data = self._fill(data, events)
             if not data or self.finished:
                 return events
-        self._buffer += data
+        if self._buffer:
+            self._buffer += data
+            data = self._buffer
         position = 0
-        while (step := self._frame(position, events)) >= 0:
+        while (step := self._frame(data, position, events)) >= 0:
             position = step
-        del self._buffer[:position]
+        if self.finished or self._large is not None:
+            self._buffer.clear()
+        elif data is self._buffer:
+            del self._buffer[:position]
+        else:
+            self._buffer += data[position:]
         return events
 
     def room(self) -> memoryview | None:
@@ -329,9 +341,8 @@ class Decoder:
         self._large = None
         self._message.clear()
 
-    def _frame(self, position: int, events: list[FrameEvent]) -> int:
+    def _frame(self, buffer: bytes | bytearray | memoryview, position: int, events: list[FrameEvent]) -> int:
         """Handle the frame at `position`; the position after it, or -1 if it is not complete or not valid."""
-        buffer = self._buffer
         available = len(buffer) - position
         if available < 1 or self.finished:
             return -1
@@ -376,7 +387,9 @@ class Decoder:
         if end > len(buffer):
             if size < LARGE_FRAME_BYTES or body > len(buffer):  # the mask may not be there yet
                 return -1
-            return self._begin_large(position, body, mask, size)
+            with memoryview(buffer) as whole, whole[body:] as come:
+                self._large = _LargeFrame(bytes(buffer[position:body]), mask, size, come)
+            return -1
         with memoryview(buffer) as whole, whole[body:end] as part:
             payload = unmask(part, mask) if mask else bytes(part)
         if opcode >= 8:
@@ -384,13 +397,6 @@ class Decoder:
         else:
             self._data(opcode, payload, first, events)
         return end
-
-    def _begin_large(self, position: int, body: int, mask: bytes, size: int) -> Literal[-1]:
-        """The rest of the buffer, which is the beginning of a large frame, gets a place of its own."""
-        with memoryview(self._buffer) as buffer, buffer[body:] as come:
-            self._large = _LargeFrame(bytes(buffer[position:body]), mask, size, come)
-        del self._buffer[position:]
-        return -1
 
     def _total_with(self, size: int) -> int:
         """What the message under way would count with one more frame of `size` bytes."""

@@ -129,21 +129,22 @@ class Database(ObjectFile):
         """Begin a transaction unless one is open."""
         connection = self.connection()
         if not connection.in_transaction:
-            self._check_not_undone()
+            self.check_not_undone()
             connection.execute("BEGIN IMMEDIATE" if self.is_folding else "BEGIN")
             self._begun = True
             self._log_bytes_before = self._log_size()
 
-    def _check_not_undone(self) -> None:
-        """SQLite ends the whole transaction by itself when the disk is full: what was in it is lost, and must not count."""
-        if self._begun:  # and stays so until `rollback`: the commit must fail, too
+    def check_not_undone(self) -> None:
+        """SQLite ends a transaction by itself when the disk is full: what was in it must not count. Raises StorageError."""
+        connection = self._connection
+        if self._begun and (connection is None or not connection.in_transaction):  # until `rollback`: no commit, too
             raise StorageError("the disk refused a write, and all writes of this turn were undone.")
 
     def commit(self) -> bool:
         """Commit what is open; whether there was anything to make durable. Raises StorageError."""
         connection = self._connection
         if connection is None or not connection.in_transaction:
-            self._check_not_undone()
+            self.check_not_undone()
             return False
         wrote = self.is_writing
         try:
@@ -173,7 +174,7 @@ class Database(ObjectFile):
     def rollback_to(self, depth: int) -> None:
         connection = self.connection()
         if not connection.in_transaction:
-            self._check_not_undone()
+            self.check_not_undone()
             return
         connection.execute(f"ROLLBACK TO roost_{depth:d}")
         connection.execute(f"RELEASE roost_{depth:d}")

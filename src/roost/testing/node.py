@@ -19,7 +19,7 @@ from roost.testing.rawws import RawWebSocket, http_get
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class RunningNode:
@@ -145,12 +145,33 @@ _OWN_FILES = f'File "{Path(__file__).resolve().parent.parent}{os.sep}'
 
 
 def _collect(stream: Any, log: list[str], faults: list[str]) -> None:
-    rest = 0
+    found = _Faults(faults)
     for line in stream:
         log.append(line.rstrip("\n"))
         del log[:-10_000]
+        found.look(log[-1])
+
+
+class _Faults:
+    """Lines of a log that are an error of Roost's own, each with what follows it."""
+
+    def __init__(self, found: list[str]) -> None:
+        self._found = found
+        self._rest = 0
+
+    def look(self, line: str) -> None:
         if "internal error" in line or _OWN_FILES in line:
-            rest = 15
-        if rest and len(faults) < _FAULTS_SHOWN:
-            rest -= 1
-            faults.append(log[-1])
+            self._rest = 15
+        if self._rest and len(self._found) < _FAULTS_SHOWN:
+            self._rest -= 1
+            self._found.append(line)
+
+
+def faults_in(log: Iterable[str]) -> list[str]:
+    """The lines of a log that are an error of Roost's own (a traceback through its files, an "internal error"), each with
+    the 14 behind it; at most 60."""
+    found: list[str] = []
+    look = _Faults(found).look
+    for line in log:
+        look(line)
+    return found

@@ -68,8 +68,8 @@ class ActorStorage(Commits):
 
     def set_alarm(self, due_ms: int | None, *, unconfirmed: bool = False) -> None:
         self._writing(unconfirmed=unconfirmed)
-        self._alarm_touched = self._alarm_changed = True
         self._database.set_alarm(None if due_ms is None else max(due_ms, self._disk.clock.wall_ms()))
+        self._alarm_touched = self._alarm_changed = True
 
     def execute(self, sql: str, bindings: tuple[Any, ...]) -> RunPort:
         if not self._batch or self.gate.broken is not None:

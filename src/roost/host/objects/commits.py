@@ -258,6 +258,7 @@ class Commits:
     def _commit_with_records(self, batch: int) -> bool:
         """Commit what is open with what belongs to it: the alarm's index, the finished events. Whether it wrote."""
         if self._alarm_changed:
+            self._database.check_not_undone()  # else the index would learn of the alarm of before, and forget its pause
             self._tell_index()
         if batch and self.delivered.has_new and self._database.is_writing:
             self.load_delivered()
