@@ -49,7 +49,7 @@ test: $(STAMP) browser proxies tracer autobahn npm lint  ## the whole suite
 	$(BIN)/python -m pytest -q
 
 quick: $(STAMP)  ## the unit and contract tests alone, on two processors in under 20 seconds
-	$(BIN)/python -m pytest -q -n auto tests/unit tests/contract
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit tests/contract
 
 torture: $(STAMP)  ## random faults under load, judged by their invariants (SEED=1 MINUTES=5); a summary line at the end
 	ROOST_SEED=$(or $(SEED),1) ROOST_MINUTES=$(or $(MINUTES),5) $(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/faults/test_rows.py -k torture
@@ -68,6 +68,9 @@ fuzz: $(STAMP)  ## codec, HTTP head, envelope, values, configuration: MINUTES (1
 
 bench: $(STAMP)  ## P1-P13: Roost and its peers, side by side, in under 10 minutes
 	$(BIN)/python benchmarks/run.py
+
+bench-sizes: $(STAMP)  ## sizes from 1 KiB to 1 MiB, compression, TLS, wakes that write: in under 12 minutes
+	$(BIN)/python benchmarks/run.py --sizes
 
 compare: $(STAMP)  ## what this tree did to the speed of a commit: BASE=<commit> ROWS=P1,P3 (PAIRS=20 MODES=split,inline)
 	@test -n "$(BASE)" || { echo "make compare needs BASE=<commit>"; exit 2; }

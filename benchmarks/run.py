@@ -1,10 +1,11 @@
-"""Roost and its peers through the same work, in one run: `make bench`, or
+"""Roost and its peers through the same work, in one run: `make bench`, `make bench-sizes`, or
 
-    python benchmarks/run.py [--only P3,P4…] [--peers NAME,…] [--rounds N] [--seconds S] [--json FILE] [--svg FILE]
+    python benchmarks/run.py [--sizes] [--only P3,P4…] [--peers NAME,…] [--rounds N] [--seconds S] [--json FILE]
 
-Medians of interleaved rounds are shown, and the ratio to workerd. Absolute figures are noise on a shared machine; the
-ratios count. Roost serves a hibernating Durable Object with its default settings; workerd the same in JavaScript; the
-others, which have no objects, a plain handler. What is measured is in `works.py`, how servers start in `servers.py`.
+Medians of interleaved rounds are shown, and their ratios to workerd, to the best peer, and to the floor in C. Absolute
+figures are noise on a shared machine; the ratios count. Roost serves a hibernating Durable Object with its default
+settings; workerd the same in JavaScript; the others, which have no objects, a plain handler. What is measured is in
+`works.py` and `sizes.py`, how servers start in `servers.py`.
 """
 
 import argparse
@@ -20,20 +21,28 @@ from pathlib import Path
 
 import chart
 from servers import CACHE, LOAD_CORE, SERVERS
+from sizes import PYTHON_PEERS, SIZES
 from works import WORKS, Options
+
+OURS = ("roost split", "roost inline")
+NO_PEERS = (*OURS, "workerd", "floor")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Roost and its peers, side by side.")
-    parser.add_argument("--only", default=",".join(WORKS), help="works, such as P1,P3")
+    parser.add_argument("--sizes", action="store_true", help="the works of `make bench-sizes`")
+    parser.add_argument("--only", help="works, such as P1,P3")
     parser.add_argument("--peers", default=",".join(SERVERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of measurement, each server and round")
-    parser.add_argument("--json", default=str(CACHE / "bench.json"))
-    parser.add_argument("--svg", default=str(CACHE / "bench.svg"))
+    parser.add_argument("--json")
+    parser.add_argument("--svg")
     options = parser.parse_args()
-    wanted, peers = options.only.split(","), options.peers.split(",")
-    for given, known, what in ((wanted, WORKS, "work"), (peers, SERVERS, "server")):
+    works, name = (SIZES, "bench-sizes") if options.sizes else (WORKS, "bench")
+    wanted, peers = options.only.split(",") if options.only else list(works), options.peers.split(",")
+    json_file = Path(options.json or CACHE / f"{name}.json")
+    svg_file = Path(options.svg or CACHE / f"{name}.svg")
+    for given, known, what in ((wanted, works, "work"), (peers, SERVERS, "server")):
         if unknown := set(given) - set(known):
             parser.error(f"no such {what}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     CACHE.mkdir(exist_ok=True)
@@ -41,7 +50,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped then, too
     figures = []
     began = time.monotonic()
-    for work in dict.fromkeys(WORKS[name] for name in wanted):  # P4, P5 and P10 are one
+    for work in dict.fromkeys(works[name] for name in wanted):  # P4, P5 and P10 are one
         started = time.monotonic()
         try:
             for figure in work(Options(options.rounds, options.seconds, peers)):
@@ -52,30 +61,57 @@ def main():
         print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
     print(f"\n{time.monotonic() - began:.0f} s\n")
     print(table(figures))
+    machine = f"{platform.system()} {platform.release()}, {processor()}, Python {platform.python_version()}"
+    print(f"\n{machine}")
     report = {
-        "machine": f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine,
         "at": time.strftime("%Y-%m-%d %H:%M"),
         "rounds": options.rounds,
         "figures": [as_dict(figure) for figure in figures],
     }
-    Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    Path(options.svg).write_text(chart.svg(report["figures"]))
-    print(f"\nwritten: {options.json}, {options.svg}")
+    json_file.write_text(json.dumps(report, indent=1) + "\n")
+    svg_file.write_text(chart.svg(report["figures"]))
+    print(f"\nwritten: {json_file}, {svg_file}")
+
+
+def processor():
+    """The processor's model, as Linux has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def medians(figure):
     return {name: statistics.median(samples) for name, samples in figure.samples.items() if samples}
 
 
+def best_of(figure, names):
+    """The best median of these, None if none of them has one."""
+    found = [value for name, value in medians(figure).items() if name in names]
+    return (max if figure.more_is_better else min)(found) if found else None
+
+
+def other_of(figure, against):
+    """What a bar is measured against: a server, "best peer", or "best Python peer"."""
+    if against == "best peer":
+        return best_of(figure, [name for name in SERVERS if name not in NO_PEERS])
+    if against == "best Python peer":
+        return best_of(figure, PYTHON_PEERS)
+    return medians(figure).get(against)
+
+
 def verdicts(figure):
-    """Each bar in words, and whether it is reached; None if what it is measured against is missing."""
+    """Each bar in words, and whether it is reached; left out if what it is measured against is missing."""
     found = []
     middle = medians(figure)
     for bar in figure.bars:
-        if bar.server not in middle or (bar.against and bar.against not in middle):
+        other = other_of(figure, bar.against) if bar.against else 1.0
+        if bar.server not in middle or not other:
             continue
         sign = "≥" if figure.more_is_better else "≤"
-        value = middle[bar.server] / middle[bar.against] if bar.against else middle[bar.server]
+        value = middle[bar.server] / other
         reached = value >= bar.factor if figure.more_is_better else value <= bar.factor
         goal = f"{sign} {bar.factor:g}×{bar.against}" if bar.against else f"{sign} {bar.factor:g}"
         found.append((bar.server, goal, value, reached))
@@ -95,7 +131,7 @@ def number(value):
 
 
 def table(figures):
-    lines = ["| # | work | server | median | spread | ÷ workerd | bar |", "|---|---|---|---|---|---|---|"]
+    lines = ["| # | work | server | median | spread | ÷ floor | ÷ best peer | ÷ workerd | bar |", "|" + "---|" * 9]
     for figure in figures:
         middle = medians(figure)
         bars = {}
@@ -103,9 +139,10 @@ def table(figures):
             bars.setdefault(server, []).append(f"{goal}: {number(value)} {'✓' if reached else '✗ missed'}")
         for name, median in middle.items():
             samples = figure.samples[name]
-            ratio = f"{median / middle['workerd']:.2f}" if middle.get("workerd") else ""
+            others = [other_of(figure, each) for each in ("floor", "best peer", "workerd")]
+            ratios = [f"{median / other:.2f}" if other else "" for other in others]
             spread = f"{number(min(samples))}-{number(max(samples))}" if len(samples) > 1 else ""
-            cells = [figure.key, f"{figure.title}, {figure.unit}", name, number(median), spread, ratio]
+            cells = [figure.key, f"{figure.title}, {figure.unit}", name, number(median), spread, *ratios]
             lines.append(f"| {' | '.join([*cells, '; '.join(bars.get(name, []))])} |")
     return "\n".join(lines)
 

@@ -20,6 +20,7 @@ CACHE = HERE / ".cache"
 NPM_PEERS = {"workerd": "1.20261117.1", "bun": "1.4.5", "ws": "8.23.0"}
 SERVER_CORE, LOAD_CORE = "0", "1"
 PICOWS = ("picows==2.3.1", "python-socks==3.2.1")
+UVICORN = ("uvicorn==0.54.0", "httptools==0.9.0", "h11==0.16.0", "click==8.5.1")
 
 
 def tool(name, source=None):
@@ -111,14 +112,15 @@ def python_peer(name):
     return lambda port: [sys.executable, HERE / "peers" / name / "server.py", port]
 
 
-def picows():
-    folder = CACHE / "picows"
-    if not all((folder / name.split("==")[0].replace("-", "_")).exists() for name in PICOWS):
+def installed_peer(name, packages):
+    """A peer that our environment does not have, in a folder of its own; None if it cannot be had."""
+    folder = CACHE / name
+    if not all((folder / package.split("==")[0].replace("-", "_")).exists() for package in packages):
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-        if subprocess.run([*command, "--target", folder, *PICOWS], check=False).returncode:
+        if subprocess.run([*command, "--target", folder, *packages], check=False).returncode:
             return None
-    return lambda port: ["env", f"PYTHONPATH={folder}", sys.executable, HERE / "peers" / "picows" / "server.py", port]
+    return lambda port: ["env", f"PYTHONPATH={folder}", sys.executable, HERE / "peers" / name / "server.py", port]
 
 
 SERVERS = {
@@ -129,7 +131,8 @@ SERVERS = {
     "ws": node_ws,
     "websockets": lambda: python_peer("websockets"),
     "aiohttp": lambda: python_peer("aiohttp"),
-    "picows": picows,
+    "picows": lambda: installed_peer("picows", PICOWS),
+    "uvicorn": lambda: installed_peer("uvicorn", UVICORN),
     "floor": floor,
 }
 ONLY_ECHOES = "floor"

@@ -109,12 +109,12 @@ def echo(options, key, title, depth, bars):
 
 
 def p1(options):
-    bars = [Bar(SPLIT, 2.5, "workerd"), Bar(INLINE, 3.5, "workerd")]
+    bars = [Bar(SPLIT, 0.6, "floor"), Bar(INLINE, 0.8, "floor")]
     yield from echo(options, "P1", "echo, 100 connections, 1 in flight", 1, bars)
 
 
 def p2(options):
-    bars = [Bar(SPLIT, 5, "workerd"), Bar(INLINE, 7, "workerd"), Bar(INLINE, 0.6, "bun")]
+    bars = [Bar(INLINE, 1.0, "best peer")]
     yield from echo(options, "P2", "echo, 100 connections, 8 in flight", 8, bars)
 
 
@@ -123,7 +123,7 @@ def p3(options):
         return load(server, "fan", "/fan/a", 1000, 64, seconds)["per_s"]
 
     samples = rounds(options, (), sample, lambda server: sample(server, 0, 0.5), longer=(SPLIT, INLINE, "workerd", "bun"))
-    bars = [Bar(SPLIT, 3.5, "workerd"), Bar(INLINE, 0.7, "bun")]
+    bars = [Bar(SPLIT, 0.9, "bun")]
     yield Figure("P3", "fan-out to 1,000 by the plain loop", "deliveries/s", samples, bars=bars)
 
 
@@ -135,7 +135,7 @@ def p6(options):
 
     names, compared = (SPLIT, INLINE, "workerd", "bun", "aiohttp"), (SPLIT, "workerd")
     samples = rounds(options, names, sample, lambda server: sample(server, -1), longer=compared)
-    yield Figure("P6", "upgrades: worker fetch, object, 101", "upgrades/s", samples, bars=[Bar(SPLIT, 2, "workerd")])
+    yield Figure("P6", "upgrades: worker fetch, object, 101", "upgrades/s", samples, bars=[Bar(SPLIT, 2.5, "workerd")])
 
 
 def p7(options):
@@ -153,7 +153,7 @@ def p9(options):
         return load(server, "get", "/hello", 64, seconds, generator="httpload")["per_s"]
 
     samples = rounds(options, (SPLIT, INLINE, "workerd", "bun", "aiohttp"), sample, lambda server: sample(server, 0, 0.5))
-    bars = [Bar(SPLIT, 0.5, "workerd"), Bar(INLINE, 0.8, "workerd")]
+    bars = [Bar(SPLIT, 1.5, "workerd"), Bar(INLINE, 2, "workerd")]
     yield Figure("P9", "HTTP fetch of a short text, 64 connections", "requests/s", samples, bars=bars)
 
 
@@ -163,9 +163,10 @@ def p9(options):
 class Held:
     """Connections that somebody else keeps open."""
 
-    def __init__(self, port, path, count, *, distinct=0, source=0):
+    def __init__(self, port, path, count, *, distinct=0, source=0, tls=False):
         """The first `distinct` numbers of a path with %d, if not `count` of them; from the address 127.0.0.2 + `source`."""
         environment = {"WSLOAD_FROM": str(source)} | ({"WSLOAD_MOD": str(distinct)} if distinct else {})
+        environment |= {"WSLOAD_TLS": "1"} if tls else {}
         command = ["taskset", "-c", LOAD_CORE, tool("wsload"), "idle", str(port), path, str(count), "600"]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment

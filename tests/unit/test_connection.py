@@ -11,7 +11,7 @@ from roost.gateway.io.connection import Connection, State, find_socket, flush_al
 from roost.gateway.io.owner import Owner, Relay
 from roost.gateway.io.reactor import READ, WRITE
 from roost.gateway.routing.host_slot import HostSlot
-from roost.protocol.websocket import encode_message, mask_frame
+from roost.protocol.websocket import encode_message, mask_frame, message_head
 from turns import flush, make_turn, pair, received
 
 MADE = []
@@ -392,6 +392,43 @@ def test_a_failure_has_a_deadline_in_each_state(client, state):
     client.waits_s(0.03)
     assert is_over(client)
     assert len(client.ends) == (state in (State.OPEN, State.CLOSING))
+
+
+@pytest.mark.parametrize("size", [40_000, 70_000, 3_000_000])
+def test_a_large_message_leaves_at_once_and_whole(client, size):
+    payload = bytes(range(256)) * (size // 256)
+    assert client.connection.send_large(message_head(len(payload), False), payload) is True
+    if size > 1_000_000:
+        assert type(client.connection.out) is Backlog
+        assert client.connection.out.size < size
+    behind = b"" if size > 1_000_000 else encode_message(b"behind it", True)  # more would be closed as a slow reader
+    if behind:
+        client.connection.write(behind)
+        flush(client.turn)
+    assert client.drain() == encode_message(payload, False) + behind
+
+
+def test_a_large_message_waits_behind_what_is_queued(client):
+    client.connection.write(encode_message(b"first", True))
+    assert client.connection.send_large(b"", bytes(40_000)) is False
+    assert client.hears() == encode_message(b"first", True)
+    client.fill()
+    assert client.connection.send_large(b"", bytes(40_000)) is False
+
+
+def test_a_large_message_of_which_the_kernel_takes_a_part_of_the_head(client, monkeypatch):
+    payload = bytes(40_000)
+    monkeypatch.setattr(module.os, "writev", lambda fd, parts: module._write(fd, parts[0][:3]))
+    assert client.connection.send_large(message_head(len(payload), True), payload) is True
+    monkeypatch.undo()
+    assert client.drain() == encode_message(payload, True)
+
+
+@pytest.mark.parametrize("state", [State.CLOSING, State.FLUSHING, State.LINGERING, State.GONE])
+def test_no_large_message_leaves_behind_our_close(client, state):
+    client.connection.state = state
+    assert client.connection.send_large(b"", bytes(40_000)) is False
+    assert client.hears() == b""
 
 
 # deadlines

@@ -123,7 +123,7 @@ def test_a_handler_that_goes_on_writing_while_the_disk_is_slow(tmp_path, monkeyp
 
     async def body(disk):
         room = Object(disk)
-        for _ in range(60):
+        for _ in range(100):
             await room.write(60_000)
         await room.settle()
         assert room.largest_log <= BOUNDS.max_bytes

@@ -14,6 +14,7 @@ from roost.node.child_process import FOLLOWS, MUTE_S, ChildProcess, Life
 from roost.node.heartbeat import Heartbeat, mute
 from roost.node.orders import Failed, Quarantine
 from roost.node.quarantine import Suspects
+from roost.node.restarts import Past
 
 
 class Loop:
@@ -99,18 +100,33 @@ def test_one_ping_at_a_time(child):
 
 
 def test_pauses_grow_and_begin_anew():
-    deaths, pauses = 0, []
+    past, pauses = Past(), []
     for _ in range(8):
-        decided = restarts.after(deaths, 1.0, 5.0)
-        deaths = decided.deaths
+        decided = restarts.after(past, 1.0, 5.0)
+        past = decided.past
         pauses.append(decided.pause_s)
     assert pauses == [0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0]
     assert decided.is_hopeless
-    assert not restarts.after(3, 1.0, 5.0).is_hopeless
-    assert restarts.after(4, 1.0, 5.0).is_hopeless
-    assert restarts.after(7, 10.1, 5.0) == (0, 0.0, False)
-    assert restarts.after(7, 10.0, 5.0).deaths == 8
-    assert restarts.after(7, 1.0, 0.3).pause_s == 0.3
+    assert not restarts.after(Past(3), 1.0, 5.0).is_hopeless
+    assert restarts.after(Past(4), 1.0, 5.0).is_hopeless
+    assert restarts.after(Past(7), 10.1, 5.0) == (Past(), 0.0, False)
+    assert restarts.after(Past(7), 10.0, 5.0).past.deaths == 8
+    assert restarts.after(Past(7), 1.0, 0.3).pause_s == 0.3
+
+
+def test_one_that_others_kill_comes_back_at_once():
+    """The worker is not to blame: no breaker, and what it did before still counts."""
+    past, pauses = Past(deaths=4), []
+    for _ in range(20):
+        decided = restarts.after(past, 1.0, 5.0, by_others=True)
+        past = decided.past
+        pauses.append(decided.pause_s)
+        assert not decided.is_hopeless
+    assert pauses[:4] == [0.0, 0.0, 0.1, 0.2]
+    assert set(pauses[4:]) == {0.2}
+    assert past.deaths == 4
+    assert restarts.after(past, 1.0, 5.0).is_hopeless
+    assert restarts.after(past, 11.0, 5.0, by_others=True) == (Past(), 0.0, False)
 
 
 @pytest.mark.parametrize(

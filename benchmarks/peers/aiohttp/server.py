@@ -1,14 +1,20 @@
-"""aiohttp on uvloop: /echo echoes, /fan sends to everybody by the plain loop, /hello is plain HTTP."""
+"""aiohttp on uvloop: /echo echoes, /fan sends to everybody by the plain loop, /hello is plain HTTP. PEER_DEFLATE
+compresses, PEER_TLS is a folder with cert.pem and key.pem."""
 
 import asyncio
 import os
+import ssl
 import sys
 
 import uvloop
 from aiohttp import WSMsgType, web
 
 everybody = set()
-DEFAULTS = bool(os.environ.get("PEER_DEFAULTS"))
+DEFAULTS = bool(os.environ.get("PEER_DEFAULTS") or os.environ.get("PEER_DEFLATE"))
+TLS = None
+if folder := os.environ.get("PEER_TLS"):
+    TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    TLS.load_cert_chain(f"{folder}/cert.pem", f"{folder}/key.pem")
 
 
 async def handle(request):
@@ -19,6 +25,9 @@ async def handle(request):
         everybody.add(ws)
     try:
         async for message in ws:
+            if message.type is WSMsgType.BINARY:
+                await ws.send_bytes(message.data)
+                continue
             if message.type is not WSMsgType.TEXT:
                 continue
             if fan:
@@ -41,7 +50,7 @@ async def main():
     app.router.add_get("/{tail:.*}", handle)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", int(sys.argv[1]), backlog=4096).start()
+    await web.TCPSite(runner, "127.0.0.1", int(sys.argv[1]), backlog=4096, ssl_context=TLS).start()
     print("ready", flush=True)
     await asyncio.Future()
 

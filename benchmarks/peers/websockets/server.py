@@ -1,7 +1,9 @@
-"""`websockets` on uvloop: /echo echoes, /fan broadcasts."""
+"""`websockets` on uvloop: /echo echoes, /fan broadcasts. PEER_DEFLATE compresses, PEER_TLS is a folder with cert.pem and
+key.pem."""
 
 import asyncio
 import os
+import ssl
 import sys
 
 import uvloop
@@ -9,6 +11,11 @@ from websockets.asyncio.server import broadcast, serve
 
 everybody = set()
 OPTIONS = {} if os.environ.get("PEER_DEFAULTS") else {"compression": None, "ping_interval": None}
+if os.environ.get("PEER_DEFLATE"):
+    OPTIONS["compression"] = "deflate"
+if folder := os.environ.get("PEER_TLS"):
+    OPTIONS["ssl"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    OPTIONS["ssl"].load_cert_chain(f"{folder}/cert.pem", f"{folder}/key.pem")
 
 
 async def handle(ws):

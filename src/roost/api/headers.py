@@ -36,8 +36,9 @@ class Headers:
 
     def __init__(self, init: Any = None) -> None:
         self.pairs: list[tuple[str, str]] = []
-        for name, value in _pairs_of(init):
-            self.append(name, value)
+        if init is not None:
+            for name, value in _pairs_of(init):
+                self.append(name, value)
 
     @classmethod
     def new(cls, init: Any = None, **fields: str) -> Self:
@@ -54,10 +55,10 @@ class Headers:
         return headers
 
     def append(self, name: str, value: Any) -> None:
-        text = _text(value).strip(" \t\r\n")
+        text = (value if type(value) is str else _text(value)).strip(" \t\r\n")
         if not name or not name.isascii() or not _BAD_NAME.isdisjoint(name):
             raise JsTypeError(f"Invalid header name {name!r}.")
-        if any(c in text for c in "\r\n\0"):
+        if "\r" in text or "\n" in text or "\0" in text:
             raise JsTypeError(f"Invalid value of header {name!r}: it must not contain line breaks or NUL.")
         if not text.isascii() and any(ord(c) > 0xFF for c in text):
             raise JsTypeError(f"Invalid value of header {name!r}: it has a character beyond Latin-1; encode it first.")
@@ -113,7 +114,12 @@ class Headers:
             function(value, name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(field.lower() == name.lower() for field, _ in self.pairs)
+        if self.pairs and isinstance(name, str):
+            wanted = name.lower()
+            for field, _ in self.pairs:
+                if field.lower() == wanted:
+                    return True
+        return False
 
     def __getitem__(self, name: str) -> str:
         value = self.get(name)
@@ -138,8 +144,6 @@ class Headers:
 
 
 def _pairs_of(init: Any) -> Iterable[tuple[str, Any]]:
-    if init is None:
-        return ()
     if isinstance(init, Headers):
         return init.pairs
     if hasattr(init, "items"):

@@ -16,14 +16,13 @@ from roost.bindings.assets import AssetsConfig
 from roost.clock import SystemClock
 from roost.errors import ConfigError, RoostError, WorkerError
 from roost.events import ObjectRef
-from roost.gateway.gateway import Gateway
-from roost.gateway.io.tls import ServerTls
 from roost.observe import logs
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from roost.gateway.gateway import Gateway
     from roost.host.host import Host
     from roost.host.spec import HostSpec
     from roost.host.watchdog import Stuck, Watchdog
@@ -48,6 +47,10 @@ def make_gateway(
     log_format: str = "text",
 ) -> Gateway:
     """A gateway for the app, not yet listening. `epoch` 0: its host is in the same process."""
+    # Here, so that a host's process and the node's never import what only gateways need.
+    from roost.gateway.gateway import Gateway
+    from roost.gateway.io.tls import ServerTls
+
     network = settings.network
     gateway = Gateway(
         loop,
@@ -201,6 +204,7 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
+    gc.enable()  # a child begins without it: what it imports is no garbage
 
 
 def gateway_report(gateway: Gateway) -> dict[str, Any]:

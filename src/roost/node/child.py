@@ -7,6 +7,7 @@ too. What all children do is here; what only gateways or only hosts do, in their
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -122,6 +123,7 @@ async def _main(fd: int) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # until `calm_collector`
     forget_allocator(os.environ)
     code = uvloop.run(_main(int(sys.argv[1])))
     logging.shutdown()

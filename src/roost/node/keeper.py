@@ -58,7 +58,7 @@ class Keeper:
 
     async def keep(self, role: str, index: int, listen_fds: list[int]) -> None:
         """One place, until the node stops."""
-        deaths = 0
+        past = restarts.Past()
         while not self._stopping.is_set():
             child = await self._next(role, index, listen_fds)
             if child is None:
@@ -73,10 +73,10 @@ class Keeper:
             elif self._stopping.is_set():
                 return
             elif child.is_replaced:
-                deaths = 0
+                past = restarts.Past()
                 self._look_for_culprit(role, child)
             else:
-                deaths = await self._died(role, index, child, deaths)
+                past = await self._died(role, index, child, past)
 
     async def _next(self, role: str, index: int, listen_fds: list[int]) -> ChildProcess | None:
         """The successor that waits for the place, or a new child; None if it could not be started."""
@@ -105,15 +105,17 @@ class Keeper:
             await asyncio.sleep(restarts.LONGEST_PAUSE_S)
             return None
 
-    async def _died(self, role: str, index: int, child: ChildProcess, deaths: int) -> int:
+    async def _died(self, role: str, index: int, child: ChildProcess, past: restarts.Past) -> restarts.Past:
         """It was to go on: say so, and wait before the next; how many have died in a row."""
         ran_s = asyncio.get_running_loop().time() - child.started_at
         code = child.process.returncode or 0
-        restart = restarts.after(deaths, ran_s, self._settings.timeouts.restart_pause_s)
+        out_of_memory = code == -signal.SIGKILL and self._kernel_kills.happened()
+        by_others = code == -signal.SIGKILL and not child.blamed and not out_of_memory
+        restart = restarts.after(past, ran_s, self._settings.timeouts.restart_pause_s, by_others=by_others)
         if role == "host" and restart.is_hopeless:
-            self._open_breaker(index, restart.deaths)
+            self._open_breaker(index, restart.past.deaths)
         how = restarts.how(code)
-        if code == -signal.SIGKILL and self._kernel_kills.happened():
+        if out_of_memory:
             doing = mark.read(child.mark) if role == "host" else None
             how += " by the kernel: memory ran out" + (f", in webSocketMessage of {doing['what']}" if doing else "")
         if child.failure is not None:
@@ -126,7 +128,7 @@ class Keeper:
             _log.error("node: %s ended (%s) and is replaced%s", child.name, how, pause)
             self._look_for_culprit(role, child)
         await asyncio.sleep(restart.pause_s)
-        return restart.deaths
+        return restart.past
 
     def _look_for_culprit(self, role: str, child: ChildProcess) -> None:
         """A host has ended: whether the handler that ran then was the reason."""

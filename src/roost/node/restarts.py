@@ -7,23 +7,36 @@ from typing import Final, NamedTuple
 
 STABLE_AFTER_S: Final = 10.0  # who has run for so long begins anew when it dies
 _PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+_KILL_PAUSES_S: Final = (0.0, 0.0, 0.0, 0.1, 0.2)  # the worker is not to blame: only so that it does not spin
 LONGEST_PAUSE_S: Final = _PAUSES_S[-1]
 BREAKER_DEATHS: Final = 5  # of one host in a row, each before it was stable: then nobody is let wait for it
 
 
-class Restart(NamedTuple):
-    """What follows a death. `deaths`: in a row, each before it was stable."""
+class Past(NamedTuple):
+    """How often the child of a place died before it was stable, in a row: by itself, and killed by somebody else."""
 
-    deaths: int
+    deaths: int = 0
+    kills: int = 0
+
+
+class Restart(NamedTuple):
+    """What follows a death."""
+
+    past: Past
     pause_s: float
     is_hopeless: bool
 
 
-def after(deaths: int, ran_s: float, longest_pause_s: float) -> Restart:
-    """A child has died that ran for so long, after so many others in a row."""
-    deaths = 0 if ran_s > STABLE_AFTER_S else deaths + 1
-    pause_s = min(_PAUSES_S[min(deaths, len(_PAUSES_S) - 1)], longest_pause_s)
-    return Restart(deaths, pause_s, deaths >= BREAKER_DEATHS)
+def after(past: Past, ran_s: float, longest_pause_s: float, *, by_others: bool = False) -> Restart:
+    """A child has died that ran for so long."""
+    deaths, kills = (0, 0) if ran_s > STABLE_AFTER_S else past
+    if by_others:
+        kills += ran_s <= STABLE_AFTER_S
+        pause_s = _KILL_PAUSES_S[min(kills, len(_KILL_PAUSES_S) - 1)]
+    else:
+        deaths += ran_s <= STABLE_AFTER_S
+        pause_s = _PAUSES_S[min(deaths, len(_PAUSES_S) - 1)]
+    return Restart(Past(deaths, kills), min(pause_s, longest_pause_s), not by_others and deaths >= BREAKER_DEATHS)
 
 
 def is_suspect(code: int, *, replaced: bool, blamed: bool) -> bool:

@@ -86,6 +86,11 @@ _SMALL_TEXT: Final = [bytes((0x81, size)) for size in range(126)]
 _SMALL_BINARY: Final = [bytes((0x82, size)) for size in range(126)]
 
 
+def message_head(size: int, text: bool) -> bytes:
+    """What stands before a payload of that size in a server's frame."""
+    return _header(0x81 if text else 0x82, size, 0)
+
+
 def encode_message(payload: bytes, text: bool) -> bytes:
     """A whole message as one unmasked frame (a server's)."""
     size = len(payload)
@@ -177,7 +182,7 @@ def decode_messages(data: bytes, max_message_bytes: int) -> tuple[list[str | byt
         end = body + size
         if end > available or size > max_message_bytes:
             break
-        payload = unmask(data[body:end], data[body - 4 : body])
+        payload = unmask(data[body:end] if size < 4096 else memoryview(data)[body:end], data[body - 4 : body])
         if first == 0x81:
             try:
                 messages.append(payload.decode())

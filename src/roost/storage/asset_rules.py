@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 import re
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
-
-import pathspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -206,17 +204,23 @@ class Ignored:
     """`.assetsignore`: files that are not served, in the language of `.gitignore`."""
 
     def __init__(self, path: Path) -> None:
-        lines = []
-        for number, line in _lines(path):
+        self._spec: Any = None
+        lines = list(_lines(path))
+        if not lines:
+            return
+        import pathspec  # here, as few have such a file: it takes as long as a tenth of a host's start
+
+        kept = []
+        for number, line in lines:
             try:
                 pathspec.GitIgnoreSpec.from_lines([line])
-                lines.append(line)
+                kept.append(line)
             except ValueError as error:
                 _log.warning("assets: %s:%d: %r is no pattern: %s", path, number, line, error)
-        self._spec = pathspec.GitIgnoreSpec.from_lines(lines)
+        self._spec = pathspec.GitIgnoreSpec.from_lines(kept)
 
     def __contains__(self, relative: object) -> bool:
-        return isinstance(relative, str) and self._spec.match_file(relative)
+        return self._spec is not None and isinstance(relative, str) and bool(self._spec.match_file(relative))
 
 
 class PathPatterns:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _write = os.write
 
-READ_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 68 * 1024  # a message of 64 KiB and its head
 READ_LARGE_BYTES: Final = 256 * 1024  # of a large frame at once: other clients wait no longer than that takes
 _JOIN_AT_MOST: Final = 512  # writes joined in one turn before they are written early
 _JOIN_BYTES: Final = 64 * 1024  # nothing is gained by joining to a write as large as this
@@ -32,7 +32,7 @@ class Backlog:
 
     __slots__ = ("chunks", "pong", "size")
 
-    def __init__(self, *chunks: bytes) -> None:
+    def __init__(self, *chunks: bytes | memoryview) -> None:
         self.chunks: deque[bytes | memoryview] = deque(chunks)
         self.size = sum(map(len, chunks))
         self.pong: bytes | None = None

@@ -34,11 +34,13 @@ from roost.protocol.websocket import (
     decode_messages,
     decode_short_text,
     encode_control,
+    message_head,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from roost.events import Send
     from roost.gateway.io.owner import Owner
     from roost.gateway.io.turn import Turn
 
@@ -283,6 +285,20 @@ class Connection(Channel):
         self.write(self.turn.deflated(frame, self.deflate) if self.deflate else frame)
         return True
 
+    def send_large(self, head: bytes, payload: bytes) -> bool:
+        """Send a message's frame now, without joining its parts; False if it has to be sent as others are."""
+        if self.out is not None or self.state > State.PEER_CLOSED or self.deflate or type(self) is not Connection:
+            return False
+        try:
+            sent = os.writev(self.fd, [head, payload])
+        except OSError:
+            return False  # `flush` finds the same, and knows what to do
+        if sent < len(head) + len(payload):
+            rest = memoryview(payload)[sent - len(head) :] if sent >= len(head) else head[sent:] + payload
+            self.out = Backlog(rest)
+            self.turn.reactor.watch(self.fd, self.wanted() | WRITE)
+        return True
+
     def close(self, code: int, reason: str) -> None:
         """Start or answer the closing handshake, after everything queued. 1006 cuts without a frame. Idempotent."""
         if code == CloseCode.ABNORMAL:
@@ -434,6 +450,18 @@ def flush_all(channels: list[Channel]) -> None:
         except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
             _log.exception("gateway: internal error while writing; the connection is closed")
             channel.broken(error)
+
+
+def sent_large(turn: Turn, event: Send) -> bool:
+    """Whether a large message to one client has left, or is on its way; else it goes as others do."""
+    if len(event.sockets) > 1:
+        return False  # one copy for all
+    connection = turn.find(event.sockets[0])
+    if not isinstance(connection, Connection):
+        return False
+    sent = connection.send_large(message_head(len(event.payload), event.text), event.payload)
+    turn.counters.sends += sent
+    return sent
 
 
 def find_socket(turn: Turn, number: int) -> Connection | None:

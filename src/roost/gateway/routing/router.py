@@ -55,13 +55,14 @@ from roost.events import (
     SocketOpened,
     WakingMessage,
 )
-from roost.gateway.io.connection import Connection, State, find_socket, flush_all
+from roost.gateway.io.connection import Connection, State, find_socket, flush_all, sent_large
 from roost.gateway.io.owner import Owner, Relay
 from roost.gateway.io.turn import FD_MASK
 from roost.gateway.io.upstream_connection import UpstreamConnection
 from roost.gateway.routing.host_slot import Departed, HostSlot
 from roost.gateway.routing.owed import COUNT_FROM_BYTES
 from roost.gateway.routing.sockets import ActorRecord
+from roost.protocol.envelope import LARGE_BYTES
 from roost.protocol.websocket import encode_message
 
 if TYPE_CHECKING:
@@ -251,6 +252,8 @@ class Router:
             try:
                 kind = type(event)
                 if kind is Send:
+                    if len(event.payload) >= LARGE_BYTES and sent_large(self.turn, event):  # type: ignore[union-attr,arg-type]
+                        continue
                     frame = encode_message(event.payload, event.text)  # type: ignore[union-attr]
                     dirty = self.turn.dirty
                     number: int
@@ -269,10 +272,7 @@ class Router:
                         if connection is None or connection.number != number:
                             connection = aliases.get(number)
                             if connection is None:
-                                if number in self.upgrades.pending:
-                                    self.upgrades.pending[number].events.append(Send([number], event.payload, event.text))  # type: ignore[union-attr]
-                                else:
-                                    counters.sends_to_closed += 1
+                                self._send_to_nobody(number, event)  # type: ignore[arg-type]
                                 continue
                         if not connection.send_frame(frame):
                             counters.sends_to_closed += 1
@@ -296,6 +296,13 @@ class Router:
         if confirm is not None and slot.current is not None:
             slot.current.rider = Confirmed(confirm.number)
         self.turn.end()
+
+    def _send_to_nobody(self, number: int, event: Send) -> None:
+        """The socket is not there yet, or not any more."""
+        if number in self.upgrades.pending:
+            self.upgrades.pending[number].events.append(Send([number], event.payload, event.text))
+        else:
+            self.turn.counters.sends_to_closed += 1
 
     def flush_connections(self) -> None:
         """Write what is queued for clients. What must not leave before the journal knows of it waits for the turn's end."""
