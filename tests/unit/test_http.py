@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roost.errors import RemoteProtocolError
+from roost.protocol.handshake import accept_key, check_handshake, wants_websocket
 from roost.protocol.http import (
     Data,
     EndOfMessage,
@@ -14,13 +15,10 @@ from roost.protocol.http import (
     RequestHead,
     RequestParser,
     ResponseParser,
-    accept_key,
-    check_handshake,
     encode_head,
     encode_request,
     has_token,
     simple_response,
-    wants_websocket,
 )
 
 

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -76,12 +77,12 @@ static void ready(int fd) {
     from += taken;
   }
   if (to) { put(fd, c->in, to); if (!clients[fd].open) return; }
-  memmove(c->in, c->in + from, c->have - from); c->have -= from;
-  if (!c->have && c->room > 131072) { free(c->in); c->in = 0; c->room = 0; }
+  if (from) { memmove(c->in, c->in + from, c->have - from); c->have -= from; }
 }
 
 int main(int argc, char **argv) {
   if (argc < 2) return 2;
+  mallopt(M_MMAP_THRESHOLD, 32 << 20); mallopt(M_TRIM_THRESHOLD, 256 << 20);  // large blocks are used again, page by page
   struct rlimit files; getrlimit(RLIMIT_NOFILE, &files); files.rlim_cur = files.rlim_max; setrlimit(RLIMIT_NOFILE, &files);
   int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0); poll_ = epoll_create1(0);
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _NOT_IN_REASON: Final = re.compile("[\r\n\0\u0100-\U0010ffff]").search
 _ABSOLUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:").match
 _TEXT = "text/plain;charset=UTF-8"
+_TEXT_FIELD = ("Content-Type", _TEXT)
 
 
 class Body:
@@ -137,7 +138,9 @@ def _to_body(value: Any, headers: Headers, what: str) -> bytes | AsyncIterator[b
     if value is None:
         return None
     if isinstance(value, str):
-        if "content-type" not in headers:
+        if not headers.pairs:
+            headers.pairs.append(_TEXT_FIELD)
+        elif "content-type" not in headers:
             headers.append("Content-Type", _TEXT)
         return value.encode("utf-8", "replace")
     if isinstance(value, FormData):
@@ -348,7 +351,7 @@ class Response(FetchResponse):
                                "web_socket=client).")  # fmt: skip
         if self.status != 101 and not 200 <= self.status <= 599:
             raise JsRangeError(f"Responses may only be constructed with status codes 200 to 599, not {self.status}.")
-        if _NOT_IN_REASON(str(status_text)):
+        if status_text and _NOT_IN_REASON(str(status_text)):
             raise JsTypeError("The status text must not have line breaks, NUL or characters beyond Latin-1.")
         self.status_text = status_text
         self.headers = Headers(headers)

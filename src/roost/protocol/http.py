@@ -1,16 +1,13 @@
-"""HTTP/1.1 heads and bodies: bytes ↔ events, and the WebSocket handshake. Pure; the parsing itself is llhttp's.
+"""HTTP/1.1 heads and bodies: bytes ↔ events. Pure; the parsing itself is llhttp's.
 
 What llhttp accepts and Roost refuses is here: several or no Host, HTTP/0.9, oversized heads. Requests are refused,
 never repaired: what two parsers may read differently is how requests are smuggled (RFC 9112 §11.2).
 
-Source: RFC 9112; RFC 9110; RFC 6455 §4 for the handshake.
+Source: RFC 9112; RFC 9110.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import ipaddress
 import re
 from email.utils import formatdate
@@ -22,8 +19,6 @@ import msgspec
 
 from roost.errors import RemoteProtocolError
 from roost.events import Headers
-
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 
 class HeadLimits(msgspec.Struct, frozen=True):
@@ -316,20 +311,34 @@ _NOT_IN_NAME: Final = re.compile("[ \t\r\n:\0]").search
 _NOT_IN_VALUE: Final = re.compile("[\r\n\0]").search
 
 
+_USUAL: Final = frozenset({"Content-Type", "content-type", "Content-Length", "Date", "Cache-Control", "cache-control"})
+_MAX_LINES: Final = 500
+_lines: Final[dict[tuple[str, str], str]] = {}  # of usual fields, with values that were checked
+
+
 def encode_head(status: int, reason: str, headers: Headers) -> bytes:
     """A response head. Raises ValueError if a name, value or the reason would end its line (response splitting), or cannot
     be sent as Latin-1."""
-    if _NOT_IN_VALUE(reason):
+    if reason and _NOT_IN_VALUE(reason):
         raise ValueError("The status text has a character that would end its line.")
     lines = [f"HTTP/1.1 {status} {reason or reason_of(status)}"]
-    for name, value in headers:
-        if not name or _NOT_IN_NAME(name) or _NOT_IN_VALUE(value):
-            raise ValueError(f"The header {name!r} has a character that must not be in a header.")
-        lines.append(f"{name}: {value}")
+    lines += [_lines.get(field) or _line(field) for field in headers]
     try:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
     except UnicodeEncodeError as error:
         raise ValueError("A header or the status text has a character beyond Latin-1.") from error
+
+
+def _line(field: tuple[str, str]) -> str:
+    name, value = field
+    if not name or _NOT_IN_NAME(name) or _NOT_IN_VALUE(value):
+        raise ValueError(f"The header {name!r} has a character that must not be in a header.")
+    line = f"{name}: {value}"
+    if name in _USUAL:
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        _lines[field] = line
+    return line
 
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -353,45 +362,6 @@ def simple_response(status: int, text: str, headers: Headers | None = None, *, c
     if close:
         fields.append(("Connection", "close"))
     return encode_head(status, "", fields) + body
-
-
-# --- the WebSocket handshake (RFC 6455 §4) ------------------------------------------------------------------------
-
-
-def accept_key(key: str) -> str:
-    """The Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455 §4.2.2)."""
-    return base64.b64encode(hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()).decode()
-
-
-def wants_websocket(head: RequestHead) -> bool:
-    """Whether the request asks for WebSocket at all; `check_handshake` says if it asks well."""
-    return has_token(head.fields.get("upgrade"), "websocket")
-
-
-def check_handshake(head: RequestHead) -> str:
-    """The request's key. Raises RemoteProtocolError (400 or 426) with what is missing and how to mend it.
-
-    Source: RFC 6455 §4.2.1. Connection is required: a 101 that a proxy did not ask for is how requests are smuggled.
-    """
-    if head.method != "GET" or head.version != "1.1":
-        raise RemoteProtocolError(400, "WebSocket handshake failed: it must be a GET request of HTTP/1.1.")
-    fields = head.fields
-    if not has_token(fields.get("connection"), "upgrade"):
-        raise RemoteProtocolError(
-            400, 'WebSocket handshake failed: missing header "Connection: Upgrade" (a proxy in front must pass it on).'
-        )
-    if fields.get("sec-websocket-version") != "13":
-        raise RemoteProtocolError(426, 'WebSocket handshake failed: send "Sec-WebSocket-Version: 13".')
-    key = fields.get("sec-websocket-key", "")
-    try:
-        valid = len(base64.b64decode(key, validate=True)) == 16
-    except (binascii.Error, ValueError):
-        valid = False
-    if not valid:
-        raise RemoteProtocolError(
-            400, "WebSocket handshake failed: missing or invalid Sec-WebSocket-Key (16 random bytes in base64)."
-        )
-    return key
 
 
 def encode_request(method: str, target: str, headers: Headers) -> bytes:

@@ -111,6 +111,9 @@ def frame_body(head: RequestHead, status: int, size: int | None, fields: Headers
     HTTP/1.0 with the connection. `size`: of a body that is there; None: it follows in pieces."""
     method, version = head.method, head.version
     length = get_header(fields, "content-length")
+    if size is not None and length is None and not bodiless:  # as nearly always
+        fields.append(("Content-Length", str(size)))
+        return UNFRAMED
     if size is None and not bodiless and length is not None and length.isdigit():
         return Framing(left=int(length))
     if method == "HEAD" and length is not None:

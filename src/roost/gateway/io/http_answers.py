@@ -143,7 +143,7 @@ class HttpAnswers(Channel):
         head = self._head
         if head is None:
             return
-        fields: Headers = [(name, value) for name, value in response.headers if name.lower() not in NOT_FROM_WORKERS]
+        fields: Headers = [field for field in response.headers if field[0].lower() not in NOT_FROM_WORKERS]
         bodiless = has_no_body(head.method, response.status)
         last = not response.more_body
         if bodiless and response.more_body:  # a stream that nobody may see

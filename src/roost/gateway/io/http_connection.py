@@ -19,17 +19,15 @@ from roost.gateway.io.connection import Connection
 from roost.gateway.io.http_answers import HttpAnswers
 from roost.gateway.io.reactor import READ, WRITE
 from roost.protocol.deflate import agree
+from roost.protocol.handshake import accept_key, check_handshake, wants_websocket
 from roost.protocol.http import (
     Data,
     EndOfMessage,
     HttpEvent,
     RequestHead,
-    accept_key,
-    check_handshake,
     encode_head,
     get_header,
     has_token,
-    wants_websocket,
 )
 from roost.protocol.http_server import (
     NOT_IN_101,

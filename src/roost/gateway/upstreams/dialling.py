@@ -18,7 +18,8 @@ from roost.gateway.io.admission import watch_over
 from roost.gateway.io.tls import TlsPipe, TlsUpstreamConnection
 from roost.gateway.io.upstream_connection import UpstreamConnection
 from roost.protocol.deflate import EXTENSION, OFFER, check_agreed
-from roost.protocol.http import ResponseParser, accept_key, encode_request, get_header, has_token
+from roost.protocol.handshake import accept_key
+from roost.protocol.http import ResponseParser, encode_request, get_header, has_token
 from roost.trust import client_context
 
 if TYPE_CHECKING:

@@ -50,8 +50,7 @@ class Requests:
     def begin(self, gateway: GatewayLink, event: RequestEvent) -> None:
         """Start to serve; in place as far as it goes without waiting."""
         surroundings = self._surroundings
-        path = event.url.split("://", 1)[-1].partition("/")[2].split("?", 1)[0]
-        context = RequestContext(surroundings, f"{event.method} /{path}", surroundings.worker.compat, gateway)
+        context = RequestContext(surroundings, _label(event), surroundings.worker.compat, gateway)
         self.open += 1
         context.run_coroutine(self._serve(gateway, event, context), context.fresh_variables(), "request")
 
@@ -62,10 +61,15 @@ class Requests:
             body.length = _said_length(event.headers)
         request = Request.incoming(event.method, normalised(event.url) or event.url, event.headers, body)
         if event.peer:
-            request.headers.set("CF-Connecting-IP", event.peer)  # never the client's word for it
+            if "cf-connecting-ip" in request.headers:
+                request.headers.delete("CF-Connecting-IP")  # never the client's word for it
+            request.headers.pairs.append(("CF-Connecting-IP", event.peer))
         gateway.served[event.request] = request
         try:
-            response = await self._run(event, request, context)
+            if event.target is None and not self._surroundings.dev:  # as nearly all
+                response = await self.fetch(request, context)
+            else:
+                response = await self._run(event, request, context)
             await self._answer(gateway, event, response, context)
         except BaseException as error:  # noqa: BLE001 - the user's
             context.failed_in("fetch", error)
@@ -104,7 +108,7 @@ class Requests:
             handler = getattr(entrypoint(ctx, surroundings.worker.env), "fetch", None)
             if handler is None:
                 raise WorkerError("class Default has no fetch method; add `async def fetch(self, request)`.")
-            result = handler(*(request,)[: self._takes])
+            result = handler(request) if self._takes else handler()
         else:
             result = entrypoint(*(request, surroundings.worker.env, ctx)[: self._takes])
         response = await result if hasattr(result, "__await__") else result
@@ -227,6 +231,14 @@ class Requests:
         writer = self._writers.get((gateway.index, request))
         if writer is not None:
             writer.abort()
+
+
+def _label(event: RequestEvent) -> str:
+    """How logs name the request: without its query, which may hold secrets."""
+    url = event.url
+    start = url.find("/", url.find("://") + 3)
+    end = url.find("?", start)
+    return f"{event.method} {url[start:] if end < 0 else url[start:end]}" if start >= 0 else f"{event.method} /"
 
 
 def _arguments_of(entrypoint: Any) -> int:
