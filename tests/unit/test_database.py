@@ -350,6 +350,38 @@ def test_pragmas_of_the_platform(tmp_path):
     database.close()
 
 
+def test_where_nearly_every_life_writes_the_file_is_opened_to_write_at_once(tmp_path):
+    async def body(store, storage, failures, make):
+        disk, seen = store._disk, []
+        store.close()
+        for life in range(30):
+            store = make()
+            storage = DurableObjectStorage(store)
+            await storage.get("n")
+            seen.append(store._database._connection is not None)
+            if life < 25:
+                await storage.put("n", life)
+                await storage.sync()
+            store.close()
+            await disk.closed()
+            await asyncio.sleep(0)
+        assert not any(seen[:10])
+        assert seen[24]
+        assert not seen[29], "and as soon as some do not, only to read"
+        assert Database(disk.path(REF)).get("n") is not None
+
+    stored(tmp_path, body)
+
+
+def test_what_a_cut_first_write_left_is_not_opened_to_write_by_a_reader(tmp_path):
+    path = tmp_path / "object.sqlite"
+    path.write_bytes(b"")
+    database = Database(path, "x", will_write=lambda: True)
+    assert database.get("a") is None
+    assert path.read_bytes() == b""
+    database.close()
+
+
 # `sync()` and `close` in each state
 
 

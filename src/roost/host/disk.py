@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from roost.errors import InternalError
 from roost.storage.alarm_index import AlarmIndex, index_path, object_path
-from roost.storage.database import close_database
 from roost.storage.folding import FOLD_BYTES, MAX_LOG_BYTES
 from roost.storage.restoring import put_in_place
 
@@ -48,6 +47,20 @@ class LogBounds(NamedTuple):
 
     max_bytes: int = MAX_LOG_BYTES
     total_bytes: int = 64 * MAX_LOG_BYTES
+
+
+class Habits:
+    """By class, the share of lives whose objects wrote, of those that used their storage; the later ones count for more."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, float] = {}  # of the worker's classes
+
+    def saw(self, class_name: str, *, wrote: bool) -> None:
+        self._shares[class_name] = 0.9 * self._shares.get(class_name, 0.5) + 0.1 * wrote
+
+    def writes(self, class_name: str) -> bool:
+        """Whether an object of that class that reads is nearly certain to write."""
+        return self._shares.get(class_name, 0.5) > 0.9
 
 
 class OpenStorage(Protocol):
@@ -84,6 +97,7 @@ class Disk:
         self.clock = clock
         self.log_bounds = log_bounds or LogBounds()
         self.fold_bytes = min(FOLD_BYTES, self.log_bounds.max_bytes // 4)  # from this size on a log is folded
+        self.habits = Habits()
         self.parked = 0  # files closed because too many were open
         self.logs_folded = 0
         self.folds_held = 0  # that did not empty their log, as something held it
@@ -276,3 +290,16 @@ class Disk:
         self.alarms.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def close_database(database: Database, running: Future[Any] | None) -> None:
+    """Close a file once its last fsync is over; remove it if nothing is left in it. For a thread: it waits."""
+    try:
+        if running is not None:
+            running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served
+        if database.may_be_empty and database.is_empty():
+            database.destroy()
+        else:
+            database.close()
+    except Exception:  # noqa: BLE001 - on a thread, where nobody else would see it
+        _log.exception("storage: a database could not be closed cleanly")

@@ -36,7 +36,6 @@ from roost.storage.user_sql import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
     from pathlib import Path
 
     from roost.storage.folding import Folded
@@ -67,9 +66,10 @@ class Database(ObjectFile):
         opened: Callable[[], None] = lambda: None,
         is_known: Callable[[], bool] = lambda: False,
         make_room: Callable[[], bool] = lambda: False,
+        will_write: Callable[[], bool] = lambda: False,
         max_log_bytes: int = MAX_LOG_BYTES * LARGE_COMMITS,
     ) -> None:
-        super().__init__(path, name, before_opening, opened, is_known, make_room)
+        super().__init__(path, name, before_opening, opened, is_known, make_room, will_write)
         self._max_log_bytes = max_log_bytes  # with everything that is not yet committed
         self._log_bytes_before = 0  # the open transaction: a reader may hold what earlier ones wrote
         self._unseen_bytes = 0  # about as many were written since somebody looked how large the log is
@@ -385,16 +385,3 @@ class Database(ObjectFile):
     def _authorize(self, *action: Any) -> int:
         """Ours is always allowed."""
         return authorize(*action) if self._user_sql else int(apsw.SQLITE_OK)
-
-
-def close_database(database: Database, running: Future[Any] | None) -> None:
-    """Close a file once its last fsync is over; remove it if nothing is left in it. For a thread: it waits."""
-    try:
-        if running is not None:
-            running.exception(30)  # an fsync of this very file; the disk's threads are first come, first served
-        if database.may_be_empty and database.is_empty():
-            database.destroy()
-        else:
-            database.close()
-    except Exception:  # noqa: BLE001 - on a thread, where nobody else would see it
-        _log.exception("storage: a database could not be closed cleanly")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from roost.storage.database import close_database
+from roost.host.disk import close_database
 from roost.storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ class ActorStorage(Commits):
         if database is None:
             return
         if database.is_open:
+            self._disk.habits.saw(self._ref.class_name, wrote=self._commits > 0)
             self._disk.close(self._disk.path(self._ref), database, self._on_disk)
             self._disk.forget(self)
         else:

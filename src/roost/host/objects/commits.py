@@ -120,6 +120,7 @@ class Commits:
                 opened=self._opened,
                 is_known=lambda: disk.alarms.due_ms(ref) is not None,
                 make_room=lambda: disk.make_room(self),
+                will_write=lambda: disk.habits.writes(ref.class_name),
                 max_log_bytes=disk.log_bounds.max_bytes * LARGE_COMMITS,
             )
             self._database_made = database
