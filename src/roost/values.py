@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import struct
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -46,6 +47,7 @@ _FLOAT = struct.Struct(">d")
 
 
 _COUNT = struct.Struct(">I")
+_FIRST = itemgetter(0)
 
 
 class DataCloneError(JsException):
@@ -327,7 +329,11 @@ _PLAIN: dict[bytes, Any] = {b"n": None, b"t": True, b"f": False}
 def as_js(value: Any) -> Any:
     """A value of plain dicts and lists, without cycles, whose objects may then be read by attribute."""
     if type(value) is dict:
-        return JsDict({key: as_js(item) if type(item) in _SEEN_DIFFERENTLY else item for key, item in value.items()})
+        found = JsDict(value)
+        for key, item in value.items():
+            if type(item) in _SEEN_DIFFERENTLY:
+                found[key] = as_js(item)
+        return found
     if type(value) is list:
         for index, item in enumerate(value):
             if type(item) in _SEEN_DIFFERENTLY:
@@ -366,12 +372,13 @@ def decode(data: bytes) -> Any:
     return value
 
 
-def decode_all(encoded: Sequence[bytes]) -> list[Any]:
-    """The values of many, in one go where they are of version 2. Raises ValueError."""
-    if len(encoded) > 1 and all(data[:1] == b"\x91" for data in encoded):
+def decode_all_js(encoded: Sequence[bytes]) -> list[Any]:
+    """As `decode_js`, the values of many, in one go where they are of version 2. Raises ValueError."""
+    if len(encoded) > 1:
         try:
-            values: list[Any] = _unpack(b"\xdd%b%b" % (_COUNT.pack(len(encoded)), b"".join([data[1:] for data in encoded])))
-            return values
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError):
+            if bytes(map(_FIRST, encoded)).count(0x91) == len(encoded):
+                values = _unpack(b"\xdd%b%b" % (_COUNT.pack(len(encoded)), b"".join(encoded)))
+                return [as_js(value) for (value,) in values]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError, IndexError):
             pass  # one of them is damaged: one by one, so that it is known which
-    return [decode(data) for data in encoded]
+    return [decode_js(data) for data in encoded]

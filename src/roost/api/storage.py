@@ -19,7 +19,7 @@ from roost.api.buffers import ArrayBuffer, to_bytes
 from roost.api.promises import at_once, eager
 from roost.errors import JsException, JsRangeError, JsTypeError
 from roost.js_values import JsDict, JsList, JsMap
-from roost.values import as_js, decode_all, decode_js, encode
+from roost.values import decode_all_js, decode_js, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -57,8 +57,9 @@ class StorePort(Protocol):
     def delete(self, key: str, *, unconfirmed: bool) -> bool: ...
 
     def list(
-        self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None
-    ) -> Iterator[tuple[str, bytes]]: ...
+        self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None,
+        whole: bool = False,
+    ) -> Iterator[tuple[str, bytes]]: ...  # fmt: skip
 
     def delete_all(self, *, alarm_too: bool) -> None: ...
 
@@ -95,11 +96,6 @@ class StorePort(Protocol):
     def block(self) -> Callable[[], None]:
         """Start no new event of the object until the returned function is called."""
         ...
-
-
-def _as_js(raws: list[bytes]) -> list[Any]:
-    values = decode_all(raws)
-    return [as_js(value) if raw[:1] == b"\x91" else value for raw, value in zip(raws, values, strict=True)]
 
 
 def _options(given: Any, more: dict[str, Any], allowed: tuple[str, ...], what: str) -> dict[str, Any]:
@@ -192,8 +188,8 @@ class _Operations:
     def list(self, options: Any = None, **more: Any) -> dict[str, Any]:
         """Pairs in the order of their keys' UTF-8 bytes."""
         chosen = _options(options, more, (*_LIST_OPTIONS, *_READ_OPTIONS), "list()")
-        rows = list(self._store.list(**_list_bounds(chosen)))
-        return JsMap(zip([key for key, _ in rows], _as_js([raw for _, raw in rows]), strict=True))
+        keys, raws = tuple(zip(*self._store.list(**_list_bounds(chosen), whole=True), strict=True)) or ((), ())
+        return JsMap(zip(keys, decode_all_js(raws), strict=True))
 
     @at_once
     def setAlarm(self, scheduled: Any, options: Any = None, **more: Any) -> None:

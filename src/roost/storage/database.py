@@ -258,15 +258,17 @@ class Database(ObjectFile):
         return self.connection().total_changes() > before
 
     def list(
-        self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None
-    ) -> Iterator[tuple[str, bytes]]:
-        """Pairs in the order of their keys' UTF-8 bytes; bounds keep their meaning when reversed."""
+        self, *, start: str | None, after: str | None, end: str | None, prefix: str, reverse: bool, limit: int | None,
+        whole: bool = False,
+    ) -> Iterator[tuple[str, bytes]]:  # fmt: skip
+        """Pairs in the order of their keys' UTF-8 bytes; bounds keep their meaning when reversed. `whole`: they are all
+        wanted, now."""
         if not self.exists():
             return iter(())
         sql, bindings = list_query(start=start, after=after, end=end, prefix=prefix, reverse=reverse, limit=limit)
         connection = self._reading()
         rows = connection.execute(sql, bindings)
-        if connection is self._reader:
+        if whole or connection is self._reader:
             return iter(rows.fetchall())  # type: ignore[arg-type] # the reader goes at the first write
         listing = Listing(rows)
         self._cursors.add(listing)
