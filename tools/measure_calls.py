@@ -1,10 +1,11 @@
-"""What a message, a wake, an upgrade and more cost in calls (`make measure-calls`): counts, which no clock has a part in.
+"""What a message, a wake, an upgrade and more cost (`make measure-calls`): counts, which no clock has a part in.
 
     python tools/measure_calls.py [--base COMMIT]
 
 With `--base`, the figures of a commit stand before those of this tree. A node with one process
 (`--inline`) serves an app of this tool; `sys.setprofile` counts what it calls while an act is repeated: functions in
-Python, and those in C that Python calls.
+Python, and those in C that Python calls. With them stands how many objects that the cycle collector knows (containers) stay
+of each act.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ idle_s = 0.2
 """
 
 COUNTER = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
 
 counts = [0, 0]
+before = 0
 
 def count(frame, event, argument):
     if event == "call":
@@ -89,11 +91,17 @@ def count(frame, event, argument):
         counts[1] += 1
 
 def begin(*_):
+    global before
     counts[:] = [0, 0]
+    gc.collect()
+    gc.disable()
+    before = gc.get_count()[0]
     sys.setprofile(count)
 
 def end(*_):
     sys.setprofile(None)
+    counts.append(gc.get_count()[0] - before)
+    gc.enable()
     with open(os.environ["COUNTS"] + ".new", "w") as file:
         json.dump(counts, file)
     os.rename(os.environ["COUNTS"] + ".new", os.environ["COUNTS"])
@@ -127,7 +135,7 @@ class Node:
         self.port = int(re.findall(r":(\d+)", line)[-1])
 
     def count(self, act: Callable[[], None], times: int) -> list[float]:
-        """Calls in Python and in C for each of `times` acts."""
+        """Calls in Python and in C, and containers that stay, for each of `times` acts."""
         self.process.send_signal(signal.SIGUSR1)
         time.sleep(0.1)  # a signal has no answer
         for _ in range(times):
@@ -181,7 +189,7 @@ def get(connection: socket.socket) -> None:
 
 
 def measure(source: Path) -> dict[str, list[float]]:
-    """Calls in Python and in C, by act."""
+    """Calls in Python and in C, and containers that stay, by act."""
     with tempfile.TemporaryDirectory() as folder:
         node = Node(source, Path(folder))
         try:
@@ -218,7 +226,10 @@ def main() -> None:
             results.append(measure(Path(folder) / "src"))
     results.append(measure(root / "src"))
     for act in results[0]:
-        print(f"{act:28}" + "   ->  ".join(f"{result[act][0]:7.1f} Python {result[act][1]:7.1f} C" for result in results))
+        figures = [
+            f"{python:7.1f} Python {c:7.1f} C {stay:6.1f} stay" for python, c, stay in (each[act] for each in results)
+        ]
+        print(f"{act:28}" + "   ->  ".join(figures))
 
 
 if __name__ == "__main__":

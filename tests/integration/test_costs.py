@@ -4,6 +4,7 @@ The worker is the benchmarks' own. `/proc/PID/io` counts what a process reads fr
 receives and sends over a link); strace counts every system call.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -273,3 +274,24 @@ def test_a_wake_asks_nothing(report):
     """The roster comes with the message: no round trip before the handler."""
     assert report["wake"] == [["Roster", "SocketMessage"], ["Send", "Done"]]
     assert report["wake alone"] == [["WakingMessage"], ["Send", "Done"]]
+
+
+# by act: calls in Python, in C, containers that stay; what was measured on 2026-12-01, and a tenth more
+MOST = {
+    "an echo": (42, 36, 0.5),
+    "a put and an echo": (176, 115, 1),
+    "a call of another object": (215, 127, 1),
+    "a GET": (129, 112, 0.5),
+    "an upgrade and its end": (337, 293, 5),
+    "a wake and an echo": (76, 56, 18),
+}
+
+
+def test_what_each_act_calls_and_what_stays_of_it():
+    spec = importlib.util.spec_from_file_location("measure_calls", ROOT / "tools/measure_calls.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    found = tool.measure(ROOT / "src")
+    assert found.keys() == MOST.keys()
+    for act, figures in found.items():
+        assert all(figure <= most for figure, most in zip(figures, MOST[act], strict=True)), (act, figures, MOST[act])
