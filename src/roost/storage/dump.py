@@ -110,18 +110,24 @@ def _json_value(value: Any) -> Any:
     return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
-def _readable(key: str, raw: bytes) -> dict[str, Any]:
-    """A stored value as JSON if JSON can carry it exactly, else its encoding. Raises StorageError if it is damaged."""
+_as_json: Final = json.JSONEncoder(allow_nan=False).encode
+_from_json: Final = json.JSONDecoder().decode
+
+
+def _pair(key: str, raw: bytes) -> str:
+    """The line of a key: its value as JSON if JSON can carry it exactly, else its encoding. Raises StorageError if it is
+    damaged."""
     try:
         value = decode(raw)
     except (ValueError, TypeError) as error:
         raise StorageError(f"the value of {key[:60]!r} is damaged: {error}") from error
     try:
-        if encode(json.loads(json.dumps(value, allow_nan=False))) == raw:
-            return {"value": value}
+        text = _as_json(value)
+        if encode(_from_json(text)) == raw:
+            return f'{{"key": {_as_json(key)}, "value": {text}}}\n'
     except (ValueError, TypeError, RecursionError):
         pass
-    return {"encoded": base64.b64encode(raw).decode()}
+    return json.dumps({"key": key, "encoded": base64.b64encode(raw).decode()}) + "\n"
 
 
 def dump_object(ref: ObjectRef, path: Path, out: IO[str]) -> str:
@@ -162,7 +168,7 @@ def _dump_whole(ref: ObjectRef, path: Path, out: IO[str]) -> None:
         keys = rows = 0
         for key, raw in connection.execute("SELECT key, value FROM _cf_KV ORDER BY key"):
             keys += 1
-            line(key=key, **_readable(key, raw))
+            out.write(_pair(key, raw))
         schema = _user_schema(connection)
         for kind, _, sql in schema:
             if kind == "table":
