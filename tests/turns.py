@@ -109,6 +109,9 @@ def make_turn(**limits):
         looked=[],
         _discarded={},
         _pings={},
+        _large_at=0.0,
+        _trimmed_at=0.0,
+        _trims=False,
         _deadlines=SimpleNamespace(add=lambda due, number: None),  # tests call `expire` themselves
         _deflated=(b"", {}),
         _date=("", 0),
@@ -116,6 +119,8 @@ def make_turn(**limits):
     timers = turn.timers = []
     turn.access = Access(turn.limits.allowed_origins, turn.limits.trusted_proxies)
     for name in (
+        "large_message",
+        "_trim",
         "new_number",
         "new_virtual_number",
         "seen_number",

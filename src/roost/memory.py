@@ -15,7 +15,7 @@ _MAPPED_FROM_BYTES: Final = 8 * 1024 * 1024
 
 def keep_large_blocks() -> None:
     """Have glibc use again what a large message took, instead of giving it back and getting it page by page: half of the
-    time of an echo of 1 MiB. At most 16 MiB that are free stay with the process, until `trim`. Elsewhere nothing."""
+    time of an echo of 1 MiB. At most 16 MiB that are free stay at the end of its heap, until `trim`. Elsewhere nothing."""
     if sys.platform != "linux":
         return
     try:

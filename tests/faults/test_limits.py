@@ -263,4 +263,6 @@ def test_what_the_kernel_kills_for_memory_is_known_by_its_count(tmp_path):
         file.write_text(file.read_text().replace("oom_kill 4", "oom_kill 5").replace("oom_kill 0", "oom_kill 1"))
         assert kills.happened()
         assert not kills.happened()
+        file.write_text(file.read_text().replace("oom_kill 5", "oom_kill 7").replace("oom_kill 1", "oom_kill 3"))
+        assert [kills.happened() for _ in range(3)] == [True, True, False], "two at once explain two deaths"
     assert not KernelKills([]).happened()

@@ -5,6 +5,7 @@ import zlib
 
 import pytest
 
+from roost import memory
 from roost.gateway.io import connection as module
 from roost.gateway.io.channel import Backlog
 from roost.gateway.io.connection import Connection, State, find_socket, flush_all
@@ -429,6 +430,75 @@ def test_no_large_message_leaves_behind_our_close(client, state):
     client.connection.state = state
     assert client.connection.send_large(b"", bytes(40_000)) is False
     assert client.hears() == b""
+
+
+def test_memory_of_large_messages_goes_back_when_all_is_quiet_and_not_often(client, monkeypatch):
+    trims = []
+    monkeypatch.setattr(memory, "trim", lambda: trims.append(client.turn.loop.time()))
+    began = client.turn.loop.time()
+
+    waiting = []
+
+    def passes(seconds):
+        for _ in range(seconds):
+            now = client.turn.loop.time()
+            waiting.extend((now + delay, call) for delay, call, _ in client.turn.timers)
+            client.turn.timers.clear()
+            client.turn.clock.advance(1)
+            for entry in [entry for entry in waiting if entry[0] <= now + 1]:
+                waiting.remove(entry)
+                entry[1]()
+
+    for _ in range(10):  # one every second: never quiet
+        client.turn.large_message()
+        passes(1)
+    assert trims == []
+    passes(10)
+    assert len(trims) == 1
+    for _ in range(10):  # one every six seconds
+        client.turn.large_message()
+        passes(6)
+    assert len(trims) == 2
+    passes(300)
+    assert len(trims) <= 3
+    assert client.turn.loop.time() - began > 370
+    assert not client.turn.timers
+    assert not waiting
+
+
+@pytest.mark.parametrize("at", [10, 70_000, 150_000])
+def test_a_large_frame_is_read_to_where_it_belongs(client, at):
+    payload = bytes(range(256)) * 800
+    data = mask_frame(encode_message(payload, False), b"1234") + text("behind")
+    client.end.setblocking(True)
+    for piece in (data[:at], data[at:]):
+        rest = piece
+        while rest:
+            sent = client.end.send(rest[:50_000])
+            rest = rest[sent:]
+            client.connection.ready(READ)
+    for _ in range(2):
+        client.connection.ready(READ)  # what came behind it is another read
+    assert client.told.messages == [payload, "behind"]
+    assert client.connection.decoder is None
+
+
+@pytest.mark.parametrize("how", ["half-closed", "broken"])
+def test_a_client_that_goes_within_a_large_frame(client, how, monkeypatch):
+    client.says(mask_frame(encode_message(bytes(200_000), False), b"1234")[:5000])
+    assert client.connection.decoder.room() is not None
+    if how == "broken":
+        monkeypatch.setattr(module.os, "readv", lambda *_: (_ for _ in ()).throw(ConnectionResetError()))
+        client.connection.ready(READ)
+        monkeypatch.undo()
+        assert client.connection.fd == -1
+    else:
+        client.connection.ready(READ)  # nothing has come
+        assert client.ends == []
+        client.end.shutdown(1)
+        client.connection.ready(READ)
+    assert client.ends == [("closed", 1006, "WebSocket disconnected without sending Close frame.", False)]
+    assert client.connection.decoder is None or client.connection.fd == -1
 
 
 # deadlines

@@ -382,6 +382,24 @@ def test_what_a_cut_first_write_left_is_not_opened_to_write_by_a_reader(tmp_path
     database.close()
 
 
+def test_where_no_file_can_be_opened_to_write_reading_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "object.sqlite"
+    first = Database(path, "x")
+    first.put("a", b"1")
+    first.commit()
+    first.close()
+    database = Database(path, "x", will_write=lambda: True)
+
+    def full(*, existed):
+        raise apsw.FullError("the disk is full")
+
+    monkeypatch.setattr(database, "_open", full)
+    assert database.get("a") == b"1"
+    with pytest.raises(StorageError, match="make room on its disk"):
+        database.put("a", b"2")
+    database.close()
+
+
 # `sync()` and `close` in each state
 
 

@@ -17,6 +17,7 @@ from roost.gateway.io.connection import Connection, State
 from roost.gateway.io.owner import Owner, Relay
 from roost.gateway.io.turn import Turn
 from roost.gateway.limits import GatewayLimits
+from roost.gateway.routing import router as router_module
 from roost.gateway.routing.exchanges import Exchanges
 from roost.gateway.routing.host_slot import Departed, HostSlot, check_hello
 from roost.gateway.routing.router import Router
@@ -575,6 +576,20 @@ def test_a_batch_reaches_clients_before_its_events_are_forgotten(gateway, slot):
     order.clear()
     gateway.router.from_host(slot, [e.GroupEnd(1)])
     assert order == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_large_message_waits_for_the_journal_too(gateway, slot, monkeypatch, waits):
+    early = []
+    monkeypatch.setattr(router_module, "sent_large", lambda turn, event: early.append(event.sockets) or True)
+    socket = Open(7)
+    gateway.turn.reactor.table[7] = socket
+    if waits:
+        gateway.sockets.journal.lines.append(b"[1]")
+    gateway.router.from_host(slot, [e.Send([7], bytes(100_000), False), e.Send([7], bytes(100), False)])
+    assert early == ([] if waits else [[7]])
+    assert len(socket.frames) == (2 if waits else 1)
+    gateway.sockets.journal.lines.clear()
 
 
 def test_what_the_journal_must_know_first_waits(gateway, slot):

@@ -291,6 +291,18 @@ def test_a_large_payload_is_not_joined_to_its_head(end):
     assert not end.link.unsent
 
 
+def test_a_last_word_leaves_behind_all_that_waits_or_not_at_all(end):
+    end.sock.takes = [0]
+    end.link.send(ONE)
+    end.link.flush()
+    for _ in range(200):
+        end.link.send(TWO)
+        end.link.flush()
+    end.link.send(ONE)
+    end.link.close()
+    assert end.sock.sent == encode(ONE) + encode(TWO) * 200 + encode(ONE)
+
+
 def test_unfinished_large_envelopes_move_to_another_process(end):
     data = encode(Send([1], b"x" * 100_000, True))
     end.sock.arrives = [data[:50_000]]

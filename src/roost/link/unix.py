@@ -235,7 +235,7 @@ class UnixLink(Batch):
         events = self.take()
         if events or self._backlog:
             try:  # a last word, such as the final `Done`, if the kernel takes it at once
-                self._sock.sendmsg([*islice(self._backlog, _PIECES), encode_each(events)[0]])
+                self._sock.send(b"".join([*self._backlog, encode_each(events)[0]]))
             except (OSError, RemoteProtocolError) as error:
                 _log.debug("link: the last batch was not sent: %s", error)
         self._open = False

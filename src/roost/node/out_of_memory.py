@@ -14,16 +14,18 @@ _KILLS: Final = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 
 
 class KernelKills:
-    """Counts, from one question to the next, how many processes of the node's group the kernel has killed."""
+    """Counts how many processes of the node's group the kernel has killed; each explains one death."""
 
     def __init__(self, files: list[Path] | None = None) -> None:
         self._files = _files_of_the_group() if files is None else files
         self._before = self._count()
 
     def happened(self) -> bool:
-        """Whether there was one since the last question."""
-        before, self._before = self._before, self._count()
-        return self._before > before
+        """Whether there was one that was not asked for before."""
+        if self._count() <= self._before:
+            return False
+        self._before += 1
+        return True
 
     def _count(self) -> int:
         found = 0

@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 
 STABLE_AFTER_S: Final = 10.0  # who has run for so long begins anew when it dies
 _PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-_KILL_PAUSES_S: Final = (0.0, 0.0, 0.0, 0.1, 0.2)  # the worker is not to blame: only so that it does not spin
+_KILL_PAUSES_S: Final = (0.0, 0.0, 0.0, 0.1, *[0.2] * 16, 1.0, 2.0, 5.0)  # the worker is not to blame, as it seems
 LONGEST_PAUSE_S: Final = _PAUSES_S[-1]
 BREAKER_DEATHS: Final = 5  # of one host in a row, each before it was stable: then nobody is let wait for it
+BREAKER_KILLS: Final = 20  # of one host in a row, by others: or by itself, or by a killer that the kernel does not count
 
 
 class Past(NamedTuple):
@@ -36,7 +37,8 @@ def after(past: Past, ran_s: float, longest_pause_s: float, *, by_others: bool =
     else:
         deaths += ran_s <= STABLE_AFTER_S
         pause_s = _PAUSES_S[min(deaths, len(_PAUSES_S) - 1)]
-    return Restart(Past(deaths, kills), min(pause_s, longest_pause_s), not by_others and deaths >= BREAKER_DEATHS)
+    is_hopeless = kills >= BREAKER_KILLS if by_others else deaths >= BREAKER_DEATHS
+    return Restart(Past(deaths, kills), min(pause_s, longest_pause_s), is_hopeless)
 
 
 def is_suspect(code: int, *, replaced: bool, blamed: bool) -> bool:

@@ -69,6 +69,7 @@ _COMPRESSED: Final = 0x40
 LARGE_FRAME_BYTES: Final = 64 * 1024
 """An unfinished frame of such a payload has a buffer of its own, which whoever reads may fill directly."""
 
+_FIRST_BYTES: Final = 4096  # are taken for a frame of which only the head has come
 _GROWTH: Final = 4  # times what has come: so much is taken for a frame that is announced
 
 FRAME_OVERHEAD_BYTES: Final = 14
@@ -217,7 +218,7 @@ class _LargeFrame:
         self.mask = mask
         self.size = size
         self.there = len(come)
-        self.data = bytearray(min(size, max(LARGE_FRAME_BYTES, _GROWTH * self.there)))
+        self.data = bytearray(min(size, max(_FIRST_BYTES, _GROWTH * self.there)))
         self.data[: self.there] = come
 
     def grow(self) -> None:

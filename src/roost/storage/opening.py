@@ -97,8 +97,13 @@ class ObjectFile:
         if self._connection is not None or self._closed:
             return self.connection()
         if self._reader is None:
-            if size_of(f"{self._path}-wal") > 0 or (self._will_write() and size_of(self._path) >= _BORN_BYTES):
+            if size_of(f"{self._path}-wal") > 0:
                 return self.connection()
+            if self._will_write() and size_of(self._path) >= _BORN_BYTES:
+                try:
+                    return self.connection()
+                except StorageError:
+                    pass  # a full disk, where reading still works
             self._before_opening()
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             name = f"file:{quote(str(self._path))}?immutable=1"

@@ -138,9 +138,9 @@ class Connection(Channel):
         if type(self) is Connection:  # `read_bytes` in place of a call: this line runs once a message
             try:
                 if self.decoder is not None and (room := self.decoder.room()) is not None:
-                    self._read_into(self.decoder, room)
-                    return
-                data: bytes | None = _read(self.fd, READ_BYTES)
+                    data: bytes | int | None = read_into(self.fd, room)
+                else:
+                    data = _read(self.fd, READ_BYTES)
             except BlockingIOError:
                 return
             except OSError:
@@ -149,20 +149,20 @@ class Connection(Channel):
             if not data:
                 self._half_closed()
                 return
+            if type(data) is int:
+                self._filled(data)
+                return
         else:
             data = self.read_bytes()
         if data:
-            self.received(data)
+            self.received(data)  # type: ignore[arg-type]
         elif data is not None:
             self._ended()
 
-    def _read_into(self, decoder: Decoder, room: memoryview) -> None:
-        """A large frame is under way: read to where it belongs. Raises OSError, BlockingIOError if nothing has come."""
-        with room, room[:READ_LARGE_BYTES] as place:
-            size = os.readv(self.fd, [place])
-        if not size:
-            self._half_closed()
-            return
+    def _filled(self, size: int) -> None:
+        """So much of a large frame has been read to where it belongs."""
+        decoder = self.decoder
+        assert decoder is not None
         self._events(decoder.filled(size))
         if decoder.idle:
             self.decoder = None
@@ -193,6 +193,8 @@ class Connection(Channel):
         self._events(decoder.feed(data))
         if decoder.idle:
             self.decoder = None
+            if len(data) > READ_BYTES // 2:
+                self.turn.large_message()
 
     def new_decoder(self) -> Decoder:
         return Decoder(self.turn.limits.max_message_bytes, masked=True, deflate=self.deflate != 0)
@@ -452,6 +454,12 @@ def flush_all(channels: list[Channel]) -> None:
             channel.broken(error)
 
 
+def read_into(fd: int, room: memoryview) -> int:
+    """Read what has come of a large frame to where it belongs; how many bytes. Raises OSError."""
+    with room, room[:READ_LARGE_BYTES] as place:
+        return os.readv(fd, [place])
+
+
 def sent_large(turn: Turn, event: Send) -> bool:
     """Whether a large message to one client has left, or is on its way; else it goes as others do."""
     if len(event.sockets) > 1:
@@ -461,6 +469,7 @@ def sent_large(turn: Turn, event: Send) -> bool:
         return False
     sent = connection.send_large(message_head(len(event.payload), event.text), event.payload)
     turn.counters.sends += sent
+    turn.large_message()
     return sent
 
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("roost.gateway")
 
-_TRIM_AFTER_S = 5.0  # without a large message
+_TRIM_AFTER_S = 5.0  # without a large message; it takes some milliseconds
+_TRIM_EVERY_S = 60.0  # at most
 _COUNT_BEGINS_NS = 1_767_225_600_000_000_000  # 2026-01-01
 _COUNT_SHIFT = 15  # units of 33 us: 44 bits last for 18 years
 FD_BITS = 20
@@ -140,7 +141,7 @@ class Turn:
         self._deadlines = Deadlines(loop, self._expire)
         self._discarded: dict[int, int] = {}
         self._pings: dict[int, int] = {}
-        self._large_at = 0.0
+        self._large_at = self._trimmed_at = 0.0
         self._trims = False
         self._deflated: tuple[bytes, dict[int, bytes]] = (b"", {})  # the last frame, by window
         self._date = ("", 0)
@@ -221,11 +222,13 @@ class Turn:
             self.loop.call_later(_TRIM_AFTER_S, self._trim)
 
     def _trim(self) -> None:
-        left = self._large_at + _TRIM_AFTER_S - self.loop.time()
-        if left > 0:
-            self.loop.call_later(left, self._trim)
+        now = self.loop.time()
+        due_at = max(self._large_at + _TRIM_AFTER_S, self._trimmed_at + _TRIM_EVERY_S if self._trimmed_at else 0.0)
+        if due_at > now:
+            self.loop.call_later(due_at - now, self._trim)
         else:
             self._trims = False
+            self._trimmed_at = now
             memory.trim()
 
     def allow_ping(self, number: int) -> bool:

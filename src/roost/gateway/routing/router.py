@@ -252,7 +252,7 @@ class Router:
             try:
                 kind = type(event)
                 if kind is Send:
-                    if len(event.payload) >= LARGE_BYTES and sent_large(self.turn, event):  # type: ignore[union-attr,arg-type]
+                    if len(event.payload) >= LARGE_BYTES and self._sent_large(event):  # type: ignore[union-attr,arg-type]
                         continue
                     frame = encode_message(event.payload, event.text)  # type: ignore[union-attr]
                     dirty = self.turn.dirty
@@ -303,6 +303,9 @@ class Router:
             self.upgrades.pending[number].events.append(Send([number], event.payload, event.text))
         else:
             self.turn.counters.sends_to_closed += 1
+
+    def _sent_large(self, event: Send) -> bool:
+        return not self.sockets.journal.lines and sent_large(self.turn, event)  # see `flush_connections`
 
     def flush_connections(self) -> None:
         """Write what is queued for clients. What must not leave before the journal knows of it waits for the turn's end."""
