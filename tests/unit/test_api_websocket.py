@@ -4,12 +4,15 @@ import contextvars
 
 import pytest
 
+from roost.api.buffers import ArrayBuffer
 from roost.api.runtime import Compat, current_context
 from roost.api.socket_checks import check_protocols, check_url
 from roost.api.socket_end import Accept, Item, SocketEnd
 from roost.api.websocket import WebSocket, WebSocketPair
 from roost.errors import JsException, JsTypeError
-from roost.events import RosterEntry
+from roost.events import RosterEntry, Send
+from roost.protocol.envelope import Splitter, encode
+from roost.protocol.websocket import encode_message
 
 
 class Port:
@@ -184,6 +187,18 @@ def test_buffers_are_copied_at_the_call(pair):
     server.send(buffer)
     buffer[0] = 0
     assert port.said == [("send", 7, b"abc", False)]
+
+
+def test_a_buffer_that_cannot_change_is_not_copied(pair):
+    server = pair[1]
+    server.accept()
+    port = connected(server)
+    buffer = ArrayBuffer(b"what came")
+    server.send(buffer)
+    assert port.said[0][2] is buffer
+    event = Send([7], buffer, False)
+    assert Splitter(1000).feed(encode(event)) == [Send([7], b"what came", False)]
+    assert type(encode_message(buffer, False)) is bytes
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1011, 3000, 4999])

@@ -155,6 +155,8 @@ class WebSocket(SocketEnd):
             self.other_end.receive_item(Item("message", payload.decode() if text else payload))
 
     def _binary_payload(self, message: Any) -> tuple[bytes, bool]:
+        if type(message) is ArrayBuffer:
+            return message, False  # bytes, which nobody can change: what came is sent on without a copy
         if isinstance(message, str):
             return str(message).encode("utf-8", "replace"), True
         payload = to_bytes(message)
