@@ -36,7 +36,7 @@ def frames(data):
         if isinstance(event, str | bytes):
             size = len(event.encode() if isinstance(event, str) else event)
             assert size <= MAX_MESSAGE_BYTES
-    assert whole.buffered_bytes <= len(data)
+    assert whole.buffered_bytes <= max(4096, 4 * len(data))
     messages, end = decode_messages(data, MAX_MESSAGE_BYTES)
     assert messages == expected[: len(messages)]
     assert end <= len(data)
@@ -65,10 +65,12 @@ def inflated_by(library, data):
 
 
 def deflated(data):
-    """Damaged and hostile compressed messages: both libraries say the same; and what is said about compression."""
-    found = [inflated_by(library, data) for library in (None, compression.fast)]
-    assert found[0] == found[1]
-    assert not isinstance(found[0], bytes) or len(found[0]) <= MAX_MESSAGE_BYTES
+    """Damaged and hostile compressed messages: what zlib understands isal understands alike (it passes some codes that zlib
+    refuses); and what is said about compression."""
+    by_zlib, by_isal = (inflated_by(library, data) for library in (None, compression.fast))
+    assert by_zlib is False or by_isal == by_zlib
+    for found in (by_zlib, by_isal):
+        assert not isinstance(found, bytes) or len(found) <= MAX_MESSAGE_BYTES
     for library in (None, compression.fast):
         with compressing_by(library):
             smaller = compression.deflate(data, 9 + len(data) % 7, 1 + len(data) % 9)

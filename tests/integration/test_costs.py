@@ -278,9 +278,9 @@ def test_a_wake_asks_nothing(report):
 
 # by act: calls in Python, in C, containers that stay; what was measured on 2026-12-01, and a tenth more
 MOST = {
-    "an echo": (42, 36, 0.5),
-    "a put and an echo": (176, 115, 1),
-    "a call of another object": (215, 127, 1),
+    "an echo": (42, 40, 0.5),
+    "a put and an echo": (176, 125, 1),
+    "a call of another object": (224, 150, 1),
     "a GET": (129, 112, 0.5),
     "an upgrade and its end": (337, 293, 5),
     "a wake and an echo": (76, 56, 18),
