@@ -64,8 +64,8 @@ def sleepers(servers, samples, stack):
     return sockets
 
 
-def wakes(server, _seconds, sockets):
-    taken = [wake(sockets[server].pop()) for _ in range(WAKES)]
+def wakes(server, _seconds, prepared):
+    taken = [wake(prepared[server].pop()) for _ in range(WAKES)]
     return 1e6 / statistics.median(taken)
 
 
@@ -85,19 +85,20 @@ def idle_objects(server, _seconds):
 
 class Row(NamedTuple):
     """One sample is `sample(server, seconds)`, more is better; or, with what `prepare(servers, samples, stack)` made of
-    the running servers before the first, `sample(server, seconds, prepared)`."""
+    the running servers before the first, `sample(server, seconds, prepared=…)`."""
 
     app: str
     title: str
     sample: object
     prepare: object = None
+    is_warmed: bool = True  # by a sample before the first
 
 
 ROWS = {
     "P1": Row("room", "echo, 1 in flight, messages/s", echo(1)),
     "P2": Row("room", "echo, 8 in flight, messages/s", echo(8)),
     "P3": Row("room", "fan-out to 1,000, deliveries/s", fan),
-    "P5": Row("room", "sleeping objects with one socket each, objects/MB", idle_objects),
+    "P5": Row("room", "sleeping objects with one socket each, objects/MB", idle_objects, is_warmed=False),
     "P7": Row("room", "round trips on 1 connection, 1/p50", round_trips),
     "P8": Row("room", "wakes from hibernation to reply, 1/p50", wakes, sleepers),
     "P9": Row("room", "HTTP, requests/s", requests),
@@ -147,22 +148,17 @@ def interval(ratios):
     return ordered[first], ordered[count - 1 - first]
 
 
-def _prepared(sample, prepared, server, seconds):
-    return sample(server, seconds, prepared)
-
-
 def compare(row, mode, base, pairs, seconds):
     """Whether the row reaches the goal; prints its line."""
-    app, title, sample, prepare = ROWS[row]
+    app, title, sample, prepare, is_warmed = ROWS[row]
     with contextlib.ExitStack() as stack:
         servers = []
         for source in (base, ROOT):
             servers.append(Server(command(source, app, mode)))
             stack.callback(servers[-1].kill)
         if prepare:
-            prepared = prepare(servers, pairs + 1, stack)
-            sample = functools.partial(_prepared, sample, prepared)
-        for server in servers if row != "P5" else ():
+            sample = functools.partial(sample, prepared=prepare(servers, pairs + 1, stack))
+        for server in servers if is_warmed else ():
             sample(server, 1.0)  # warm
         ratios, rates = [], ([], [])
         for pair in range(pairs):

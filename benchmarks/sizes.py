@@ -58,21 +58,9 @@ def with_environment(options, names, **variables):
     return {name: made(command) for name, command in found.items()}
 
 
-def interleaved(options, commands, sample):
-    """As `works.rounds`, of commands of our own."""
-    samples = {}
-    with started(commands) as servers:
-        for turn in range(-1, options.rounds):
-            for name in list(servers):
-                try:
-                    figure = sample(servers[name])
-                    if turn >= 0:
-                        samples.setdefault(name, []).append(figure)
-                except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-                    print(f"  {name}: failed: {error}", flush=True)
-                    servers.pop(name).stop()
-                    samples.pop(name, None)
-    return samples
+def of_each(options, commands, sample):
+    """Samples of servers that are started by these commands."""
+    return rounds(options, (), lambda server, turn: sample(server), sample, commands=commands)
 
 
 def compressed(options):
@@ -87,8 +75,8 @@ def compressed(options):
     def fan(server):
         return load(server, "fan", "/fan/z", 1000, 4 * KIB, 2 * options.seconds, deflate=1)["per_s"]
 
-    yield Figure("Z4K", "compressed echo of 4 KiB, 50 connections", "messages/s", interleaved(options, commands, echoes))
-    yield Figure("ZF4K", "compressed fan-out of 4 KiB to 1,000", "deliveries/s", interleaved(options, commands, fan))
+    yield Figure("Z4K", "compressed echo of 4 KiB, 50 connections", "messages/s", of_each(options, commands, echoes))
+    yield Figure("ZF4K", "compressed fan-out of 4 KiB to 1,000", "deliveries/s", of_each(options, commands, fan))
 
 
 def certificate():
@@ -115,7 +103,7 @@ def tls(options):
     def echoes(server):
         return load(server, "echo", "/echo/t", 100, 64, 1, options.seconds, tls=1)["per_s"]
 
-    yield Figure("T64", "TLS echo of 64 bytes, 100 connections", "messages/s", interleaved(options, commands, echoes))
+    yield Figure("T64", "TLS echo of 64 bytes, 100 connections", "messages/s", of_each(options, commands, echoes))
     sizes = {}
     with contextlib.ExitStack() as held, started(commands) as servers:
         for server in servers.values():

@@ -76,10 +76,10 @@ class Options:
         return available([name for name in self.peers if name in (only or REAL_SERVERS)])
 
 
-def rounds(options, names, sample, prepare=None, *, longer=()):
-    """Interleaved samples of each server; a server that fails is out, and said to be. Those of `longer`, whose
-    bars are close to what a sample varies by, go on for as many rounds again."""
-    with started(options.commands(*names)) as servers:
+def rounds(options, names, sample, prepare=None, *, longer=(), commands=None):
+    """Interleaved samples of each server (of `names`, or by `commands`); a server that fails is out, and said to be. Those
+    of `longer`, whose bars are close to what a sample varies by, go on for as many rounds again."""
+    with started(commands or options.commands(*names)) as servers:
         samples = {name: [] for name in servers}
         for turn in range(-1, options.rounds * (2 if longer else 1)):
             for name in [name for name in servers if turn < options.rounds or name in longer]:

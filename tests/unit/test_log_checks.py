@@ -2,30 +2,14 @@
 
 import pytest
 
-from conftest import write_app
+from conftest import ROOT
 from here import running_here
 from roost import testing
 from roost.gateway.routing.host_slot import HostSlot
 from roost.testing import running, wait_for
 from roost.testing.node import faults_in
 
-ECHO = """
-from js import WebSocketPair
-from workers import DurableObject, Response, WorkerEntrypoint
-
-class Room(DurableObject):
-    async def fetch(self, request):
-        client, server = WebSocketPair.new()
-        self.ctx.acceptWebSocket(server)
-        return Response(None, status=101, web_socket=client)
-
-    async def webSocketMessage(self, ws, message):
-        ws.send(message)
-
-class Default(WorkerEntrypoint):
-    async def fetch(self, request):
-        return await self.env.ROOM.getByName("x").fetch(request)
-"""
+ROOM = ROOT / "benchmarks" / "apps" / "room"
 
 
 def test_what_counts_as_an_error_of_roosts_own():
@@ -49,11 +33,10 @@ def test_it_ends_the_block_with_an_error(tmp_path):
     breaker = tmp_path / "breaker"
     breaker.mkdir()
     (breaker / "sitecustomize.py").write_text(BREAKER)
-    app = write_app(tmp_path / "app", ECHO, "Room")
     with (
         pytest.raises(AssertionError, match="errors of Roost's own in the log"),
-        running(app, "--inline", env={"PYTHONPATH": str(breaker)}) as node,
-        node.connect("/") as ws,
+        running(ROOM, "--inline", env={"PYTHONPATH": str(breaker)}) as node,
+        node.connect("/echo/a") as ws,
     ):
         ws.send("a")
         assert ws.recv() == "a"
@@ -62,11 +45,10 @@ def test_it_ends_the_block_with_an_error(tmp_path):
 
 def test_so_does_a_node_in_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(HostSlot, "done", lambda self, upto, stragglers: 1 / 0)
-    app = write_app(tmp_path / "app", ECHO, "Room")
     with (
         pytest.raises(AssertionError, match="errors of Roost's own in the log"),
-        running_here(app, tmp_path / "data") as node,
-        node.connect("/") as ws,
+        running_here(ROOM, tmp_path / "data") as node,
+        node.connect("/echo/a") as ws,
     ):
         ws.send("a")
         assert ws.recv() == "a"

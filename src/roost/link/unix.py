@@ -132,48 +132,37 @@ class UnixLink(Batch):
                 self._loop.call_soon(self._receiver.on_events, answers, context=NO_CONTEXT)
         if not self._open:
             return
-        if self._backlog:
-            for piece in data if type(data) is list else (data,):
-                self._keep(piece)  # type: ignore[arg-type]
-            return
-        try:
-            sent = self._sock.sendmsg(data[:_PIECES]) if type(data) is list else self._sock.send(data)  # type: ignore[arg-type]
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._lost(f"write failed: {error}")
-            return
-        for piece in data if type(data) is list else (data,):
-            if sent < len(piece):
-                self._keep(memoryview(piece)[sent:] if sent else piece)  # type: ignore[arg-type]
-            sent = max(0, sent - len(piece))
-
-    def _keep(self, data: bytes | memoryview) -> None:
-        """Write it later, when the kernel takes it."""
+        size = sum(map(len, data)) if isinstance(data, list) else len(data)
+        sent = 0
         if not self._backlog:
+            try:
+                sent = self._sock.sendmsg(data[:_PIECES]) if isinstance(data, list) else self._sock.send(data)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._lost(f"write failed: {error}")
+                return
+            if sent == size:
+                return
             contextvars.Context().run(self._loop.add_writer, self._sock.fileno(), self._writable)
-        self._backlog.append(data)
-        self._backlog_bytes += len(data)
+        self._backlog += data if isinstance(data, list) else [data]
+        self._backlog_bytes += size
+        self._taken(sent)
         if not self.congested and self._backlog_bytes > HIGH_WATER_BYTES:
             self.congested = True
             if self._hold_reading:
                 self._loop.remove_reader(self._sock.fileno())
 
     def _writable(self) -> None:
-        backlog = self._backlog
         try:
-            sent = self._sock.sendmsg(list(islice(backlog, _PIECES)))
+            sent = self._sock.sendmsg(list(islice(self._backlog, _PIECES)))
         except BlockingIOError:
             return
         except OSError as error:
             self._lost(f"write failed: {error}")
             return
-        self._backlog_bytes -= sent
-        while backlog and sent >= len(backlog[0]):
-            sent -= len(backlog.popleft())
-        if sent:
-            backlog[0] = memoryview(backlog[0])[sent:]
-        if not backlog:
+        self._taken(sent)
+        if not self._backlog:
             self._loop.remove_writer(self._sock.fileno())
         if self.congested and self._backlog_bytes <= HIGH_WATER_BYTES // 4:
             self.congested = False
@@ -181,6 +170,15 @@ class UnixLink(Batch):
                 contextvars.Context().run(self._loop.add_reader, self._sock.fileno(), self._readable)
             if self._receiver is not None:
                 self._receiver.on_drained()
+
+    def _taken(self, size: int) -> None:
+        """The kernel took so many bytes of the backlog."""
+        backlog = self._backlog
+        self._backlog_bytes -= size
+        while backlog and size >= len(backlog[0]):
+            size -= len(backlog.popleft())
+        if size:
+            backlog[0] = memoryview(backlog[0])[size:]
 
     def _readable(self) -> None:
         receiver = self._receiver

@@ -19,8 +19,7 @@ import msgspec
 import uvloop
 
 from roost.errors import ConfigError, InternalError, WorkerError
-from roost.memory import keep_large_blocks
-from roost.node.assemble import calm_collector, fault_of
+from roost.node.assemble import fault_of, settle_memory
 from roost.node.child_control import Control
 from roost.node.host_process import forget_allocator
 from roost.node.orders import (
@@ -75,8 +74,7 @@ async def run(control: Control) -> int:
     except InternalError as error:
         await control.tell(Failed(str(error)))
         return 1
-    calm_collector()
-    keep_large_blocks()
+    settle_memory()
     await control.tell(Ready())
     return await _serve(control, role)
 
@@ -123,7 +121,7 @@ async def _main(fd: int) -> int:
 
 
 if __name__ == "__main__":
-    gc.disable()  # until `calm_collector`
+    gc.disable()  # until `settle_memory`
     forget_allocator(os.environ)
     code = uvloop.run(_main(int(sys.argv[1])))
     logging.shutdown()

@@ -7,16 +7,15 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from roost.link.memory import memory_pair
-from roost.memory import keep_large_blocks
 from roost.node.assemble import (
     HostPlace,
-    calm_collector,
     gateway_report,
     host_report,
     load,
     make_gateway,
     make_host,
     restore_object,
+    settle_memory,
     start_apps,
 )
 from roost.observe import logs
@@ -69,8 +68,7 @@ class Inline:
             gateway.start()
             for sock in listeners:
                 gateway.listen(sock.dup())
-            calm_collector()
-            keep_large_blocks()
+            settle_memory()
             ready()
             await stopping.wait()
             await gateway.drain(settings.timeouts.drain_s)

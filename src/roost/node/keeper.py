@@ -110,10 +110,10 @@ class Keeper:
         ran_s = asyncio.get_running_loop().time() - child.started_at
         code = child.process.returncode or 0
         out_of_memory = code == -signal.SIGKILL and self._kernel_kills.happened()
-        by_others = code == -signal.SIGKILL and not child.blamed and not out_of_memory
+        by_others = not out_of_memory and not restarts.is_suspect(code, replaced=False, blamed=child.blamed)
         restart = restarts.after(past, ran_s, self._settings.timeouts.restart_pause_s, by_others=by_others)
         if role == "host" and restart.is_hopeless:
-            self._open_breaker(index, restart.past.deaths)
+            self._open_breaker(index, sum(restart.past))
         how = restarts.how(code)
         if out_of_memory:
             doing = mark.read(child.mark) if role == "host" else None

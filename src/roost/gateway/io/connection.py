@@ -136,11 +136,11 @@ class Connection(Channel):
             if self.fd < 0 or mask == WRITE:
                 return
         if type(self) is Connection:  # `read_bytes` in place of a call: this line runs once a message
+            if self.decoder is not None and (room := self.decoder.room()) is not None:
+                self._read_large(self.decoder, room)
+                return
             try:
-                if self.decoder is not None and (room := self.decoder.room()) is not None:
-                    data: bytes | int | None = read_into(self.fd, room)
-                else:
-                    data = _read(self.fd, READ_BYTES)
+                data: bytes | None = _read(self.fd, READ_BYTES)
             except BlockingIOError:
                 return
             except OSError:
@@ -149,20 +149,26 @@ class Connection(Channel):
             if not data:
                 self._half_closed()
                 return
-            if type(data) is int:
-                self._filled(data)
-                return
         else:
             data = self.read_bytes()
         if data:
-            self.received(data)  # type: ignore[arg-type]
+            self.received(data)
         elif data is not None:
             self._ended()
 
-    def _filled(self, size: int) -> None:
-        """So much of a large frame has been read to where it belongs."""
-        decoder = self.decoder
-        assert decoder is not None
+    def _read_large(self, decoder: Decoder, room: memoryview) -> None:
+        """A large frame is under way: read what has come of it to where it belongs."""
+        try:
+            with room, room[:READ_LARGE_BYTES] as place:
+                size = os.readv(self.fd, [place])
+        except BlockingIOError:
+            return
+        except OSError:
+            self._ended()
+            return
+        if not size:
+            self._half_closed()
+            return
         self._events(decoder.filled(size))
         if decoder.idle:
             self.decoder = None
@@ -295,10 +301,9 @@ class Connection(Channel):
             sent = os.writev(self.fd, [head, payload])
         except OSError:
             return False  # `flush` finds the same, and knows what to do
-        if sent < len(head) + len(payload):
-            rest = memoryview(payload)[sent - len(head) :] if sent >= len(head) else head[sent:] + payload
-            self.out = Backlog(rest)
-            self.turn.reactor.watch(self.fd, self.wanted() | WRITE)
+        if sent < len(head) + len(payload):  # a head that has not left is no chunk of its own: chunks are frames
+            self.out = [head, payload] if sent >= len(head) else head + payload
+            self.stalled(sent)
         return True
 
     def close(self, code: int, reason: str) -> None:
@@ -452,12 +457,6 @@ def flush_all(channels: list[Channel]) -> None:
         except Exception as error:  # noqa: BLE001 - one connection's bug must not mute the others
             _log.exception("gateway: internal error while writing; the connection is closed")
             channel.broken(error)
-
-
-def read_into(fd: int, room: memoryview) -> int:
-    """Read what has come of a large frame to where it belongs; how many bytes. Raises OSError."""
-    with room, room[:READ_LARGE_BYTES] as place:
-        return os.readv(fd, [place])
 
 
 def sent_large(turn: Turn, event: Send) -> bool:

@@ -66,10 +66,7 @@ class Requests:
             request.headers.pairs.append(("CF-Connecting-IP", event.peer))
         gateway.served[event.request] = request
         try:
-            if event.target is None and not self._surroundings.dev:  # as nearly all
-                response = await self.fetch(request, context)
-            else:
-                response = await self._run(event, request, context)
+            response = await self._run(event, request, context)
             await self._answer(gateway, event, response, context)
         except BaseException as error:  # noqa: BLE001 - the user's
             context.failed_in("fetch", error)
